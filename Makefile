@@ -1,0 +1,78 @@
+# make run            install, run every notebook, write runs/report.html
+# make test           install what tests need, run them
+# make check          what CI runs besides: style, types, layout, every notebook in small
+# make notebooks SCALE=smoke SET="SEED=3" ONLY="03 07"
+# make publish        one clean run, written back into notebooks/ (ONLY="03" for some)
+# make bench          the benchmarks behind the README's figures
+# make format         let ruff format code and notebooks
+#
+# PYTHON=python3.12   another interpreter (3.11 or newer)
+# PIP_ARGS="..."      passed to pip: --index-url, --extra-index-url or --find-links of
+#                     the CPU or CUDA builds of PyTorch that suit this machine
+
+SHELL := /bin/bash
+PYTHON ?= python3
+PIP_ARGS ?=
+SCALE ?= miniature
+SET ?=
+ONLY ?=
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q $(PIP_ARGS) -c constraints.txt
+CODE := ip2p_lib jobs tests notebooks $(wildcard benchmarks)
+
+# The two small sizes read shipped weights only; the two large ones read the Hub.
+HF_HUB_OFFLINE ?= $(if $(filter sd15 paper,$(SCALE)),0,1)
+export HF_HUB_OFFLINE
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: help run test check notebooks publish bench format
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+
+run: $(VENV)/base.stamp
+	$(BIN)/python -m jobs.notebooks --out runs --set SCALE=miniature
+
+test: $(VENV)/test.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+check: $(VENV)/test.stamp
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layout.py
+	$(MAKE) --no-print-directory notebooks SCALE=smoke
+
+notebooks: $(VENV)/base.stamp
+	$(BIN)/python -m jobs.notebooks $(ONLY) --out runs/$(SCALE) \
+	  --set SCALE=$(SCALE) $(foreach setting,$(SET),--set $(setting))
+
+publish: $(VENV)/base.stamp
+	$(BIN)/python -m jobs.publish $(ONLY)
+
+bench: $(VENV)/test.stamp
+	set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python $$script; done
+
+format: $(VENV)/test.stamp
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+# The font cache is built here, so that no notebook prints that it is being built.
+$(VENV)/base.stamp: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python 3.11 or newer is needed; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	  echo "error: $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV): about 2 GB, some minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	@$(BIN)/python -c 'import matplotlib.font_manager'
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/base.stamp
+	$(PIP) -e '.[test]'
+	@touch $@

@@ -1,0 +1,276 @@
+"""The pretrained text-to-image model: text encoder, autoencoder and U-Net as one record.
+
+Nothing here is of the paper; it starts from Stable Diffusion 1.5 (section 3.2), and
+this module is what the other modules see of it. Two conventions live here and nowhere
+else. The latent to be denoised is scaled to unit variance by a number of the
+autoencoder's own configuration, `scaling`; the latent of the *conditioning* picture is
+the mode and unscaled, as the released `ddpm_edit.py` has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ip2p_lib.config import Source
+from ip2p_lib.diffusion import Schedule
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+BF16_CAPABILITY = (8, 0)  # older cards emulate bfloat16, and still claim to support it
+
+
+@dataclass
+class Backbone:
+    """A text-to-image latent diffusion model in parts.
+
+    Text encoder and autoencoder are frozen; the U-Net is left trainable, so that it
+    can be widened and trained. Encoding and decoding keep no gradients.
+
+    Attributes:
+        tokenizer, text_encoder, vae, unet: as `StableDiffusionPipeline` holds them.
+        schedule: the noise schedule the U-Net was trained with, on the CPU.
+    """
+
+    tokenizer: CLIPTokenizer
+    text_encoder: CLIPTextModel
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    schedule: Schedule
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.vae.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the weights, and of what `encode_text` and `encode` return."""
+        return self.vae.dtype
+
+    @property
+    def scaling(self) -> float:
+        """Factor that gives target latents unit variance: 0.18215 for SD 1.5."""
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one latent at the size the U-Net was trained for."""
+        size = self.unet.config.sample_size
+        return self.vae.config.latent_channels, size, size
+
+    @property
+    def resolution(self) -> int:
+        """Side in pixels of the pictures that `latent_shape` decodes to."""
+        factor: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return factor * self.latent_shape[-1]
+
+    @cached_property
+    def null_text(self) -> Tensor:
+        """(1, L, D) embedding of the empty text, the null conditioning of 3.2.1."""
+        return self.encode_text([""])
+
+    def tokenize(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
+        """Texts to (B, L) int64 token ids on `device`, padded to the encoder's length.
+
+        Raises:
+            ValueError: a text is too long and `truncate` is False; or one lone string
+                was given, which would be read as a list of letters.
+        """
+        if isinstance(texts, str):
+            raise ValueError(f"Give a list of texts, [{texts!r}], not one string.")
+        length = self.text_encoder.config.max_position_embeddings
+        if not truncate:
+            _refuse_long_texts(texts, self.tokenizer(list(texts)).input_ids, length)
+        ids: Tensor = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return ids.to(self.device)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
+        """Texts to (B, L, D) embeddings: the last hidden state, one vector a token.
+
+        Raises:
+            ValueError: as `tokenize`.
+        """
+        hidden: Tensor = self.text_encoder(
+            self.tokenize(texts, truncate=truncate)
+        ).last_hidden_state
+        return hidden
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures to condition latents: the mode, unscaled (released `ddpm_edit.py`).
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+        Returns:
+            (B, C, h, w), what goes beside the noisy latent.
+        """
+        return self.encode_moments(images)[0]
+
+    @torch.no_grad()
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the pictures' latents, unscaled.
+
+        A training target is `scaling * (mean + exp(logvar / 2) * noise)`; storing the
+        two lets every epoch draw it anew.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+        Returns:
+            Two (B, C, h, w).
+        """
+        moments = self.vae.encode(images.to(self.device, self.dtype)).latent_dist
+        return moments.mean, moments.logvar
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) to float32 pictures (B, 3, H, W) in [-1, 1]."""
+        unscaled = (latents / self.scaling).to(self.device, self.dtype)
+        images: Tensor = self.vae.decode(unscaled).sample
+        return images.to(torch.promote_types(self.dtype, torch.float32)).clamp(-1, 1)
+
+
+def _refuse_long_texts(texts: Sequence[str], ids: list[list[int]], limit: int) -> None:
+    for text, tokens in zip(texts, ids, strict=True):
+        if len(tokens) > limit:
+            raise ValueError(
+                f"{text[:60]!r}... is {len(tokens)} tokens long, markers included; the "
+                f"text encoder reads {limit}. Shorten it, or pass truncate=True."
+            )
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """The device asked for, or for None the GPU where there is one.
+
+    Raises:
+        ValueError: the name is no device, or asks for a GPU that torch cannot use.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"{device!r} is no device; use 'cpu' or 'cuda'.") from error
+    if picked.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda', but torch sees no GPU here; use 'cpu'.")
+    return picked
+
+
+def pick_dtype(
+    device: torch.device, dtype: torch.dtype | None = None
+) -> torch.dtype:
+    """The precision asked for, or float32 on a CPU and float16 on a GPU.
+
+    Raises:
+        ValueError: half precision on a CPU (slow, and partly missing), or bfloat16 on
+            a GPU before Ampere, which only emulates it.
+    """
+    if device.type == "cpu":
+        if dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(f"{dtype} is for GPUs; leave dtype out on a CPU.")
+        return dtype or torch.float32
+    old = torch.cuda.get_device_capability(device) < BF16_CAPABILITY
+    if dtype is torch.bfloat16 and old:
+        raise ValueError("This GPU has no bfloat16; use torch.float16.")
+    return dtype or torch.float16
+
+
+def load_backbone(
+    source: str | Path | Source,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> Backbone:
+    """Load a Stable Diffusion model, ready for inference.
+
+    Args:
+        source: a local folder in `diffusers` layout; or a `config.Source` with a Hub id
+            and a revision, so that the same weights come tomorrow.
+        device: None picks the GPU where there is one.
+        dtype: None is float32 on a CPU and float16 on a GPU.
+    Returns:
+        The backbone in evaluation mode. Only safetensors files are read.
+    Raises:
+        FileNotFoundError: a path that is no model folder, or a Hub id without revision.
+        ValueError: weights are missing, or the model is not an epsilon-predicting one
+            with a scaled linear schedule; device or dtype as `pick_device`, `pick_dtype`.
+    """
+    place = pick_device(device)
+    precision = pick_dtype(place, dtype)
+    where = _locate(source)
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    models = [
+        _load_model(kind, name, where).to(place, precision).eval()
+        for kind, name in (
+            (CLIPTextModel, "text_encoder"),
+            (AutoencoderKL, "vae"),
+            (UNet2DConditionModel, "unet"),
+        )
+    ]
+    text_encoder, vae, unet = models
+    return Backbone(
+        tokenizer=CLIPTokenizer.from_pretrained(**where, subfolder="tokenizer"),
+        text_encoder=text_encoder.requires_grad_(False),
+        vae=vae.requires_grad_(False),
+        unet=unet,
+        schedule=_schedule(DDIMScheduler.load_config(**where, subfolder="scheduler")),
+    )
+
+
+def _locate(source: str | Path | Source) -> dict[str, Any]:
+    """Arguments of `from_pretrained`. A wrong path would else read as a network error."""
+    if isinstance(source, Source) and source.revision is not None:
+        return {
+            "pretrained_model_name_or_path": source.path_or_id,
+            "revision": source.revision,
+        }
+    folder = Path(source.path_or_id if isinstance(source, Source) else source)
+    if not (folder / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} is not a model folder: it has no model_index.json. For a model "
+            "from the Hub pass config.Source(id, revision) with a commit as revision."
+        )
+    return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
+
+
+def _load_model(kind: Any, name: str, where: dict[str, Any]) -> Any:
+    """One part of the model; missing weights are an error, not a random layer."""
+    model, report = kind.from_pretrained(
+        **where, subfolder=name, use_safetensors=True, output_loading_info=True
+    )
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{where['pretrained_model_name_or_path']}/{name} lacks "
+            f"{len(report['missing_keys'])} weights, for example "
+            f"{min(report['missing_keys'])!r}: download or save the model again."
+        )
+    return model
+
+
+def _schedule(config: dict[str, Any]) -> Schedule:
+    found = config.get("beta_schedule"), config.get("prediction_type", "epsilon")
+    if found != ("scaled_linear", "epsilon"):
+        raise ValueError(
+            "The model must predict epsilon under a scaled_linear schedule, as Stable "
+            f"Diffusion 1.x does; its scheduler says {found}."
+        )
+    return Schedule.scaled_linear(
+        config["num_train_timesteps"], config["beta_start"], config["beta_end"]
+    )

@@ -1,0 +1,145 @@
+"""Every random number of the project: a pure function of a key and a sample's id.
+
+The paper leaves randomness to the framework's global generator, so that splitting a
+batch or adding a worker changes the data. Here a draw is *counter-based*: nothing is
+advanced and nothing is remembered. A key says what the number is for, an id says which
+sample asks, and integer mixing turns both into bits:
+
+    noise = normal(key(run_seed, "noise", step), sample_ids, (4, 64, 64))
+
+Read `key` first, then `_words`; the three distributions are a line or two each.
+
+Reference: the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable
+pseudorandom number generators", OOPSLA 2014), with Stafford's constants "Mix13".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+import torch
+from torch import Tensor
+
+# The constants are unsigned in the literature and are written here as the signed
+# 64-bit integers with the same bits, because torch multiplies int64 modulo 2**64.
+GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - 2**64
+MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
+MIX_2 = 0x94D049BB133111EB - 2**64
+
+
+def key(*parts: int | str) -> int:
+    """Name a purpose: any integers and strings, hashed to one integer.
+
+    Args:
+        parts: what the draw is for, such as `(run_seed, "timestep", step)`. The types
+            and the borders of the parts count: `key(1, 2)`, `key(12)` and `key("12")`
+            differ.
+    Returns:
+        An integer in [0, 2**63): 63 bits of BLAKE2b, so that it fits an int64 tensor.
+    Raises:
+        TypeError: a part is neither an int nor a str. A float is refused because its
+            text, hence its hash, depends on how it was computed.
+    """
+    for part in parts:
+        if not isinstance(part, int | str):
+            raise TypeError(
+                f"A key is made of int and str, not {type(part).__name__} ({part!r}). "
+                "Convert it first, for example with int(...)."
+            )
+    digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch's `>>` copies the sign bit in, so it is masked away."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser, a bijection on 64 bits in which every bit moves all."""
+    x = (x ^ _shift_right(x, 30)) * MIX_1
+    x = (x ^ _shift_right(x, 27)) * MIX_2
+    return x ^ _shift_right(x, 31)
+
+
+def _words(key: int, ids: Tensor, n: int) -> Tensor:
+    """64 random bits for every (id, counter): int64 of shape (B, n).
+
+    Ids and counters are mixed apart and then together, so that two samples never read
+    the same stretch of one sequence; word (b, j) depends on neither B nor n.
+    """
+    if ids.dtype != torch.int64 or ids.ndim != 1:
+        raise ValueError(
+            f"ids must be int64 of shape (B,), not {ids.dtype} of {tuple(ids.shape)}."
+        )
+    rows = _mix(_mix(ids * GOLDEN_GAMMA + key))
+    counters = torch.arange(1, n + 1, device=ids.device)
+    columns = _mix(counters * GOLDEN_GAMMA + (key ^ MIX_1))
+    return _mix(rows[:, None] + columns[None, :])
+
+
+def _unit(words: Tensor) -> Tensor:
+    """The top 53 bits as float64 in [0, 1)."""
+    return _shift_right(words, 11).double() * 2.0**-53
+
+
+def uniform(key: int, ids: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+    """Uniform numbers in [0, 1), one block of `shape` for each sample.
+
+    Args:
+        key: the purpose, from `key`.
+        ids: (B,) int64 sample ids. Row b depends on `ids[b]` alone.
+        shape: of one sample's block; `()` is one number each.
+    Returns:
+        (B, *shape) float32 on the device of `ids`, bit-identical on every device.
+    Raises:
+        ValueError: `ids` is not a one-dimensional int64 tensor.
+    """
+    words = _words(key, ids, math.prod(shape))
+    # 24 bits are all a float32 in [0, 1) can hold; more could round up to 1.
+    return (_shift_right(words, 40).float() * 2.0**-24).reshape(-1, *shape)
+
+
+def normal(key: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal numbers by the Box-Muller transform.
+
+    Args:
+        key: the purpose, from `key`.
+        ids: (B,) int64 sample ids. Row b depends on `ids[b]` alone.
+        shape: of one sample's block, such as (4, 64, 64).
+    Returns:
+        (B, *shape) float32 on the device of `ids`. The transform runs in float64, so
+        devices differ by the last bit of a logarithm or a cosine at most.
+    Raises:
+        ValueError: `ids` is not a one-dimensional int64 tensor.
+    """
+    n = math.prod(shape)
+    u, v = _unit(_words(key, ids, n + n % 2)).unflatten(1, (-1, 2)).unbind(-1)
+    radius = (-2.0 * torch.log1p(-u)).sqrt()  # 1 - u is in (0, 1]: never log(0)
+    angle = 2.0 * math.pi * v
+    z = torch.stack((radius * angle.cos(), radius * angle.sin()), dim=-1)
+    return z.flatten(1)[:, :n].float().reshape(-1, *shape)
+
+
+def integers(
+    key: int, ids: Tensor, high: int, shape: tuple[int, ...] = ()
+) -> Tensor:
+    """Uniform integers in [0, high).
+
+    Args:
+        key: the purpose, from `key`.
+        ids: (B,) int64 sample ids. Row b depends on `ids[b]` alone.
+        high: number of values, 1 to 2**32 (then no value is favoured by more than
+            one part in two million).
+        shape: of one sample's block; `()` is one number each.
+    Returns:
+        (B, *shape) int64 on the device of `ids`, bit-identical on every device.
+    Raises:
+        ValueError: `high` is out of range, or `ids` is not one-dimensional int64.
+    """
+    if not 1 <= high <= 2**32:
+        raise ValueError(f"high must be 1 to 2**32, not {high}.")
+    unit = _unit(_words(key, ids, math.prod(shape)))
+    return (unit * high).floor().long().reshape(-1, *shape)

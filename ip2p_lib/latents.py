@@ -1,0 +1,162 @@
+"""Training pairs as stored latents, and which of them a step meets (section 3.2).
+
+The VAE and the text encoder are frozen, so ``store_latents`` runs them once over the
+training set, on both flips of every picture: flipping a latent only resembles flipping
+its picture. What the VAE says of the edited picture is a Gaussian, kept as mean and
+log-variance so that training still draws from it.
+
+A *visit* is one use of one example, numbered ``epoch * N + example``. Which visits a
+step makes, and every draw for a visit, are functions of (run seed, purpose, step,
+visit): the number of a step is all that is needed to go on after a stop, and cutting a
+batch into smaller parts changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ip2p_lib.draws import integers, key, uniform
+
+
+class Encoders(Protocol):
+    """The frozen parts of a ``Backbone``."""
+
+    @property
+    def scaling(self) -> float: ...
+    @property
+    def null_text(self) -> Tensor: ...
+    def encode_text(self, texts: Sequence[str]) -> Tensor: ...
+    def encode(self, images: Tensor) -> Tensor: ...
+    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Latents:
+    """N training pairs as the U-Net meets them; F is 2 if flips are stored, else 1."""
+
+    target_mean: Tensor  # (N, F, 4, h, w) of the edited picture's latent, unscaled
+    target_logvar: Tensor  # (N, F, 4, h, w)
+    condition: Tensor  # (N, F, 4, h, w) mode of the input's latent, never scaled
+    instruction: Tensor  # (N,) int64, each example's row of text
+    text: Tensor  # distinct instructions: states (M, L, D), or token ids (M, L)
+    null_text: Tensor  # (1, L, D) hidden states of the empty text
+    scaling: float  # the VAE's scaling factor, for the target alone
+
+    def __len__(self) -> int:
+        """Count the examples."""
+        return len(self.condition)
+
+    def to(self, device: torch.device | str) -> Latents:
+        """Copy every tensor to ``device``."""
+        tensors = {k: v for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **{k: v.to(device) for k, v in tensors.items()})
+
+
+@torch.no_grad()
+def store_latents(
+    encoders: Encoders,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    instructions: Sequence[str],
+    *,
+    flips: bool = True,
+    dtype: torch.dtype = torch.float16,
+) -> Latents:
+    """Run the frozen VAE and text encoder once over the whole training set.
+
+    Args:
+        encoders: a backbone; the latents stay on its device.
+        batches: (before, after), each (B, 3, H, W) in [-1, 1]; N pairs in all.
+        instructions: N texts in the same order.
+        flips: also store every pair mirrored.
+        dtype: of the stored numbers.
+
+    Raises:
+        ValueError: there are not as many instructions as pairs.
+    """
+    parts: list[tuple[Tensor, ...]] = []
+    for before, after in batches:
+        pairs = [(before, after), (before.flip(-1), after.flip(-1))][: 1 + flips]
+        coded = [(*encoders.encode_moments(y), encoders.encode(x)) for x, y in pairs]
+        stacked = (torch.stack(c, 1).to(dtype) for c in zip(*coded, strict=True))
+        parts.append(tuple(stacked))
+    mean, logvar, condition = (torch.cat(p) for p in zip(*parts, strict=True))
+    if len(mean) != len(instructions):
+        raise ValueError(
+            f"{len(mean)} pairs came with {len(instructions)} instructions; each pair "
+            "needs one."
+        )
+    row = {text: i for i, text in enumerate(dict.fromkeys(instructions))}
+    index = torch.tensor([row[text] for text in instructions], device=mean.device)
+    distinct = [list(row)[i : i + 256] for i in range(0, len(row), 256)]
+    text = torch.cat([encoders.encode_text(part).to(dtype) for part in distinct])
+    null_text = encoders.null_text.to(dtype)
+    return Latents(mean, logvar, condition, index, text, null_text, encoders.scaling)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B examples of one step, in float32 on the U-Net's device."""
+
+    target_mean: Tensor  # (B, 4, h, w)
+    target_logvar: Tensor  # (B, 4, h, w)
+    condition: Tensor  # (B, 4, h, w)
+    text: Tensor  # (B, L, D)
+    null_text: Tensor  # (1, L, D)
+    scaling: float
+    visits: Tensor  # (B,) int64
+
+
+@lru_cache(maxsize=2)  # a step usually meets one epoch, at most two
+def _epoch_order(run_seed: int, epoch: int, n: int, device: torch.device) -> Tensor:
+    ids = torch.arange(n, device=device)
+    return uniform(key(run_seed, "order", epoch), ids).argsort(stable=True)
+
+
+def visits_of_step(
+    run_seed: int,
+    step: int,
+    batch_size: int,
+    n: int,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """List a step's visits: (batch_size,) int64, each ``epoch * n + example``.
+
+    Every one of the ``n`` examples is met once an epoch, each epoch in its own order.
+    """
+    first, last = step * batch_size, (step + 1) * batch_size
+    parts = []
+    for epoch in range(first // n, (last - 1) // n + 1):
+        order = _epoch_order(run_seed, epoch, n, torch.device(device)) + epoch * n
+        parts.append(order[max(first - epoch * n, 0) : last - epoch * n])
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def select(
+    latents: Latents,
+    visits: Tensor,
+    *,
+    run_seed: int,
+    step: int,
+    device: torch.device | str,
+    encode: Callable[[Tensor], Tensor] | None = None,
+) -> Batch:
+    """Gather the examples of some visits, each mirrored or not by its own draw."""
+    rows = visits % len(latents)
+    flip = integers(key(run_seed, "flip", step), visits, latents.condition.shape[1])
+    text = latents.text[latents.instruction[rows]].to(device)
+    return Batch(
+        latents.target_mean[rows, flip].to(device, torch.float32),
+        latents.target_logvar[rows, flip].to(device, torch.float32),
+        latents.condition[rows, flip].to(device, torch.float32),
+        (encode(text) if encode else text).float(),
+        latents.null_text.to(device, torch.float32),
+        latents.scaling,
+        visits.to(device),
+    )

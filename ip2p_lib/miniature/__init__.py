@@ -1,0 +1,1 @@
+"""The miniature world: pictures whose every edit has a known exact answer."""

@@ -1,0 +1,127 @@
+"""Training to a time budget, resumable: the loop that every pretraining stage uses."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ip2p_lib import checkpoint
+
+_LOOK_EVERY = 50  # steps between looks at clock and loss: each look waits for the GPU
+_SAVE_EVERY = 180.0  # seconds
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how fast one stage learns."""
+
+    seconds: float  # wall time of all sittings together, compilation included
+    learning_rate: float
+    warmup: int = 200  # steps
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a stage stands."""
+
+    step: int
+    seconds: float
+    loss: float
+
+
+def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"adam/{index}/{name}": v for name, v in moments.items()}
+    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
+
+
+def _restore(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    weights, moments = {}, {}
+    for name, value in tensors.items():
+        kind, rest = name.split("/", 1)
+        if kind == "model":
+            weights[rest] = value
+        else:
+            index, moment = rest.split("/")
+            moments.setdefault(int(index), {})[moment] = value
+    model.load_state_dict(weights)
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _learning_rate(budget: Budget, step: int, seconds: float) -> float:
+    """Linear warm-up by steps, then a half cosine over the time that is left."""
+    share = min(seconds / budget.seconds, 1.0)
+    decay = 0.5 * (1 + math.cos(math.pi * share))
+    return budget.learning_rate * min(1.0, (step + 1) / budget.warmup) * decay
+
+
+def fit(
+    model: nn.Module, loss_of: Callable[[int], Tensor], budget: Budget, work: Path
+) -> Iterator[Progress]:
+    """Train until the budget is spent, going on from ``work`` if it holds a state.
+
+    Args:
+        model: everything that learns, in float32; changed in place.
+        loss_of: the loss of one step, given its number; draws its own batch.
+        budget: time and learning rate.
+        work: folder of resumable states; one is written every few minutes and at the
+            end.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=budget.learning_rate,
+        weight_decay=budget.weight_decay,
+        betas=(0.9, 0.99),
+        fused=True,
+    )
+    step, spent = 0, 0.0
+    if (found := checkpoint.latest(work)) is not None:
+        _restore(model, optimizer, found.tensors)
+        step, spent = found.state["step"], found.state["seconds"]
+    gpu = device.type == "cuda"
+    start, saved = time.monotonic() - spent, spent
+    while spent < budget.seconds:
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(budget, step, spent)
+        with torch.autocast("cuda", torch.bfloat16) if gpu else nullcontext():
+            loss = loss_of(step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), budget.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step, spent = step + 1, time.monotonic() - start
+        if step % _LOOK_EVERY == 0 or not gpu:
+            yield _look(step, spent, loss)
+        if spent - saved > _SAVE_EVERY or spent >= budget.seconds:
+            facts = {"step": step, "seconds": spent}
+            state = _state(model, optimizer)
+            checkpoint.save(work / f"step-{step:07d}", state, facts)
+            checkpoint.prune(work, keep=1)
+            saved = spent
+
+
+def _look(step: int, seconds: float, loss: Tensor) -> Progress:
+    value = float(loss)
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"The loss became {value} in step {step}. Lower the learning rate and "
+            "start again from the last saved state."
+        )
+    return Progress(step, seconds, value)

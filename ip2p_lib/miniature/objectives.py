@@ -1,0 +1,120 @@
+"""What the three networks of the miniature minimise, one function each.
+
+``clip_loss``: CLIP's symmetric contrastive loss (Radford et al. 2021). ``vae_loss``:
+reconstruction with a small KL term (Rombach et al. 2022, section 3.1). ``unet_loss``:
+equation 2 of that paper, with weights over noise levels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ip2p_lib.diffusion import Schedule, add_noise
+from ip2p_lib.draws import integers, key, normal
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPModel
+
+_MIN_SNR = 5.0  # gamma of Hang et al. 2023
+
+
+def _contrast(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
+    """CLIP's symmetric cross-entropy between two lists of unit vectors, (B, D)."""
+    logits = scale * a @ b.T
+    labels = torch.arange(len(a), device=a.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def clip_embeddings(
+    clip: CLIPModel, pixels: Tensor, ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Unit embeddings of pictures in [-1, 1] and of token ids, (B, D) each."""
+    seen = clip.vision_model(pixel_values=pixels).pooler_output
+    read = clip.text_model(input_ids=ids).pooler_output
+    images, texts = clip.visual_projection(seen), clip.text_projection(read)
+    return F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
+
+
+def clip_loss(
+    clip: CLIPModel, pixels: Tensor, captions: Tensor, instructions: Tensor
+) -> Tensor:
+    """Captions against pictures, and instructions against what changed.
+
+    The second term is ours: it gives the words of instructions a meaning, since the
+    editor later reads them through this frozen text encoder.
+
+    Args:
+        clip: the model.
+        pixels: (2B, 3, 128, 128), all pictures before, then all after their edit.
+        captions: (2B, L) token ids.
+        instructions: (B, L) token ids.
+    """
+    images, texts = clip_embeddings(clip, pixels, torch.cat([captions, instructions]))
+    texts, words = texts[: len(pixels)], texts[len(pixels) :]
+    loss = _contrast(images, texts, clip.logit_scale.exp().clamp(max=100))
+    before, after = images.chunk(2)
+    change = F.normalize(after - before, dim=-1)
+    return loss + 0.3 * _contrast(change, words, 14.0)
+
+
+def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
+
+
+def vae_loss(vae: AutoencoderKL, x: Tensor, noise: Tensor) -> Tensor:
+    """Reconstruction with weight on edges, slopes, and a small KL term.
+
+    Args:
+        vae: the autoencoder.
+        x: (B, 3, 128, 128) in [-1, 1].
+        noise: (B, 4, 16, 16) standard normal, for the sample of the latent.
+    """
+    mean, logvar = vae.quant_conv(vae.encoder(x)).float().chunk(2, dim=1)
+    logvar = logvar.clamp(-30, 20)
+    z = mean + torch.exp(0.5 * logvar) * noise
+    out = vae.decoder(vae.post_quant_conv(z)).float()
+    down, across = _slopes(x)
+    # Most of a picture is smooth: what the eye judges are outlines and small parts.
+    edges = F.pad(down.abs(), (0, 0, 0, 1)) + F.pad(across.abs(), (0, 1, 0, 0))
+    weight = 1 + 4 * F.avg_pool2d(edges.mean(1, keepdim=True), 5, 1, 2).clamp(max=0.5)
+    error = (out - x).abs()
+    pixels = (weight * (error + 2 * error.square())).mean()
+    slopes = sum(
+        (a - b).abs().mean() for a, b in zip(_slopes(out), (down, across), strict=True)
+    )
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return pixels + slopes + 1e-4 * kl
+
+
+def unet_loss(
+    unet: UNet2DConditionModel,
+    schedule: Schedule,
+    latents: Tensor,
+    text: Tensor,
+    step: int,
+) -> Tensor:
+    """Noise prediction with min-SNR weights.
+
+    Args:
+        unet: the network.
+        schedule: SD 1.5's.
+        latents: (B, 4, 16, 16), scaled.
+        text: (B, 77, D), a share of the rows holding the empty caption.
+        step: names the draws of noise and time.
+    """
+    ids = torch.arange(len(latents), device=latents.device)
+    noise = normal(key("unet noise", step), ids, tuple(latents.shape[1:]))
+    t = integers(key("unet time", step), ids, len(schedule.alphas_cumprod))
+    noisy = add_noise(schedule, latents, noise, t).float()
+    out = unet(noisy, t, encoder_hidden_states=text, return_dict=False)[0]
+    alpha = schedule.alphas_cumprod[t].float()
+    snr = alpha / (1 - alpha)
+    weight = snr.clamp(max=_MIN_SNR) / snr
+    # Early noise levels have tiny weights; the mean weight keeps the loss's scale.
+    each = (out.float() - noise).square().mean((1, 2, 3))
+    return (weight * each).mean() / weight.mean()

@@ -1,0 +1,173 @@
+"""Trains the miniature Stable Diffusion: its CLIP, its autoencoder and its U-Net.
+
+    python -m ip2p_lib.miniature.pretrain clip vae unet --out data/models
+
+Each stage has a time budget, goes on where it stopped, and ends by measuring itself on
+held-out scenes. A stage that is not named is read from ``--out``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ip2p_lib.config import MODELS, RESULTS
+from ip2p_lib.filtering import load_clip
+from ip2p_lib.miniature import models, quality
+from ip2p_lib.miniature.corpus import Corpus, build_corpus
+from ip2p_lib.miniature.fitting import Progress
+from ip2p_lib.miniature.render import render_codes
+from ip2p_lib.miniature.stages import (
+    STAGES,
+    Stage,
+    render_bank,
+    store_latents,
+    train_clip,
+    train_unet,
+    train_vae,
+)
+
+
+def follow(progress: Iterator[Progress], name: str, say: Callable = print) -> Progress:
+    """Run a stage to its end, saying every few seconds where it stands."""
+    last, shown = Progress(0, 0.0, float("nan")), -10.0
+    for last in progress:
+        if last.seconds - shown >= 10:
+            say(f"{name} {last.seconds:.0f} s step {last.step} loss {last.loss:.4f}")
+            shown = last.seconds
+    return last
+
+
+def _parts(out: Path) -> dict[str, Path]:
+    sd = out / "miniature-sd"
+    return {
+        "clip": out / "miniature-clip",
+        "vae": sd / "vae",
+        "unet": sd / "unet",
+        "text": sd / "text_encoder",
+        "tokenizer": sd / "tokenizer",
+        "scheduler": sd / "scheduler",
+        "pipeline": sd,
+    }
+
+
+def run_clip(corpus: Corpus, bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
+    """Train and save CLIP, and the text encoder and tokenizer it gives the pipeline."""
+    clip, tokenizer, progress = train_clip(corpus, bank, stage, work / "clip")
+    follow(progress, "clip")
+    paths = _parts(out)
+    models.save_clip(clip, tokenizer, paths["clip"])
+    models.save_text_encoder(clip, paths["text"])
+    models.save_tokenizer(tokenizer, paths["tokenizer"])
+
+
+def run_vae(bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
+    """Train and save the autoencoder, scaled so that latents have unit variance."""
+    vae, progress = train_vae(bank, stage, work / "vae")
+    follow(progress, "vae")
+    vae = vae.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    sample = store_latents(vae, bank[:: max(1, len(bank) // 20_000)])
+    scaling = 1 / float(sample.float().std())
+    vae.register_to_config(scaling_factor=round(scaling, 5))
+    models.save_half(vae, _parts(out)["vae"])
+
+
+def run_unet(corpus: Corpus, bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
+    """Store the bank's latents, train the U-Net on them and save the pipeline."""
+    from diffusers import AutoencoderKL
+
+    paths, device = _parts(out), bank.device
+    scorer = load_clip(paths["clip"], device=device, dtype=torch.float32)
+    vae = AutoencoderKL.from_pretrained(paths["vae"]).to(device)
+    start = time.monotonic()
+    latents = store_latents(vae, bank) * vae.config.scaling_factor
+    print(f"{len(latents)} latents in {time.monotonic() - start:.0f} s", flush=True)
+    captions = [*corpus.captions, *corpus.edited_captions]
+    unet, progress = train_unet(
+        scorer.model, scorer.tokenizer, latents, captions, stage, work / "unet"
+    )
+    follow(progress, "unet")
+    models.save_half(unet, paths["unet"])
+    models.save_scheduler(paths["scheduler"])
+    models.save_index(paths["pipeline"])
+
+
+def measure(stage: str, out: Path, n: int = 1024) -> dict[str, Any]:
+    """Measure a saved stage on ``n`` held-out scenes.
+
+    Returns:
+        ``clip``: share of renders whose caption is found first among ``n``; ``vae``:
+        decibels; ``unet``: share of captions whose picture CLIP finds first.
+    """
+    from ip2p_lib.backbone import load_backbone
+    from ip2p_lib.rendering import render_images
+
+    device, paths = models.pick_device(), _parts(out)
+    corpus = quality.held_out(n)
+    truth = torch.cat([render_codes(c.to(device)) for c in corpus.before.split(128)])
+    if stage == "vae":
+        from diffusers import AutoencoderKL
+
+        vae = AutoencoderKL.from_pretrained(paths["vae"]).to(device)
+        seen = quality.reconstruct(vae, truth)
+        return {"psnr_db": quality.psnr(truth, seen), "samples": n}
+    clip = load_clip(paths["clip"], device=device, dtype=torch.float32)
+    if stage == "clip":
+        return {"top1": quality.retrieval(clip, truth, corpus.captions), "samples": n}
+    backbone = load_backbone(out / "miniature-sd", device=str(device))
+    settings = {"steps": 25, "cfg_scale": 3.0}
+    made = render_images(
+        backbone, corpus.captions, range(n), batch_size=128, **settings  # type: ignore[arg-type]
+    )
+    pictures = torch.cat(list(made))
+    share = quality.retrieval(clip, pictures, corpus.captions)
+    return {"top1": share, "samples": n, **settings}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("stages", nargs="+", choices=list(STAGES))
+    parser.add_argument("--out", type=Path, default=MODELS)
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--scenes", type=int, default=200_000)
+    parser.add_argument("--seconds", type=float, help="budget of each stage named")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the stages named on the command line."""
+    args, device = _arguments(), models.pick_device()
+    start = time.monotonic()
+    corpus = build_corpus(0, args.scenes, processes=os.cpu_count() or 1)
+    bank = render_bank(torch.cat([corpus.before, corpus.after]), device)
+    print(f"{len(bank)} pictures in {time.monotonic() - start:.0f} s", flush=True)
+    run: dict[str, Callable[[Stage], None]] = {
+        "clip": lambda stage: run_clip(corpus, bank, stage, args.out, args.work),
+        "vae": lambda stage: run_vae(bank, stage, args.out, args.work),
+        "unet": lambda stage: run_unet(corpus, bank, stage, args.out, args.work),
+    }
+    for name in args.stages:
+        stage = STAGES[name]
+        if args.seconds:
+            stage = replace(stage, budget=replace(stage.budget, seconds=args.seconds))
+        began = time.monotonic()
+        run[name](stage)
+        figures = measure(name, args.out)
+        figures["training_seconds"] = round(time.monotonic() - began, 1)
+        print(name, figures, flush=True)
+        args.results.mkdir(parents=True, exist_ok=True)
+        (args.results / f"miniature-{name}.json").write_text(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

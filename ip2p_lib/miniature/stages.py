@@ -1,0 +1,182 @@
+"""The three stages of pretraining: what each trains, on which batches, for how long.
+
+On a GPU with 80 GB the shipped weights took these budgets. Latents are stored before
+the U-Net trains on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ip2p_lib.diffusion import Schedule
+from ip2p_lib.draws import integers, key, normal, uniform
+from ip2p_lib.miniature import models
+from ip2p_lib.miniature.corpus import Corpus
+from ip2p_lib.miniature.fitting import Budget, Progress, fit
+from ip2p_lib.miniature.objectives import clip_loss, unet_loss, vae_loss
+from ip2p_lib.miniature.render import load_sprites, render_codes
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPModel, CLIPTokenizer
+
+_TEXT = 48  # tokens of a caption while CLIP trains; later positions only hold padding
+_CAPTION_DROPOUT = 0.1  # for classifier-free guidance
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Budget and batch of one stage."""
+
+    budget: Budget
+    batch: int
+
+
+STAGES = {
+    "clip": Stage(Budget(seconds=120, learning_rate=1e-3), batch=768),
+    "vae": Stage(Budget(seconds=370, learning_rate=1e-3), batch=192),
+    "unet": Stage(Budget(seconds=420, learning_rate=1e-3, warmup=500), batch=1024),
+}
+
+
+@torch.no_grad()
+def render_bank(codes: Tensor, device: torch.device, batch: int = 512) -> Tensor:
+    """Render codes once, (n, 3, 128, 128) uint8 on ``device``."""
+    sprites = load_sprites().to(device)
+    bank = torch.empty(len(codes), 3, 128, 128, dtype=torch.uint8, device=device)
+    for start in range(0, len(codes), batch):
+        part = codes[start : start + batch].to(device)
+        bank[start : start + batch] = to_bytes(render_codes(part, sprites))
+    return bank
+
+
+def to_bytes(x: Tensor) -> Tensor:
+    """[-1, 1] to 0 .. 255."""
+    return ((x + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """0 .. 255 to [-1, 1]."""
+    return x.float() / 127.5 - 1
+
+
+def token_ids(tokenizer: CLIPTokenizer, texts: list[str], length: int) -> Tensor:
+    """Token ids of many texts, (n, length) int16, padded; fast for millions."""
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    pad = tokenizer.pad_token_id
+    encoded = (row.ids[:length] for row in backend.encode_batch(texts))
+    rows = [ids + [pad] * (length - len(ids)) for ids in encoded]
+    return torch.tensor(rows, dtype=torch.int16)
+
+
+def train_clip(
+    corpus: Corpus, bank: Tensor, stage: Stage, work: Path
+) -> tuple[CLIPModel, CLIPTokenizer, Iterator[Progress]]:
+    """Prepare the ``clip`` stage.
+
+    Args:
+        corpus: n edits.
+        bank: (2n, 3, 128, 128) uint8, the corpus rendered before, then after.
+        stage: budget and batch size (edits a step).
+        work: folder of the resumable state.
+
+    Returns:
+        The model and tokenizer, and the progress whose consumption trains them.
+    """
+    device, n = bank.device, len(corpus)
+    texts = [*corpus.captions, *corpus.edited_captions, *corpus.instructions]
+    # Every text of few scenes teaches the tokenizer as much as all texts do.
+    tokenizer = models.train_tokenizer(texts[:: max(1, len(texts) // 60_000)])
+    ids = token_ids(tokenizer, texts, _TEXT).to(device)
+    clip = models.new_clip(tokenizer).to(device)
+
+    def loss_of(step: int) -> Tensor:
+        rows = integers(key("clip", step), _ids(stage.batch, device), n)
+        pairs = torch.cat([rows, n + rows])
+        pixels = to_unit(bank[pairs])
+        captions, instructions = ids[pairs].long(), ids[2 * n + rows].long()
+        return clip_loss(clip, pixels, captions, instructions)
+
+    return clip, tokenizer, fit(clip, loss_of, stage.budget, work)
+
+
+def _ids(n: int, device: torch.device) -> Tensor:
+    return torch.arange(n, device=device)
+
+
+def train_vae(
+    bank: Tensor, stage: Stage, work: Path
+) -> tuple[AutoencoderKL, Iterator[Progress]]:
+    """Prepare the ``vae`` stage; arguments as in ``train_clip``."""
+    device = bank.device
+    vae = models.new_vae().to(device)
+    if device.type == "cuda":
+        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        vae.encoder.compile(dynamic=False)
+        vae.decoder.compile(dynamic=False)
+
+    def loss_of(step: int) -> Tensor:
+        ids = _ids(stage.batch, device)
+        rows = integers(key("vae", step), ids, len(bank))
+        x = to_unit(bank[rows]).contiguous(memory_format=torch.channels_last)
+        return vae_loss(vae, x, normal(key("vae noise", step), ids, (4, 16, 16)))
+
+    return vae, fit(vae, loss_of, stage.budget, work)
+
+
+@torch.no_grad()
+def store_latents(vae: AutoencoderKL, bank: Tensor, batch: int = 512) -> Tensor:
+    """Mode of every picture's latent, unscaled: (n, 4, 16, 16) half precision."""
+    parts = []
+    for rows in bank.split(batch):
+        with torch.autocast(bank.device.type, torch.bfloat16, bank.is_cuda):
+            moments = vae.quant_conv(vae.encoder(to_unit(rows)))
+        parts.append(moments[:, :4].half())
+    return torch.cat(parts)
+
+
+def train_unet(
+    clip: CLIPModel,
+    tokenizer: CLIPTokenizer,
+    latents: Tensor,
+    captions: list[str],
+    stage: Stage,
+    work: Path,
+) -> tuple[UNet2DConditionModel, Iterator[Progress]]:
+    """Prepare the ``unet`` stage.
+
+    Args:
+        clip: its frozen text model encodes the captions.
+        tokenizer: of that model.
+        latents: (n, 4, 16, 16), scaled to unit variance.
+        captions: n captions.
+        stage: budget and batch size.
+        work: folder of the resumable state.
+    """
+    device = latents.device
+    unet = models.new_unet().to(device)
+    if device.type == "cuda":
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        unet.compile(dynamic=False)
+    schedule = Schedule.scaled_linear().to(device)
+    ids = token_ids(tokenizer, captions, 77).to(device)
+    empty = token_ids(tokenizer, [""], 77).to(device)
+    encoder = clip.text_model.to(device).eval()
+
+    def loss_of(step: int) -> Tensor:
+        each = _ids(stage.batch, device)
+        rows = integers(key("unet", step), each, len(latents))
+        lost = uniform(key("unet drop", step), each) < _CAPTION_DROPOUT
+        words = torch.where(lost[:, None], empty, ids[rows]).long()
+        with torch.no_grad():
+            text = encoder(input_ids=words).last_hidden_state
+        return unet_loss(unet, schedule, latents[rows].float(), text, step)
+
+    return unet, fit(unet, loss_of, stage.budget, work)

@@ -1,0 +1,264 @@
+"""Paired rendering: two captions of a triplet as two matching pictures (3.1.2).
+
+No single setting suits every edit: sharing attention for many steps keeps the picture
+and blocks the edit, sharing for few loses the picture. So each triplet is rendered as
+many `Candidate`s, each with its own share p of shared steps, guidance scale and seed,
+and CLIP chooses later. `draw_candidates` draws them, `render` renders them.
+
+A batch of N candidates is one U-Net batch of 4N rows, in the released code's order:
+
+    [u0 | u1 | c0 | c1]     u: empty caption   c: own caption   0, 1: before, after
+
+Each row is on its own: batch size and order change a picture by rounding at most, and
+a pair can be rendered again from its record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ip2p_lib import draws
+from ip2p_lib.backbone import Backbone
+from ip2p_lib.diffusion import Denoiser, StepNoise, sample, timesteps
+from ip2p_lib.guidance import classifier_free
+from ip2p_lib.prompt_to_prompt import Sharing, is_active, sharing, source_rows
+from ip2p_lib.triplets import Triplet
+
+SEED_BITS = 48  # a seed survives any JSON reader, also one that reads floats
+
+
+class Ranges(Protocol):
+    """What `draw_candidates` reads of `config.Rendering`."""
+
+    @property
+    def p_min(self) -> float: ...
+    @property
+    def p_max(self) -> float: ...
+    @property
+    def cfg_min(self) -> float: ...
+    @property
+    def cfg_max(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One attempt at a triplet: all that its two pictures depend on, but the steps.
+
+    Attributes:
+        triplet: whose `caption` and `edited_caption` are rendered.
+        seed: of the initial and the ancestral noise, the same for both pictures.
+        p: share of steps with shared attention, in [0, 1].
+        cfg_scale: guidance scale of both pictures.
+    """
+
+    triplet: Triplet
+    seed: int
+    p: float
+    cfg_scale: float
+
+
+@dataclass
+class RenderedPair:
+    """A candidate and its pictures, (3, H, W) float32 in [-1, 1], on the model's device."""
+
+    candidate: Candidate
+    before: Tensor
+    after: Tensor
+
+
+def draw_candidates(
+    triplets: Sequence[Triplet], n: int, run_seed: int, settings: Ranges
+) -> list[Candidate]:
+    """Draw n candidates for each triplet (3.1.2; released `generate_img_dataset.py`).
+
+    Args:
+        triplets: in any order; the draws hang on a triplet's words, not on its place.
+        n: candidates of one triplet; the paper takes 100.
+        run_seed: another one gives other candidates.
+        settings: ranges of the uniform draws; the paper has p in [0.1, 0.9], the
+            released code a guidance scale in [7.5, 15].
+    Returns:
+        n candidates of the first triplet, then of the second, and so on.
+    """
+    owners = [triplet for triplet in triplets for _ in range(n)]
+    seeds = [_seed(t, i, run_seed) for t in triplets for i in range(n)]
+    ids = torch.tensor(seeds, dtype=torch.int64)
+    u_p, u_cfg = (
+        draws.uniform(draws.key(run_seed, "candidate", name), ids).double()
+        for name in ("p", "cfg_scale")
+    )
+    p = settings.p_min + (settings.p_max - settings.p_min) * u_p
+    cfg = settings.cfg_min + (settings.cfg_max - settings.cfg_min) * u_cfg
+    return [
+        Candidate(*row)
+        for row in zip(owners, seeds, p.tolist(), cfg.tolist(), strict=True)
+    ]
+
+
+def _seed(triplet: Triplet, index: int, run_seed: int) -> int:
+    words = (triplet.caption, triplet.instruction, triplet.edited_caption)
+    return draws.key(run_seed, "candidate", *words, index) % 2**SEED_BITS
+
+
+def render(
+    backbone: Backbone,
+    candidates: Sequence[Candidate],
+    *,
+    steps: int,
+    batch_size: int,
+    sampler: str = "euler_ancestral",
+) -> Iterator[list[RenderedPair]]:
+    """Render candidates in batches, sharing self-attention within each pair.
+
+    Args:
+        backbone: its `unet` may be compiled; every batch but the last has one shape.
+        candidates: best with those of one triplet together: a caption is then encoded
+            once.
+        steps: of the sampler; the released code takes 100.
+        batch_size: candidates at once, four U-Net rows each.
+        sampler: a key of `diffusion.SAMPLERS`; the paper's is "euler_ancestral".
+    Yields:
+        One list of pairs a batch, in the order of `candidates`.
+    Raises:
+        ValueError: a p outside [0, 1], a batch size below 1, unknown sampler or steps,
+            or a caption too long for the text encoder.
+    """
+    for candidate in candidates:
+        if not 0 <= candidate.p <= 1:
+            raise ValueError(f"p is a share of steps in [0, 1], not {candidate.p}.")
+    timesteps(backbone.schedule, steps, sampler)
+    known: dict[str, Tensor] = {}
+    for batch in _batches(candidates, batch_size):
+        captions = [c.triplet.caption for c in batch]
+        edited = [c.triplet.edited_caption for c in batch]
+        text = _encode(backbone, [*captions, *edited], known)
+        before, after = _render_batch(backbone, batch, text, steps, sampler).chunk(2)
+        yield [RenderedPair(*row) for row in zip(batch, before, after, strict=True)]
+
+
+def render_images(
+    backbone: Backbone,
+    captions: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    cfg_scale: float,
+    batch_size: int,
+    sampler: str = "euler_ancestral",
+) -> Iterator[Tensor]:
+    """Plain text-to-image. A candidate's caption and seed give its `before` picture.
+
+    Args:
+        backbone, steps, sampler: as in `render`.
+        captions, seeds: one of each a picture.
+        cfg_scale: guidance scale of all.
+        batch_size: pictures at once, two U-Net rows each.
+    Yields:
+        (batch, 3, H, W) float32 in [-1, 1] a batch, in order, on the model's device.
+    Raises:
+        ValueError: captions and seeds differ in number; others as in `render`.
+    """
+    if len(captions) != len(seeds):
+        raise ValueError(f"{len(captions)} captions need as many seeds, not {len(seeds)}.")
+    timesteps(backbone.schedule, steps, sampler)
+    known: dict[str, Tensor] = {}
+    for batch in _batches(range(len(seeds)), batch_size):
+        text = _encode(backbone, [captions[i] for i in batch], known)
+        denoise = _guided(backbone, text, torch.full((len(batch),), cfg_scale))
+        noise = _noise(backbone, [seeds[i] for i in batch])
+        yield _sample(backbone, denoise, noise, steps, sampler)
+
+
+T = TypeVar("T")
+
+
+def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    if size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {size}.")
+    return (items[i : i + size] for i in range(0, len(items), size))
+
+
+def _encode(
+    backbone: Backbone, captions: Sequence[str], known: dict[str, Tensor]
+) -> Tensor:
+    """(B, L, D) embeddings; `known` carries them from this batch to the next."""
+    new = [caption for caption in dict.fromkeys(captions) if caption not in known]
+    if new:
+        known.update(zip(new, backbone.encode_text(new), strict=True))
+    for stale in known.keys() - set(captions):
+        del known[stale]
+    return torch.stack([known[caption] for caption in captions])
+
+
+def _noise(backbone: Backbone, seeds: Sequence[int], copies: int = 1) -> StepNoise:
+    """Unit normal (copies * N, C, h, w) by step; -1 is the noise the walk begins with."""
+    ids = torch.tensor(seeds, dtype=torch.int64).to(backbone.device)
+
+    def at(step: int) -> Tensor:
+        purpose = draws.key("rendering", "noise", step)
+        z = draws.normal(purpose, ids, backbone.latent_shape)
+        return z.repeat(copies, 1, 1, 1)
+
+    return at
+
+
+def _guided(backbone: Backbone, text: Tensor, cfg: Tensor) -> Denoiser:
+    """The U-Net with classifier-free guidance: R rows of text and scale, 2R computed."""
+    null = backbone.null_text.expand_as(text)
+    both = torch.cat((null, text))
+    scale = cfg.to(backbone.device)
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        rows = x.to(text.dtype).repeat(2, 1, 1, 1)
+        eps = backbone.unet(
+            rows, t.repeat(2), encoder_hidden_states=both, return_dict=False
+        )[0]
+        return classifier_free(*eps.to(x.dtype).chunk(2), scale)
+
+    return denoise
+
+
+def _render_batch(
+    backbone: Backbone,
+    batch: Sequence[Candidate],
+    text: Tensor,
+    steps: int,
+    sampler: str,
+) -> Tensor:
+    """Both pictures of N candidates: (2N, 3, H, W), all `before` first."""
+    p = torch.tensor([c.p for c in batch], dtype=torch.float64)
+    cfg = torch.tensor([c.cfg_scale for c in batch]).repeat(2)
+    # All steps' row indices go to the device at once; none is waited for later.
+    sources = torch.stack([source_rows(is_active(p, i, steps)) for i in range(steps)])
+    noise = _noise(backbone, [c.seed for c in batch], copies=2)
+    guided = _guided(backbone, text, cfg)
+    with sharing(backbone.unet) as state:
+        denoise = _sharing_each_step(guided, state, sources.to(backbone.device))
+        return _sample(backbone, denoise if p.any() else guided, noise, steps, sampler)
+
+
+def _sharing_each_step(denoise: Denoiser, state: Sharing, sources: Tensor) -> Denoiser:
+    """Set the rows to share before every call: samplers call once a step, in order."""
+    by_step = iter(sources)
+
+    def denoise_sharing(x: Tensor, t: Tensor) -> Tensor:
+        state.source = next(by_step)
+        return denoise(x, t)
+
+    return denoise_sharing
+
+
+@torch.no_grad()
+def _sample(
+    backbone: Backbone, denoise: Denoiser, noise: StepNoise, steps: int, sampler: str
+) -> Tensor:
+    """Walk and decode. The walk is in float32 whatever the precision of the weights."""
+    latents = sample(
+        sampler, denoise, noise(-1), backbone.schedule, steps, step_noise=noise
+    )
+    return backbone.decode(latents)

@@ -1,0 +1,1 @@
+"""Thin entry points over the library: run and publish notebooks, render, train."""

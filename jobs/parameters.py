@@ -1,0 +1,84 @@
+"""Check the settings of a run against every notebook, before any kernel starts.
+
+Names and defaults come from papermill's ``inspect_notebook``, allowed values from the
+notebook's own call of ``check_parameters``: each range stands in one place.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+
+from ip2p_lib.config import SCALES
+from ip2p_lib.teaching import Allowed, check_names, check_value
+
+_NAMES: dict[str, Allowed] = {"str": str, "bool": bool, "SCALES": tuple(SCALES)}
+
+
+def defaults(path: Path) -> dict[str, Any]:
+    """Each parameter of a notebook and its default, in order."""
+    found = papermill.inspect_notebook(path)
+    return {name: ast.literal_eval(p["default"]) for name, p in found.items()}
+
+
+def allowed_values(path: Path) -> dict[str, Allowed]:
+    """What the notebook's call of ``check_parameters`` allows, read without running it.
+
+    Raises:
+        ValueError: there is no such call, or a range in it is no literal.
+    """
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code" and "check_parameters(" in cell.source:
+            for node in ast.walk(ast.parse(cell.source)):
+                if (
+                    isinstance(node, ast.Call)
+                    and _name(node.func) == "check_parameters"
+                ):
+                    return {str(k.arg): _rule(k.value) for k in node.keywords}
+    raise ValueError(f"{path.name} never calls check_parameters.")
+
+
+def check_settings(
+    paths: Sequence[Path], settings: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Turn ``NAME=value`` texts into each notebook's parameters.
+
+    A setting applies to every notebook that has the parameter, and at least one must.
+
+    Raises:
+        ParameterError: an unknown name (the message has the nearest), a name that looks
+            like a secret, or a value out of range.
+    """
+    known = {path: defaults(path) for path in paths}
+    check_names(settings, list({name: 0 for names in known.values() for name in names}))
+    chosen: dict[str, dict[str, Any]] = {path.stem: {} for path in paths}
+    for path, names in known.items():
+        rules = allowed_values(path)
+        for name in names.keys() & settings.keys():
+            value = _typed(settings[name], names[name])
+            chosen[path.stem][name] = check_value(name, value, rules[name])
+    return chosen
+
+
+def _typed(text: str, default: Any) -> Any:
+    """The text as a value of the default's kind; text stays what it is."""
+    if isinstance(default, str):
+        return text
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _name(node: ast.expr) -> str | None:
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def _rule(node: ast.expr) -> Allowed:
+    known = _NAMES.get(_name(node) or "")
+    return ast.literal_eval(node) if known is None else known

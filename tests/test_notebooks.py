@@ -1,0 +1,338 @@
+"""Committed notebooks are whole and honest; the runner refuses what cannot be right."""
+
+import ast
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from papermill.exceptions import PapermillExecutionError
+
+from ip2p_lib.teaching import ParameterError, check_value
+from jobs import notebooks, publish
+from jobs.parameters import allowed_values, check_settings, defaults
+from jobs.stills import still
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+PICTURE = """
+import base64, io
+from PIL import Image
+from IPython.display import Markdown, display
+import ipywidgets as widgets
+file = io.BytesIO()
+Image.new("RGB", (8, 8), "gold").save(file, "PNG")
+display(Image.new("RGB", (8, 8), "gold"))
+scale = widgets.FloatSlider(value=7.5, description="text scale")
+picture = widgets.Image(value=file.getvalue(), format="png")
+widgets.VBox([scale, widgets.HBox([widgets.Button(description="Edit"), picture])])
+"""
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    for name, value in notebooks.QUIET.items():
+        monkeypatch.setenv(name, value)
+
+
+def write_notebook(path, *extra_cells):
+    """A small notebook in the house's form."""
+    parameters = new_code_cell('SCALE = "smoke"  # size\nSTEPS = 3  # how many, 1 to 9')
+    parameters.metadata["tags"] = ["parameters"]
+    rules = "check_parameters(globals(), SCALE=SCALES, STEPS=(1, 9))"
+    cells = [
+        new_markdown_cell(
+            "# Count steps\n\nWith $e^{i\\pi} = -1$ ![badge](https://x.y/z.svg)"
+        ),
+        new_code_cell(
+            "from ip2p_lib.config import SCALES\n"
+            "from ip2p_lib.teaching import check_parameters, show_source"
+        ),
+        parameters,
+        new_code_cell(f"{rules}\nprint('model loaded', STEPS)"),
+        *map(new_code_cell, extra_cells),
+    ]
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """One notebook through the whole runner."""
+    folder = tmp_path_factory.mktemp("ran")
+    path = write_notebook(
+        folder / "00_overview.ipynb", "show_source(check_parameters)", PICTURE
+    )
+    runs = notebooks.run_all([path], folder / "runs", {"STEPS": "5"}, 120)
+    return runs[0], folder / "runs"
+
+
+def outputs(notebook):
+    return [o for cell in notebook.cells for o in cell.get("outputs", [])]
+
+
+def text_of(notebook):
+    return "".join(o.get("text", "") for o in outputs(notebook))
+
+
+# The committed notebooks
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: p.stem)
+def test_a_committed_notebook_is_one_clean_run_of_its_sources(path):
+    notebook = nbformat.read(path, as_version=4)
+    lock = json.loads(path.with_name("outputs.lock.json").read_text())
+    assert publish.faults(notebook) == []
+    assert lock[path.stem] == publish.source_hash(notebook), "run make publish"
+    extra = [set(cell.metadata) - {"tags"} for cell in notebook.cells]
+    assert not any(extra), "cell metadata other than tags"
+    assert notebook.metadata.kernelspec.name == "python3"
+
+
+def test_the_lock_names_the_committed_notebooks_and_no_others():
+    lock = json.loads((ROOT / "notebooks" / "outputs.lock.json").read_text())
+    assert sorted(lock) == [p.stem for p in COMMITTED]
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: p.stem)
+def test_parameters_are_few_literals_with_a_comment_each(path):
+    notebook = nbformat.read(path, as_version=4)
+    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    assert len(tagged) == 1, "exactly one cell tagged parameters"
+    lines = tagged[0].source.splitlines()
+    assert 1 <= len(lines) <= 6
+    for line in lines:  # a second "=" hides a parameter from papermill's inspection
+        assert re.fullmatch(r"[A-Z][A-Z0-9_]* = [^=#]+  # [^=]+", line), line
+        ast.literal_eval(ast.parse(line).body[0].value)
+    assert len(defaults(path)) == len(lines)
+    assert defaults(path)["SCALE"] == "miniature"
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: p.stem)
+def test_every_parameter_is_checked_and_its_default_allowed(path):
+    rules, values = allowed_values(path), defaults(path)
+    assert rules.keys() == values.keys()
+    for name, value in values.items():
+        check_value(name, value, rules[name])
+
+
+# The runner
+
+
+def test_a_run_leaves_notebook_summary_and_report(ran):
+    run, out = ran
+    executed = nbformat.read(out / "00_overview.ipynb", as_version=4)
+    assert run.error is None
+    assert text_of(executed) == "model loaded 5\n"
+    assert not [o for o in outputs(executed) if o.get("name") == "stderr"]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["settings"] == {"STEPS": "5"}
+    assert summary["notebooks"][0]["peak_mib"] > 20
+    assert [p.name for p in out.iterdir() if p.suffix == ".partial"] == []
+
+
+def test_the_report_needs_neither_network_nor_javascript(ran):
+    page = (ran[1] / "report.html").read_text()
+    assert not re.search(r"<script|javascript:|@import|<link", page)
+    assert not re.search(r"\bsrc\s*=\s*[\"']?(?!data:)", page)
+    assert not re.search(r"url\((?!data:)", page)
+    assert page.count("data:image/png;base64,") >= 2  # the picture, and the widget's
+    assert "<math" in page and "e^{" not in page
+    assert '<a href="#00_overview">' in page and "Count steps" in page
+    assert 'class="highlight"' in page
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("STEPZ=5", "There is no parameter STEPZ; did you mean STEPS\\?"),
+        ("steps=5", "did you mean STEPS\\?"),
+        ("SCALES=smoke", "did you mean SCALE\\?"),
+        ("SEED=0", "There is no parameter SEED"),
+        ("STEPS=0", "STEPS must be a whole number from 1 to 9, got 0"),
+        ("STEPS=10", "STEPS must be a whole number from 1 to 9"),
+        ("STEPS=2.5", "STEPS must be a whole number from 1 to 9"),
+        ("STEPS=many", "STEPS must be a whole number from 1 to 9, got 'many'"),
+        ("SCALE=minature", "nearest: 'miniature'"),
+        ("SCALE=", "SCALE must be one of"),
+        ("OPENAI_API_KEY=canary-41", "environment variable"),
+        ("hub_token=canary-41", "environment variable"),
+        ("client_secret=canary-41", "environment variable"),
+    ],
+)
+def test_a_setting_that_cannot_be_right_is_refused_before_anything_runs(
+    tmp_path, setting, message
+):
+    path, out = write_notebook(tmp_path / "00_overview.ipynb"), tmp_path / "runs"
+    name, value = setting.split("=")
+    with pytest.raises(ParameterError, match=message) as caught:
+        notebooks.run_all([path], out, {name: value}, 60)
+    assert "canary" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_a_setting_reaches_the_notebooks_that_have_it(tmp_path):
+    with_steps = write_notebook(tmp_path / "00_overview.ipynb")
+    without = tmp_path / "01_triplets.ipynb"
+    text = with_steps.read_text().replace("STEPS", "COUNT")
+    without.write_text(text)
+    chosen = check_settings([with_steps, without], {"STEPS": "7", "SCALE": "smoke"})
+    assert chosen["00_overview"] == {"STEPS": 7, "SCALE": "smoke"}
+    assert chosen["01_triplets"] == {"SCALE": "smoke"}
+
+
+def test_plain_papermill_is_stopped_by_the_notebook_before_a_model_loads(tmp_path):
+    path, out = write_notebook(tmp_path / "00_overview.ipynb"), tmp_path / "out.ipynb"
+    with pytest.raises(PapermillExecutionError, match="did you mean STEPS"):
+        papermill.execute_notebook(
+            str(path), str(out), {"STEPZ": 5}, progress_bar=False, kernel_name="python3"
+        )
+    assert "model loaded" not in text_of(nbformat.read(out, as_version=4))
+
+
+def test_a_failing_cell_ends_the_run_and_is_named(tmp_path):
+    first = write_notebook(tmp_path / "00_overview.ipynb", "1 / 0", "print('after')")
+    second = write_notebook(tmp_path / "01_triplets.ipynb")
+    runs = notebooks.run_all([first, second], tmp_path / "runs", {}, 60)
+    assert [r.error for r in runs] == ["cell 5: ZeroDivisionError: division by zero"]
+    page = (tmp_path / "runs" / "report.html").read_text()
+    assert "ZeroDivisionError" in page
+
+
+def test_notebooks_are_found_by_name_or_number(tmp_path):
+    for name in ("01_triplets", "00_overview", "scratch"):
+        write_notebook(tmp_path / f"{name}.ipynb")
+    assert [p.stem for p in notebooks.find([], tmp_path)] == [
+        "00_overview",
+        "01_triplets",
+    ]
+    assert [p.stem for p in notebooks.find(["01"], tmp_path)] == ["01_triplets"]
+    with pytest.raises(FileNotFoundError, match="01_triplet; there are: 00_overview"):
+        notebooks.find(["01_triplet"], tmp_path)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.ipynb"
+    notebooks.write_atomically(path, "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        notebooks.write_atomically(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_killed_run_leaves_a_readable_notebook(tmp_path):
+    out = tmp_path / "runs" / "a.ipynb"
+    program = (
+        "import pathlib, papermill.iorw as io\n"
+        "from jobs.notebooks import prepare_papermill\n"
+        f"prepare_papermill(pathlib.Path({str(out.parent)!r}))\n"
+        "text = '{\"cells\": [' + '0,' * 500_000 + '0]}'\n"
+        f"while True: io.papermill_io.write(text, {str(out)!r})\n"
+    )
+    for _ in range(2):
+        child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
+        deadline = time.monotonic() + 60
+        while not out.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        assert len(json.loads(out.read_text())["cells"]) == 500_001
+        out.unlink()
+
+
+# Publishing
+
+
+def test_publishing_writes_a_clean_run_back_and_locks_its_sources(tmp_path):
+    path = write_notebook(tmp_path / "00_overview.ipynb", PICTURE)
+    before = publish.source_hash(nbformat.read(path, as_version=4))
+    assert publish.publish([path], tmp_path / "runs", 60) == []
+    published = nbformat.read(path, as_version=4)
+    assert publish.faults(published) == []
+    assert publish.source_hash(published) == before
+    assert json.loads((tmp_path / "outputs.lock.json").read_text()) == {
+        path.stem: before
+    }
+    assert set(published.metadata) == {"kernelspec", "language_info"}
+    assert "papermill" not in path.read_text() and str(tmp_path) not in path.read_text()
+    panel = outputs(published)[-1].data["text/html"]
+    assert "text scale" in panel and "7.5" in panel and ">Edit<" in panel
+    assert panel.count("data:image/png;base64,") == 1
+
+
+def test_a_faulty_run_is_not_written_back(tmp_path):
+    path = write_notebook(
+        tmp_path / "00_overview.ipynb", "import sys; sys.stderr.write('w')"
+    )
+    before = path.read_bytes()
+    problems = publish.publish([path], tmp_path / "runs", 60)
+    assert problems == ["00_overview: cell 5: text on standard error"]
+    assert path.read_bytes() == before and not (tmp_path / "outputs.lock.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "fault"),
+    [
+        (new_output("stream", name="stderr", text="w"), "text on standard error"),
+        (new_output("error", ename="KeyError"), "KeyError on standard error"),
+        (new_output("stream", text="saved /home/ann/a.png"), "a machine's path"),
+        (new_output("stream", text="<A object at 0x7f31aa02>"), "an object's address"),
+        (new_output("stream", text="10%\r20%"), "progress-bar litter"),
+        (new_output("display_data", {"text/html": "<script>1</script>"}), "a script"),
+        (
+            new_output("display_data", {"text/html": '<img src="https://x.y">'}),
+            "a picture from the network",
+        ),
+        (
+            new_output("display_data", {"application/javascript": "1"}),
+            "live content (application/javascript)",
+        ),
+    ],
+)
+def test_an_output_that_may_not_be_committed_is_told(output, fault):
+    cell = new_code_cell("1", execution_count=1, outputs=[output])
+    assert publish.faults(new_notebook(cells=[cell])) == [f"cell 1: {fault}"]
+
+
+def test_order_and_size_are_told():
+    big = new_output("stream", text="x" * publish.LIMIT)
+    cells = [new_code_cell("1", execution_count=2, outputs=[big])]
+    assert publish.faults(new_notebook(cells=cells)) == [
+        "is not one run from top to bottom",
+        "is larger than 500 kB",
+    ]
+
+
+def test_relative_paths_links_and_pictures_are_no_faults():
+    data = {
+        "text/html": '<a href="https://a.b/home/c">x</a> data/tmp/a.json, and/or/var/x'
+    }
+    cell = new_code_cell("1", execution_count=1)
+    cell.outputs = [new_output("display_data", data)]
+    assert publish.faults(new_notebook(cells=[cell])) == []
+
+
+def test_a_still_shows_menus_and_escapes_text():
+    widgets = {
+        "box": {"model_name": "HBoxModel", "state": {"children": ["IPY_MODEL_a"]}},
+        "a": {
+            "model_name": "DropdownModel",
+            "state": {
+                "_options_labels": ["one", "<two>"],
+                "index": 1,
+                "description": "n",
+            },
+        },
+    }
+    assert "flex-direction:row" in still("box", widgets)
+    assert "&lt;two&gt;" in still("box", widgets)
