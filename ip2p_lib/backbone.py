@@ -1,10 +1,8 @@
-"""The pretrained text-to-image model: text encoder, autoencoder and U-Net as one record.
+"""The pretrained text-to-image model the paper starts from (3.2), as one record.
 
-Nothing here is of the paper; it starts from Stable Diffusion 1.5 (section 3.2), and
-this module is what the other modules see of it. Two conventions live here and nowhere
-else. The latent to be denoised is scaled to unit variance by a number of the
-autoencoder's own configuration, `scaling`; the latent of the *conditioning* picture is
-the mode and unscaled, as the released `ddpm_edit.py` has it.
+Two conventions live here and nowhere else. The latent to be denoised is scaled to unit
+variance by ``scaling``, a number of the autoencoder's own configuration; the latent of
+the *conditioning* picture is the mode and unscaled, as in ``ddpm_edit.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ip2p_lib.config import Source
 from ip2p_lib.diffusion import Schedule
@@ -30,14 +28,10 @@ BF16_CAPABILITY = (8, 0)  # older cards emulate bfloat16, and still claim to sup
 
 @dataclass
 class Backbone:
-    """A text-to-image latent diffusion model in parts.
+    """Text encoder and autoencoder, frozen, and the U-Net, which may be trained.
 
-    Text encoder and autoencoder are frozen; the U-Net is left trainable, so that it
-    can be widened and trained. Encoding and decoding keep no gradients.
-
-    Attributes:
-        tokenizer, text_encoder, vae, unet: as `StableDiffusionPipeline` holds them.
-        schedule: the noise schedule the U-Net was trained with, on the CPU.
+    The parts are those of a ``StableDiffusionPipeline``; ``schedule`` is the one the
+    U-Net was trained with. Encoding and decoding keep no gradients.
     """
 
     tokenizer: CLIPTokenizer
@@ -53,7 +47,7 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights, and of what `encode_text` and `encode` return."""
+        """Precision of the weights, and of what the two encoders return."""
         return self.vae.dtype
 
     @property
@@ -69,7 +63,7 @@ class Backbone:
 
     @property
     def resolution(self) -> int:
-        """Side in pixels of the pictures that `latent_shape` decodes to."""
+        """Side in pixels of the pictures that ``latent_shape`` decodes to."""
         factor: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
         return factor * self.latent_shape[-1]
 
@@ -79,54 +73,42 @@ class Backbone:
         return self.encode_text([""])
 
     def tokenize(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
-        """Texts to (B, L) int64 token ids on `device`, padded to the encoder's length.
+        """Texts to (B, L) int64 token ids, padded to the text encoder's length.
 
         Raises:
-            ValueError: a text is too long and `truncate` is False; or one lone string
+            ValueError: a text is too long and ``truncate`` is False; or one lone string
                 was given, which would be read as a list of letters.
         """
         if isinstance(texts, str):
             raise ValueError(f"Give a list of texts, [{texts!r}], not one string.")
         length = self.text_encoder.config.max_position_embeddings
-        if not truncate:
-            _refuse_long_texts(texts, self.tokenizer(list(texts)).input_ids, length)
-        ids: Tensor = self.tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=length,
-            truncation=True,
-            return_tensors="pt",
+        ids = self.tokenizer(
+            list(texts), padding="max_length", max_length=length, truncation=truncate
         ).input_ids
-        return ids.to(self.device)
+        _refuse_long_texts(texts, ids, length)
+        return torch.tensor(ids, device=self.device)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
         """Texts to (B, L, D) embeddings: the last hidden state, one vector a token.
 
         Raises:
-            ValueError: as `tokenize`.
+            ValueError: as ``tokenize``.
         """
-        hidden: Tensor = self.text_encoder(
-            self.tokenize(texts, truncate=truncate)
-        ).last_hidden_state
+        ids = self.tokenize(texts, truncate=truncate)
+        hidden: Tensor = self.text_encoder(ids).last_hidden_state
         return hidden
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures to condition latents: the mode, unscaled (released `ddpm_edit.py`).
-
-        Args:
-            images: (B, 3, H, W) in [-1, 1].
-        Returns:
-            (B, C, h, w), what goes beside the noisy latent.
-        """
+        """Pictures (B, 3, H, W) in [-1, 1] to condition latents (B, C, h, w)."""
         return self.encode_moments(images)[0]
 
     @torch.no_grad()
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of the pictures' latents, unscaled.
 
-        A training target is `scaling * (mean + exp(logvar / 2) * noise)`; storing the
+        A training target is ``scaling * (mean + exp(logvar / 2) * noise)``; storing the
         two lets every epoch draw it anew.
 
         Args:
@@ -171,9 +153,7 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
     return picked
 
 
-def pick_dtype(
-    device: torch.device, dtype: torch.dtype | None = None
-) -> torch.dtype:
+def pick_dtype(device: torch.device, dtype: torch.dtype | None = None) -> torch.dtype:
     """The precision asked for, or float32 on a CPU and float16 on a GPU.
 
     Raises:
@@ -199,16 +179,16 @@ def load_backbone(
     """Load a Stable Diffusion model, ready for inference.
 
     Args:
-        source: a local folder in `diffusers` layout; or a `config.Source` with a Hub id
-            and a revision, so that the same weights come tomorrow.
+        source: a local folder in ``diffusers`` layout; or a ``config.Source`` with a
+            Hub id and a revision, so that the same weights come tomorrow.
         device: None picks the GPU where there is one.
         dtype: None is float32 on a CPU and float16 on a GPU.
     Returns:
         The backbone in evaluation mode. Only safetensors files are read.
     Raises:
         FileNotFoundError: a path that is no model folder, or a Hub id without revision.
-        ValueError: weights are missing, or the model is not an epsilon-predicting one
-            with a scaled linear schedule; device or dtype as `pick_device`, `pick_dtype`.
+        ValueError: weights are missing, the model does not predict epsilon under a
+            scaled linear schedule, or device or dtype do not fit this machine.
     """
     place = pick_device(device)
     precision = pick_dtype(place, dtype)
@@ -216,32 +196,25 @@ def load_backbone(
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    models = [
-        _load_model(kind, name, where).to(place, precision).eval()
-        for kind, name in (
-            (CLIPTextModel, "text_encoder"),
-            (AutoencoderKL, "vae"),
-            (UNet2DConditionModel, "unet"),
-        )
-    ]
-    text_encoder, vae, unet = models
+    def part(kind: Any, name: str) -> Any:
+        # torch's own ``to``: that of diffusers logs a warning about a dtype, always.
+        return nn.Module.to(_load_part(kind, name, where), place, precision).eval()
+
     return Backbone(
         tokenizer=CLIPTokenizer.from_pretrained(**where, subfolder="tokenizer"),
-        text_encoder=text_encoder.requires_grad_(False),
-        vae=vae.requires_grad_(False),
-        unet=unet,
+        text_encoder=part(CLIPTextModel, "text_encoder").requires_grad_(False),
+        vae=part(AutoencoderKL, "vae").requires_grad_(False),
+        unet=part(UNet2DConditionModel, "unet"),
         schedule=_schedule(DDIMScheduler.load_config(**where, subfolder="scheduler")),
     )
 
 
 def _locate(source: str | Path | Source) -> dict[str, Any]:
-    """Arguments of `from_pretrained`. A wrong path would else read as a network error."""
+    """Arguments of ``from_pretrained``, to which a wrong path is a network error."""
+    name = source.path_or_id if isinstance(source, Source) else source
     if isinstance(source, Source) and source.revision is not None:
-        return {
-            "pretrained_model_name_or_path": source.path_or_id,
-            "revision": source.revision,
-        }
-    folder = Path(source.path_or_id if isinstance(source, Source) else source)
+        return {"pretrained_model_name_or_path": name, "revision": source.revision}
+    folder = Path(name)
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
             f"{folder} is not a model folder: it has no model_index.json. For a model "
@@ -250,16 +223,17 @@ def _locate(source: str | Path | Source) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
 
 
-def _load_model(kind: Any, name: str, where: dict[str, Any]) -> Any:
+def _load_part(kind: Any, name: str, where: dict[str, Any]) -> Any:
     """One part of the model; missing weights are an error, not a random layer."""
     model, report = kind.from_pretrained(
         **where, subfolder=name, use_safetensors=True, output_loading_info=True
     )
-    if report["missing_keys"]:
+    missing = sorted(report["missing_keys"])
+    if missing:
+        place = f"{where['pretrained_model_name_or_path']}/{name}"
         raise ValueError(
-            f"{where['pretrained_model_name_or_path']}/{name} lacks "
-            f"{len(report['missing_keys'])} weights, for example "
-            f"{min(report['missing_keys'])!r}: download or save the model again."
+            f"{place} lacks {len(missing)} weights, {missing[0]} among them: download "
+            "or save the model again."
         )
     return model
 

@@ -7,7 +7,7 @@ sample asks, and integer mixing turns both into bits:
 
     noise = normal(key(run_seed, "noise", step), sample_ids, (4, 64, 64))
 
-Read `key` first, then `_words`; the three distributions are a line or two each.
+Read ``key`` first, then ``_words``; the three distributions are a line or two each.
 
 Reference: the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable
 pseudorandom number generators", OOPSLA 2014), with Stafford's constants "Mix13".
@@ -33,9 +33,8 @@ def key(*parts: int | str) -> int:
     """Name a purpose: any integers and strings, hashed to one integer.
 
     Args:
-        parts: what the draw is for, such as `(run_seed, "timestep", step)`. The types
-            and the borders of the parts count: `key(1, 2)`, `key(12)` and `key("12")`
-            differ.
+        parts: what the draw is for, such as ``(run_seed, "timestep", step)``. Types and
+            borders count: ``key(1, 2)``, ``key(12)`` and ``key("12")`` all differ.
     Returns:
         An integer in [0, 2**63): 63 bits of BLAKE2b, so that it fits an int64 tensor.
     Raises:
@@ -53,7 +52,7 @@ def key(*parts: int | str) -> int:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's `>>` copies the sign bit in, so it is masked away."""
+    """Logical shift: torch's ``>>`` copies the sign bit in, so it is masked away."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -86,16 +85,16 @@ def _unit(words: Tensor) -> Tensor:
 
 
 def uniform(key: int, ids: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-    """Uniform numbers in [0, 1), one block of `shape` for each sample.
+    """Uniform numbers in [0, 1), one block of ``shape`` for each sample.
 
     Args:
-        key: the purpose, from `key`.
-        ids: (B,) int64 sample ids. Row b depends on `ids[b]` alone.
-        shape: of one sample's block; `()` is one number each.
+        key: the purpose, from ``key``.
+        ids: (B,) int64 sample ids. Row b depends on ``ids[b]`` alone.
+        shape: of one sample's block; ``()`` is one number each.
     Returns:
-        (B, *shape) float32 on the device of `ids`, bit-identical on every device.
+        (B, *shape) float32 on the device of ``ids``, bit-identical on every device.
     Raises:
-        ValueError: `ids` is not a one-dimensional int64 tensor.
+        ValueError: ``ids`` is not a one-dimensional int64 tensor.
     """
     words = _words(key, ids, math.prod(shape))
     # 24 bits are all a float32 in [0, 1) can hold; more could round up to 1.
@@ -106,14 +105,14 @@ def normal(key: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal numbers by the Box-Muller transform.
 
     Args:
-        key: the purpose, from `key`.
-        ids: (B,) int64 sample ids. Row b depends on `ids[b]` alone.
+        key: the purpose, from ``key``.
+        ids: (B,) int64 sample ids. Row b depends on ``ids[b]`` alone.
         shape: of one sample's block, such as (4, 64, 64).
     Returns:
-        (B, *shape) float32 on the device of `ids`. The transform runs in float64, so
+        (B, *shape) float32 on the device of ``ids``. The transform runs in float64, so
         devices differ by the last bit of a logarithm or a cosine at most.
     Raises:
-        ValueError: `ids` is not a one-dimensional int64 tensor.
+        ValueError: ``ids`` is not a one-dimensional int64 tensor.
     """
     n = math.prod(shape)
     u, v = _unit(_words(key, ids, n + n % 2)).unflatten(1, (-1, 2)).unbind(-1)
@@ -123,21 +122,19 @@ def normal(key: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
     return z.flatten(1)[:, :n].float().reshape(-1, *shape)
 
 
-def integers(
-    key: int, ids: Tensor, high: int, shape: tuple[int, ...] = ()
-) -> Tensor:
+def integers(key: int, ids: Tensor, high: int, shape: tuple[int, ...] = ()) -> Tensor:
     """Uniform integers in [0, high).
 
     Args:
-        key: the purpose, from `key`.
-        ids: (B,) int64 sample ids. Row b depends on `ids[b]` alone.
+        key: the purpose, from ``key``.
+        ids: (B,) int64 sample ids. Row b depends on ``ids[b]`` alone.
         high: number of values, 1 to 2**32 (then no value is favoured by more than
             one part in two million).
-        shape: of one sample's block; `()` is one number each.
+        shape: of one sample's block; ``()`` is one number each.
     Returns:
-        (B, *shape) int64 on the device of `ids`, bit-identical on every device.
+        (B, *shape) int64 on the device of ``ids``, bit-identical on every device.
     Raises:
-        ValueError: `high` is out of range, or `ids` is not one-dimensional int64.
+        ValueError: ``high`` is out of range, or ``ids`` is not one-dimensional int64.
     """
     if not 1 <= high <= 2**32:
         raise ValueError(f"high must be 1 to 2**32, not {high}.")

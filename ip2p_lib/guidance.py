@@ -2,7 +2,7 @@
 
 Training drops each conditioning now and then, so that one U-Net learns e(z, c_I, c_T),
 e(z, c_I, 0) and e(z, 0, 0). Sampling then moves along two differences of these with
-a scale for each. `drop_conditioning` is the training half, `combine` the sampling half.
+a scale for each. ``drop_conditioning`` is the training half, ``combine`` the other.
 
     c_I, c_T   image and text conditioning       s_I, s_T   their guidance scales
     e_uncond = e(z, 0, 0)    e_image = e(z, c_I, 0)    e_full = e(z, c_I, c_T)
@@ -26,19 +26,17 @@ def _per_row(scale: float | Tensor, like: Tensor) -> float | Tensor:
     return scale.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
-def classifier_free(
-    e_uncond: Tensor, e_cond: Tensor, scale: float | Tensor
-) -> Tensor:
+def classifier_free(e_uncond: Tensor, e_cond: Tensor, scale: float | Tensor) -> Tensor:
     """One-conditioning guidance, as the text-to-image model uses it (3.2.1, Eq. 2).
 
     Args:
         e_uncond, e_cond: (B, C, H, W) noise predictions.
-        scale: 1 gives `e_cond`, 0 gives `e_uncond`, larger values extrapolate; a
+        scale: 1 gives ``e_cond``, 0 gives ``e_uncond``, larger values extrapolate; a
             number or (B,).
     Returns:
         (B, C, H, W) the guided prediction.
     Raises:
-        ValueError: `scale` has another number of rows.
+        ValueError: ``scale`` has another number of rows.
     """
     return e_uncond + _per_row(scale, e_uncond) * (e_cond - e_uncond)
 
@@ -54,7 +52,7 @@ def combine(
 
     It follows from factorising P(z | c_I, c_T) as P(c_T | c_I, z) P(c_I | z) P(z): the
     image comes first, the instruction is asked for on top of it. The formula holds for
-    every real scale: nothing is switched off below 1, as `diffusers`' pipeline does.
+    every real scale: nothing is switched off below 1, as ``diffusers``' pipeline does.
 
     Args:
         e_uncond: (B, C, H, W) prediction with neither conditioning.
@@ -63,7 +61,7 @@ def combine(
         text_scale: s_T, a number or (B,); the paper uses 5 to 10.
         image_scale: s_I, a number or (B,); the paper uses 1 to 1.5.
     Returns:
-        (B, C, H, W) the guided prediction. s_I = s_T = 1 gives `e_full`; s_T = 0 is
+        (B, C, H, W) the guided prediction. s_I = s_T = 1 gives ``e_full``; s_T = 0 is
         one-conditioning guidance by the image.
     Raises:
         ValueError: a scale has another number of rows.
@@ -77,7 +75,7 @@ def drop_conditioning(
 ) -> tuple[Tensor, Tensor]:
     """Replace conditionings by their null values for some examples (3.2.1).
 
-    One uniform number decides for an example, as in the released `ddpm_edit.py`:
+    One uniform number decides for an example, as in the released ``ddpm_edit.py``:
     below r only the text goes, below 2r both, below 3r only the image. Each of the
     three cases so has probability r, 5 % in the paper.
 
@@ -90,7 +88,7 @@ def drop_conditioning(
     Returns:
         Text (B, L, D) and image (B, C, H, W) with the chosen rows replaced.
     Raises:
-        ValueError: `rate` lies outside [0, 1/3], or `u` is not one number per example.
+        ValueError: ``rate`` lies outside [0, 1/3], or ``u`` is not one number each.
     """
     if not 0 <= rate <= 1 / 3:
         raise ValueError(f"The dropout rate must be in [0, 1/3], not {rate}.")

@@ -27,25 +27,22 @@ def load(source: str | Path | Image.Image) -> Image.Image:
     """Open a picture as people see it: upright, RGB, what is transparent on white.
 
     Args:
-        source: a file of one of `FORMATS`, or a picture already opened.
+        source: a file of one of ``FORMATS``, or a picture already opened.
     Returns:
         A new RGB image, wholly read. Of an animation, the first frame.
     Raises:
         FileNotFoundError: there is no such file.
-        ImageError: not one of `FORMATS`, damaged, or so many pixels (about 90 million,
-            PIL's own limit) that reading it could exhaust the memory.
+        ImageError: not one of ``FORMATS``, damaged, or so many pixels (PIL's own
+            limit, about 90 million) that reading it could exhaust the memory.
     """
     name = "The picture" if isinstance(source, Image.Image) else str(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = (
-                source
-                if isinstance(source, Image.Image)
-                else Image.open(source, formats=FORMATS)
-            )
-            opened.load()
-            return _to_rgb(ImageOps.exif_transpose(opened))
+            if isinstance(source, Image.Image):
+                return _to_rgb(ImageOps.exif_transpose(source))
+            with Image.open(source, formats=FORMATS) as opened:
+                return _to_rgb(ImageOps.exif_transpose(opened))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no picture at {name}.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -106,7 +103,7 @@ def to_pil(x: Tensor) -> list[Image.Image]:
 
 
 def fit(image: Image.Image, resolution: int, multiple: int = 8) -> Image.Image:
-    """Resize and crop slightly, to sides a latent can have (released `edit_cli.py`).
+    """Resize and crop slightly, to sides a latent can have (released ``edit_cli.py``).
 
     The short side is rounded up to a multiple and the long one, at the same scale,
     down; Lanczos resampling; what exceeds the new aspect is cut evenly. The released
@@ -120,7 +117,7 @@ def fit(image: Image.Image, resolution: int, multiple: int = 8) -> Image.Image:
         The picture with its long side in [resolution, 2 resolution), up to rounding.
     Raises:
         ImageError: so long and thin that the short side would vanish.
-        ValueError: `resolution` is below `multiple`.
+        ValueError: ``resolution`` is below ``multiple``.
     """
     if resolution < multiple:
         raise ValueError(f"resolution {resolution} is below the multiple {multiple}.")

@@ -4,14 +4,14 @@ Rendering two captions from one noise gives two different layouts. Prompt-to-Pro
 (Hertz et al.) lets the second picture look where the first one looks. What the released
 InstructPix2Pix code shares is the *self*-attention of every layer, by copying the
 first picture's scores, before the softmax, over the second's
-(`stable_diffusion/ldm/modules/attention.py`); the main text of the paper speaks of
+(``stable_diffusion/ldm/modules/attention.py``); the main text of the paper speaks of
 cross-attention, its appendix A.2 and the code do not use it, and we follow the code.
 
 Scores are q k^T, so to copy them is to use the first picture's q and k:
 
     softmax(q0 k0^T / sqrt(d)) v1  ==  attention(q[source], k[source], v),
 
-and no score map is ever stored. `source` names, for every row of the U-Net's batch,
+and no score map is ever stored. ``source`` names, for every row of the U-Net's batch,
 the row whose q and k it uses, so that each pair has its own share p of shared steps.
 """
 
@@ -38,7 +38,7 @@ class Sharing:
 
     Attributes:
         source: (rows,) int64 row indices, or None for plain attention. Under
-            `torch.compile`, keep its shape constant and let a row that shares nothing
+            ``torch.compile``, keep its shape constant and let a row that shares nothing
             point to itself: changing the values costs nothing, changing to None does.
     """
 
@@ -46,7 +46,7 @@ class Sharing:
 
 
 class SharedSelfAttention:
-    """An attention processor of `diffusers` that takes q and k from `sharing.source`."""
+    """An attention processor for ``diffusers``, its q and k from ``sharing.source``."""
 
     def __init__(self, sharing: Sharing) -> None:
         self.sharing = sharing
@@ -57,7 +57,7 @@ class SharedSelfAttention:
         """Self-attention of a transformer block: (rows, tokens, C) to the same shape.
 
         Raises:
-            ValueError: `sharing.source` has another number of rows.
+            ValueError: ``sharing.source`` has another number of rows.
         """
         x, source = hidden_states, self.sharing.source
         q, k, v = (
@@ -76,12 +76,12 @@ class SharedSelfAttention:
 
 @contextmanager
 def sharing(unet: UNet2DConditionModel) -> Iterator[Sharing]:
-    """Let a U-Net share self-attention inside a `with` block.
+    """Let a U-Net share self-attention inside a ``with`` block.
 
     Args:
         unet: with Stable Diffusion 1.5's transformer blocks.
     Yields:
-        The `Sharing` that all its self-attention layers read; None is set at first,
+        The ``Sharing`` that all its self-attention layers read; None is set at first,
         which is plain attention. The old processors return at exit, also on errors.
     Raises:
         ValueError: the U-Net has no transformer block.

@@ -2,15 +2,15 @@
 
 No single setting suits every edit: sharing attention for many steps keeps the picture
 and blocks the edit, sharing for few loses the picture. So each triplet is rendered as
-many `Candidate`s, each with its own share p of shared steps, guidance scale and seed,
-and CLIP chooses later. `draw_candidates` draws them, `render` renders them.
+many ``Candidate``s, each with its own share p of shared steps, guidance scale and seed
+(``draw_candidates``), all are rendered (``render``), and CLIP chooses later.
 
 A batch of N candidates is one U-Net batch of 4N rows, in the released code's order:
 
     [u0 | u1 | c0 | c1]     u: empty caption   c: own caption   0, 1: before, after
 
-Each row is on its own: batch size and order change a picture by rounding at most, and
-a pair can be rendered again from its record.
+Rows are independent: batch size and order change a picture by rounding at most, and a
+pair can be rendered again from its record.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from ip2p_lib import draws
 from ip2p_lib.backbone import Backbone
 from ip2p_lib.diffusion import Denoiser, StepNoise, sample, timesteps
 from ip2p_lib.guidance import classifier_free
-from ip2p_lib.prompt_to_prompt import Sharing, is_active, sharing, source_rows
+from ip2p_lib.prompt_to_prompt import is_active, sharing, source_rows
 from ip2p_lib.triplets import Triplet
 
 SEED_BITS = 48  # a seed survives any JSON reader, also one that reads floats
 
 
 class Ranges(Protocol):
-    """What `draw_candidates` reads of `config.Rendering`."""
+    """What ``draw_candidates`` reads of ``config.Rendering``."""
 
     @property
     def p_min(self) -> float: ...
@@ -47,24 +47,17 @@ class Ranges(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One attempt at a triplet: all that its two pictures depend on, but the steps.
-
-    Attributes:
-        triplet: whose `caption` and `edited_caption` are rendered.
-        seed: of the initial and the ancestral noise, the same for both pictures.
-        p: share of steps with shared attention, in [0, 1].
-        cfg_scale: guidance scale of both pictures.
-    """
+    """One attempt at a triplet: all that its two pictures depend on, but the steps."""
 
     triplet: Triplet
-    seed: int
-    p: float
-    cfg_scale: float
+    seed: int  # of the initial and the ancestral noise, the same for both pictures
+    p: float  # share of steps with shared attention, in [0, 1]
+    cfg_scale: float  # guidance scale of both pictures
 
 
 @dataclass
 class RenderedPair:
-    """A candidate and its pictures, (3, H, W) float32 in [-1, 1], on the model's device."""
+    """A candidate and its pictures, (3, H, W) in [-1, 1] on the model's device."""
 
     candidate: Candidate
     before: Tensor
@@ -74,7 +67,7 @@ class RenderedPair:
 def draw_candidates(
     triplets: Sequence[Triplet], n: int, run_seed: int, settings: Ranges
 ) -> list[Candidate]:
-    """Draw n candidates for each triplet (3.1.2; released `generate_img_dataset.py`).
+    """Draw n candidates for each triplet (3.1.2; released ``generate_img_dataset.py``).
 
     Args:
         triplets: in any order; the draws hang on a triplet's words, not on its place.
@@ -116,17 +109,16 @@ def render(
     """Render candidates in batches, sharing self-attention within each pair.
 
     Args:
-        backbone: its `unet` may be compiled; every batch but the last has one shape.
-        candidates: best with those of one triplet together: a caption is then encoded
-            once.
+        backbone: its ``unet`` may be compiled; every batch but the last has one shape.
+        candidates: a caption is encoded once, if those of a triplet are together.
         steps: of the sampler; the released code takes 100.
         batch_size: candidates at once, four U-Net rows each.
-        sampler: a key of `diffusion.SAMPLERS`; the paper's is "euler_ancestral".
+        sampler: a key of ``diffusion.SAMPLERS``; the paper's is "euler_ancestral".
     Yields:
-        One list of pairs a batch, in the order of `candidates`.
+        One list of pairs a batch, in the order of ``candidates``.
     Raises:
-        ValueError: a p outside [0, 1], a batch size below 1, unknown sampler or steps,
-            or a caption too long for the text encoder.
+        ValueError: p outside [0, 1], a batch size below 1, an unfit sampler or steps
+            (see ``diffusion.timesteps``), or a caption too long for the text encoder.
     """
     for candidate in candidates:
         if not 0 <= candidate.p <= 1:
@@ -151,20 +143,20 @@ def render_images(
     batch_size: int,
     sampler: str = "euler_ancestral",
 ) -> Iterator[Tensor]:
-    """Plain text-to-image. A candidate's caption and seed give its `before` picture.
+    """Plain text-to-image. A candidate's caption and seed give its ``before`` picture.
 
     Args:
-        backbone, steps, sampler: as in `render`.
+        backbone, steps, sampler: as in ``render``.
         captions, seeds: one of each a picture.
         cfg_scale: guidance scale of all.
         batch_size: pictures at once, two U-Net rows each.
     Yields:
         (batch, 3, H, W) float32 in [-1, 1] a batch, in order, on the model's device.
     Raises:
-        ValueError: captions and seeds differ in number; others as in `render`.
+        ValueError: captions and seeds differ in number; others as in ``render``.
     """
     if len(captions) != len(seeds):
-        raise ValueError(f"{len(captions)} captions need as many seeds, not {len(seeds)}.")
+        raise ValueError(f"{len(captions)} captions, but {len(seeds)} seeds.")
     timesteps(backbone.schedule, steps, sampler)
     known: dict[str, Tensor] = {}
     for batch in _batches(range(len(seeds)), batch_size):
@@ -186,7 +178,7 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 def _encode(
     backbone: Backbone, captions: Sequence[str], known: dict[str, Tensor]
 ) -> Tensor:
-    """(B, L, D) embeddings; `known` carries them from this batch to the next."""
+    """(B, L, D) embeddings; ``known`` carries them from this batch to the next."""
     new = [caption for caption in dict.fromkeys(captions) if caption not in known]
     if new:
         known.update(zip(new, backbone.encode_text(new), strict=True))
@@ -196,29 +188,29 @@ def _encode(
 
 
 def _noise(backbone: Backbone, seeds: Sequence[int], copies: int = 1) -> StepNoise:
-    """Unit normal (copies * N, C, h, w) by step; -1 is the noise the walk begins with."""
+    """Unit normal (copies * N, C, h, w) by step; -1 is what the walk begins with."""
     ids = torch.tensor(seeds, dtype=torch.int64).to(backbone.device)
+    # The walk takes the noise's type: float32 at least, whatever the weights have.
+    dtype = torch.promote_types(backbone.dtype, torch.float32)
 
     def at(step: int) -> Tensor:
         purpose = draws.key("rendering", "noise", step)
         z = draws.normal(purpose, ids, backbone.latent_shape)
-        return z.repeat(copies, 1, 1, 1)
+        return z.to(dtype).repeat(copies, 1, 1, 1)
 
     return at
 
 
 def _guided(backbone: Backbone, text: Tensor, cfg: Tensor) -> Denoiser:
-    """The U-Net with classifier-free guidance: R rows of text and scale, 2R computed."""
-    null = backbone.null_text.expand_as(text)
-    both = torch.cat((null, text))
+    """The U-Net with classifier-free guidance, computing 2R rows for R texts."""
+    both = torch.cat((backbone.null_text.expand_as(text), text))
     scale = cfg.to(backbone.device)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         rows = x.to(text.dtype).repeat(2, 1, 1, 1)
-        eps = backbone.unet(
-            rows, t.repeat(2), encoder_hidden_states=both, return_dict=False
-        )[0]
-        return classifier_free(*eps.to(x.dtype).chunk(2), scale)
+        eps = backbone.unet(rows, t.repeat(2), both, return_dict=False)[0]
+        e_uncond, e_cond = eps.to(x.dtype).chunk(2)
+        return classifier_free(e_uncond, e_cond, scale)
 
     return denoise
 
@@ -230,34 +222,27 @@ def _render_batch(
     steps: int,
     sampler: str,
 ) -> Tensor:
-    """Both pictures of N candidates: (2N, 3, H, W), all `before` first."""
+    """Both pictures of N candidates: (2N, 3, H, W), all ``before`` first."""
     p = torch.tensor([c.p for c in batch], dtype=torch.float64)
     cfg = torch.tensor([c.cfg_scale for c in batch]).repeat(2)
     # All steps' row indices go to the device at once; none is waited for later.
     sources = torch.stack([source_rows(is_active(p, i, steps)) for i in range(steps)])
     noise = _noise(backbone, [c.seed for c in batch], copies=2)
-    guided = _guided(backbone, text, cfg)
+    guided, by_step = _guided(backbone, text, cfg), iter(sources.to(backbone.device))
     with sharing(backbone.unet) as state:
-        denoise = _sharing_each_step(guided, state, sources.to(backbone.device))
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:  # called once a step, in order
+            state.source = next(by_step)
+            return guided(x, t)
+
         return _sample(backbone, denoise if p.any() else guided, noise, steps, sampler)
-
-
-def _sharing_each_step(denoise: Denoiser, state: Sharing, sources: Tensor) -> Denoiser:
-    """Set the rows to share before every call: samplers call once a step, in order."""
-    by_step = iter(sources)
-
-    def denoise_sharing(x: Tensor, t: Tensor) -> Tensor:
-        state.source = next(by_step)
-        return denoise(x, t)
-
-    return denoise_sharing
 
 
 @torch.no_grad()
 def _sample(
     backbone: Backbone, denoise: Denoiser, noise: StepNoise, steps: int, sampler: str
 ) -> Tensor:
-    """Walk and decode. The walk is in float32 whatever the precision of the weights."""
+    """Walk and decode: (R, 3, H, W) pictures."""
     latents = sample(
         sampler, denoise, noise(-1), backbone.schedule, steps, step_noise=noise
     )

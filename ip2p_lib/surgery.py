@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 def widen_conv_in(
     unet: UNet2DConditionModel, extra_channels: int = 4
 ) -> UNet2DConditionModel:
-    """Copy a U-Net and let the copy read `extra_channels` more input channels.
+    """Copy a U-Net and let the copy read ``extra_channels`` more input channels.
 
-    The released code does the same in `ddpm_edit.py`. `diffusers`' training script
+    The released code does the same in ``ddpm_edit.py``. ``diffusers``' training script
     forgets the bias, which starts training from a different model.
 
     Args:
@@ -31,9 +31,9 @@ def widen_conv_in(
         extra_channels: channels of the condition latent, at least 1.
     Returns:
         A new U-Net; the given one is untouched. Weights, bias, dtype, device and
-        `requires_grad` are kept, and `config.in_channels` tells the new number.
+        ``requires_grad`` are kept, and ``config.in_channels`` tells the new number.
     Raises:
-        ValueError: `extra_channels` is below 1, or the U-Net was widened before.
+        ValueError: ``extra_channels`` is below 1, or the U-Net was widened before.
     """
     channels = unet.config.in_channels
     if extra_channels < 1:

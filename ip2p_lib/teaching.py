@@ -137,12 +137,13 @@ def _test(value: Any, allowed: Allowed) -> tuple[bool, str]:
         return isinstance(value, bool), "True or False"
     if allowed is str:
         return isinstance(value, str) and bool(value.strip()), "text that is not empty"
-    if isinstance(allowed, tuple) and _is_number(*allowed) and len(allowed) == 2:
+    if isinstance(allowed, type):
+        raise TypeError(f"Only bool and str stand for a whole type, not {allowed!r}.")
+    if isinstance(allowed, tuple) and len(allowed) == 2 and _is_number(*allowed):
         return _in_interval(value, *allowed)
-    assert not isinstance(allowed, type), "only bool and str stand for a whole type"
-    names = ", ".join(map(repr, allowed))
-    hint = f" (nearest: {_nearest(value, allowed)!r})" if isinstance(value, str) else ""
-    return value in allowed, f"one of {names}{hint}"
+    choices = list(allowed)
+    hint = f" (nearest: {_nearest(value, choices)!r})" if isinstance(value, str) else ""
+    return value in choices, f"one of {', '.join(map(repr, choices))}{hint}"
 
 
 def _in_interval(value: Any, low: float, high: float) -> tuple[bool, str]:

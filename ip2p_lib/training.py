@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ip2p_lib import checkpoint
 from ip2p_lib.diffusion import Schedule, add_noise
 from ip2p_lib.draws import integers, key, normal, uniform
+from ip2p_lib.ema import EMA, named_weights
 from ip2p_lib.guidance import drop_conditioning
 from ip2p_lib.latents import Batch, Latents, select, visits_of_step
 
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from ip2p_lib.config import Training
 
 CHECK_EVERY = 25  # steps between looks at a GPU's not-finite flag: each look waits
+NO_ROOM = (
+    "Not even one example fits into memory. Use a smaller resolution, call "
+    "unet.enable_gradient_checkpointing(), or free what other notebooks hold."
+)
 
 
 def edit_loss(
@@ -47,7 +52,7 @@ def edit_loss(
         unet: called as (8-channel sample, t, encoder_hidden_states=text).
         schedule: on the batch's device.
         batch: B examples.
-        run_seed: with ``step`` and the visits, determines every draw.
+        run_seed: with ``step`` and the batch's visits, determines every draw.
         step: number of the optimiser step.
         drop: share of examples that lose the text, both, the image (5 % each, 3.2.1).
     """
@@ -64,41 +69,6 @@ def edit_loss(
     sample = torch.cat([noisy, image], dim=1)
     eps = unet(sample, t, encoder_hidden_states=text, return_dict=False)[0]
     return nn.functional.mse_loss(eps.float(), noise)
-
-
-def _named_weights(unet: nn.Module) -> dict[str, Tensor]:
-    """Name weights alike whether or not the U-Net is compiled or distributed."""
-    return {
-        name.removeprefix("_orig_mod.").removeprefix("module."): weight
-        for name, weight in unet.named_parameters()
-    }
-
-
-class EMA:
-    """Moving average of the weights, which is what edits (released ``ema.py``).
-
-    The decay rises as (1 + n) / (10 + n) with the number n of updates. The released
-    code updates once a micro-batch; here, as in the paper, once an optimiser step.
-    """
-
-    def __init__(self, unet: nn.Module, decay: float) -> None:
-        """Start from a copy of the weights of ``unet``; ``decay`` lies in [0, 1)."""
-        self.decay, self.updates = decay, 0
-        self.weights = {k: w.detach().clone() for k, w in _named_weights(unet).items()}
-
-    @torch.no_grad()
-    def update(self, unet: nn.Module) -> None:
-        """Move the average a little towards the weights of ``unet``."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        weights = list(_named_weights(unet).values())
-        torch._foreach_lerp_(list(self.weights.values()), weights, 1 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, unet: nn.Module) -> None:
-        """Overwrite the weights of ``unet`` by the average."""
-        for name, weight in _named_weights(unet).items():
-            weight.copy_(self.weights[name])
 
 
 @dataclass
@@ -118,26 +88,26 @@ class TrainState:
         if failed >= 0:
             self.step = failed
             raise FloatingPointError(
-                f"The loss or its gradient became NaN or infinite in step {failed}; "
-                "the weights are those before it. Lower the learning rate, or train "
-                "without autocast, and go on from the last checkpoint."
+                f"The loss or its gradient became NaN or infinite in step {failed}, "
+                "which was not taken. Resume from the last checkpoint with a lower "
+                "learning rate, or without autocast."
             )
 
 
 def start(unet: nn.Module, settings: Training) -> TrainState:
-    """Prepare AdamW and the moving average for a U-Net with float32 weights.
-
-    Its device and memory format must not change afterwards.
-    """
-    optimizer = torch.optim.AdamW(
-        unet.parameters(), weight_decay=settings.weight_decay, fused=True
-    )
-    device = next(unet.parameters()).device
-    for weight in unet.parameters():  # as its first step would, so that resume can fill
+    """Prepare AdamW and the average for float32 weights that stay on their device."""
+    weights, decay = list(unet.parameters()), settings.weight_decay
+    optimizer = torch.optim.AdamW(weights, weight_decay=decay, fused=True)
+    for weight in weights:  # as the first step would, so that resume has what to fill
         moments = {k: torch.zeros_like(weight) for k in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[weight] = {"step": torch.zeros((), device=device), **moments}
-    failed = torch.tensor(-1, device=device)
+        optimizer.state[weight] = {"step": weight.new_zeros(()).detach(), **moments}
+    failed = torch.tensor(-1, device=weights[0].device)
     return TrainState(unet, optimizer, EMA(unet, settings.ema_decay), failed)
+
+
+def learning_rate(settings: Training, step: int) -> float:
+    """Rise linearly over ``warmup`` steps, then stay (appendix A.3: no warm-up)."""
+    return settings.learning_rate * min(1, (step + 1) / max(settings.warmup, 1))
 
 
 @dataclass(frozen=True)
@@ -162,37 +132,31 @@ def train(
 ) -> Iterator[TrainStep]:
     """Train from ``state.step`` up to ``settings.steps``, yielding every step.
 
+    A loss that is not finite raises FloatingPointError, on a GPU some steps later.
+
     Args:
         state: from ``start``, perhaps after ``resume``; changed in place.
-        latents: the training set, on any device.
-        schedule: the noise schedule.
-        settings: steps, batch size, learning rate, warm-up, clipping, dropout.
         run_seed: one seed takes the same steps whether interrupted or not.
         autocast: ``torch.bfloat16`` on GPUs that have it; None computes in float32.
         encode: makes hidden states (B, L, D) of token ids, if ``latents`` holds ids.
-
-    Raises:
-        FloatingPointError: a loss is not finite (a GPU notices a few steps later).
-        torch.OutOfMemoryError: even single examples do not fit.
     """
-    device = state.failed.device
-    schedule = schedule.to(device)
+    device, size, n = state.failed.device, settings.batch_size, len(latents)
     amp = torch.autocast(device.type, autocast) if autocast else nullcontext()
+    schedule = schedule.to(device)
 
     def backward(visits: Tensor) -> Tensor:
         draws: dict[str, int] = {"run_seed": run_seed, "step": state.step}
         batch = select(latents, visits, device=device, encode=encode, **draws)
         with amp:
             loss = edit_loss(state.unet, schedule, batch, drop=settings.drop, **draws)
-        loss = loss * (len(visits) / settings.batch_size)
-        loss.backward()
-        return loss.detach()
+        (share := loss * (len(visits) / size)).backward()
+        return share.detach()
 
     state.unet.train()
-    place = (settings.batch_size, len(latents), latents.condition.device)
     while state.step < settings.steps:
-        lr = settings.learning_rate * min(1, (state.step + 1) / max(settings.warmup, 1))
-        loss = _gradients(state, visits_of_step(run_seed, state.step, *place), backward)
+        lr = learning_rate(settings, state.step)
+        visits = visits_of_step(run_seed, state.step, size, n, latents.condition.device)
+        loss = _gradients(state, visits, backward)
         grad_norm = _update(state, loss, lr, settings.max_grad_norm)
         yield TrainStep(state.step, loss, grad_norm, lr)
     state.check()
@@ -208,11 +172,7 @@ def _gradients(
             return torch.stack([backward(part) for part in visits.split(size)]).sum()
         except torch.OutOfMemoryError as error:
             if size == 1:
-                raise torch.OutOfMemoryError(
-                    "Not even one example fits into memory. Use a smaller resolution, "
-                    "call unet.enable_gradient_checkpointing(), or free the memory "
-                    "that other notebooks hold."
-                ) from error
+                raise torch.OutOfMemoryError(NO_ROOM) from error
             state.micro_batch = (size + 1) // 2
             state.optimizer.zero_grad()
 
@@ -238,7 +198,7 @@ def _update(state: TrainState, loss: Tensor, lr: float, max_norm: float) -> Tens
 def _tensors(state: TrainState) -> dict[str, Tensor]:
     """Name every tensor a run depends on; these are the live ones, not copies."""
     tensors: dict[str, Tensor] = {}
-    for name, weight in _named_weights(state.unet).items():
+    for name, weight in named_weights(state.unet).items():
         tensors |= {f"unet/{name}": weight, f"ema/{name}": state.ema.weights[name]}
         for kind, tensor in state.optimizer.state[weight].items():
             tensors[f"{kind}/{name}"] = tensor
@@ -248,9 +208,7 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
 def save(root: str | Path, state: TrainState, *, keep: int = 2) -> Path:
     """Write ``root/step-0000123``, then remove all but the ``keep`` newest.
 
-    Raises:
-        FloatingPointError: a step was not finite.
-        OSError: the disk is full; what was saved before stays.
+    Errors as ``TrainState.check`` and ``checkpoint.save``; older ones then stay.
     """
     state.check()
     facts = {"step": state.step, "ema_updates": state.ema.updates}
@@ -268,8 +226,7 @@ def resume(root: str | Path, state: TrainState) -> checkpoint.Checkpoint | None:
         CheckpointError: there are checkpoints, but every one is damaged.
         ValueError: the checkpoint is of another U-Net.
     """
-    found = checkpoint.latest(root)
-    if found is None:
+    if (found := checkpoint.latest(root)) is None:
         return None
     tensors = _tensors(state)
     shapes = [{k: v.shape for k, v in t.items()} for t in (tensors, found.tensors)]
@@ -281,4 +238,5 @@ def resume(root: str | Path, state: TrainState) -> checkpoint.Checkpoint | None:
     for name, tensor in tensors.items():
         tensor.copy_(found.tensors[name])
     state.step, state.ema.updates = found.state["step"], found.state["ema_updates"]
+    state.failed.fill_(-1)
     return found

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,26 @@ class Triplet:
     instruction: str
     edited_caption: str
     language: str = "en"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back for one caption: a triplet, or the reason why there is none.
+
+    Reasons are those of ``TripletError`` and ``unfinished`` (no end within the limit),
+    ``schema`` (a service did not keep to the form asked for) and ``refused``.
+    """
+
+    caption: str
+    text: str
+    triplet: Triplet | None = None
+    reason: str | None = None
+
+
+def tally(replies: Iterable[Reply]) -> dict[str, int]:
+    """Count replies by outcome: ``kept`` first, then the reasons, commonest first."""
+    counts = Counter(reply.reason or "kept" for reply in replies)
+    return {"kept": counts.pop("kept", 0), **dict(counts.most_common())}
 
 
 def language_of(text: str) -> str:

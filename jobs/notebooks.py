@@ -156,7 +156,7 @@ def execute(path: Path, out: Path, parameters: dict, timeout: int) -> Run:
         parameters: already checked, by name.
         timeout: seconds that one cell may take.
     """
-    cells = len(nbformat.read(path, as_version=4).cells)
+    cells = len(nbformat.read(path, as_version=4).cells) + bool(parameters)
     output, error = out.resolve() / path.name, None
     watch = Watch(path.stem, cells)
     watch.start()

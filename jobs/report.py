@@ -8,6 +8,7 @@ on a machine that is offline.
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,10 @@ class _Renderer(IPythonRenderer):
     """Markdown with equations as MathML and without pictures from the network."""
 
     def block_math(self, body: str) -> str:
-        return to_mathml(body.strip(), display="block")
+        formula, *number = re.split(r"\\tag\{(.*?)\}", body)
+        math = to_mathml((formula + "".join(number[1:])).strip(), display="block")
+        label = f"<span>({number[0]})</span>" if number else ""
+        return f'<div class="equation">{math}{label}</div>'
 
     def inline_math(self, body: str) -> str:
         return to_mathml(body.strip())
@@ -112,5 +116,6 @@ def _section(run: Run, notebook: NotebookNode, exporter: _Exporter) -> str:
         for output in cell.get("outputs", []):
             output.get("data", {}).pop("application/javascript", None)
     body, _ = exporter.from_notebook_node(notebook)
+    body = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="#\1"', body)
     failed = f'<p class="failed">{html.escape(run.error)}</p>' if run.error else ""
     return f'<section id="{run.name}">{failed}{body}</section>\n'

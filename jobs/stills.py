@@ -55,7 +55,7 @@ def _control(state: dict[str, Any]) -> str:
     label = html.escape(str(state.get("description") or ""))
     value = _value(state)
     if value is None:
-        return f'<span style="{_EDGE}">{label}</span>' if label else ""
+        return f'<span><span style="{_EDGE}">{label}</span></span>' if label else ""
     return f'<span>{label} <span style="{_EDGE}">{html.escape(value)}</span></span>'
 
 
@@ -64,7 +64,9 @@ def _value(state: dict[str, Any]) -> str | None:
         labels, index = state["_options_labels"], state.get("index")
         return "" if index is None else str(labels[index])
     value = state.get("value")
-    return f"{value:g}" if isinstance(value, float) else value and str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return None if value is None else str(value)
 
 
 def _image(widget: dict[str, Any]) -> str:

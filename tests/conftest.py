@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
+from torch.overrides import TorchFunctionMode
 
 torch.set_num_threads(1)
 
@@ -23,7 +25,7 @@ CLIP_WORDS = (
 
 
 def byte_level_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A small CLIP vocabulary: all bytes, all bytes that end a word, merges, markers."""
+    """A small CLIP vocabulary: bytes, bytes that end a word, merges, markers."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -47,11 +49,16 @@ def byte_level_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {p: i for i, p in enumerate([*pieces, *MARKERS])}, merges
 
 
-def tiny_tokenizer():
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory):
+    """Opened from files, which every transformers version can do."""
     from transformers import CLIPTokenizer
 
-    vocab, merges = byte_level_bpe()
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    publish_tokenizer(folder)
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def text_settings(tokenizer) -> dict[str, int]:
@@ -70,7 +77,7 @@ def text_settings(tokenizer) -> dict[str, int]:
     }
 
 
-def tiny_pipeline():
+def tiny_pipeline(tokenizer):
     """Stable Diffusion 1.5's architecture at the least width, for 64 px."""
     from diffusers import (
         AutoencoderKL,
@@ -80,7 +87,6 @@ def tiny_pipeline():
     )
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    tokenizer = tiny_tokenizer()
     vae = AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * 4,
         up_block_types=["UpDecoderBlock2D"] * 4,
@@ -116,7 +122,7 @@ def tiny_pipeline():
 
 
 def publish_text_encoder(folder: Path) -> None:
-    """Name the weights as the Hub's files do, which every transformers version reads."""
+    """Name the weights as the Hub's files do, which all transformers versions read."""
     path = folder / "model.safetensors"
     weights = {
         f"text_model.{name.removeprefix('text_model.')}": value
@@ -135,25 +141,24 @@ def publish_tokenizer(folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_sd_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> Path:
     """A text-to-image pipeline in a local folder."""
     folder = tmp_path_factory.mktemp("models") / "tiny-sd"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tiny_pipeline().save_pretrained(folder)
+        tiny_pipeline(tiny_tokenizer).save_pretrained(folder)
     publish_text_encoder(folder / "text_encoder")
     publish_tokenizer(folder / "tokenizer")
     return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_clip_folder(tiny_sd_folder: Path) -> Path:
+def tiny_clip_folder(tiny_sd_folder: Path, tiny_tokenizer) -> Path:
     """A CLIP model with its processor, beside the pipeline."""
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-    tokenizer = tiny_tokenizer()
     config = CLIPConfig(
-        text_config=text_settings(tokenizer),
+        text_config=text_settings(tiny_tokenizer),
         vision_config={
             "hidden_size": 16,
             "intermediate_size": 32,
@@ -165,14 +170,14 @@ def tiny_clip_folder(tiny_sd_folder: Path) -> Path:
         },
         projection_dim=16,
     )
-    images = CLIPImageProcessorPil(
+    images = CLIPImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     )
     folder = tiny_sd_folder.parent / "tiny-clip"
     with torch.random.fork_rng():
         torch.manual_seed(1)
         CLIPModel(config).save_pretrained(folder)
-    CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    CLIPProcessor(images, tiny_tokenizer).save_pretrained(folder)
     publish_tokenizer(folder)
     return folder
 
@@ -183,3 +188,79 @@ def tiny_backbone(tiny_sd_folder: Path):
     from ip2p_lib.backbone import load_backbone
 
     return load_backbone(tiny_sd_folder, device="cpu")
+
+
+class MaterialisedSharing:
+    """Self-attention as the released code shares it: score maps copied, then softmax.
+
+    Rows are in four blocks, [u0 | u1 | c0 | c1]. Where ``active``, picture 1 gets
+    picture 0's scores, in either half. Written out with no fused attention, to be
+    compared with the library's.
+    """
+
+    def __init__(self) -> None:
+        self.active: list[bool] = []
+
+    def __call__(self, attn, x, encoder_hidden_states=None, *args, **kwargs):
+        q, k, v = (
+            to(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for to in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        n = len(self.active)
+        for i in range(n):
+            if self.active[i]:
+                scores[n + i] = scores[i]
+                scores[3 * n + i] = scores[2 * n + i]
+        out = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+        return attn.to_out[0](out)
+
+    def install(self, unet) -> None:
+        unet.set_attn_processor(
+            {
+                name: self if "attn1" in name else old
+                for name, old in unet.attn_processors.items()
+            }
+        )
+
+
+@pytest.fixture
+def materialised_sharing() -> MaterialisedSharing:
+    return MaterialisedSharing()
+
+
+class InFloat64(TorchFunctionMode):
+    """diffusers casts to float32 within; here every such cast is to float64."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        def wide(value):
+            return torch.float64 if value is torch.float32 else value
+
+        named = {name: wide(value) for name, value in (kwargs or {}).items()}
+        return function(*map(wide, args), **named)
+
+
+class WideNumpy:
+    """numpy, whose float32 is float64."""
+
+    float32 = np.float64
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+
+@pytest.fixture
+def float64_schedulers(monkeypatch: pytest.MonkeyPatch):
+    """diffusers' schedulers, if made in this fixture's reach, compute in float64."""
+    from diffusers.schedulers import (
+        scheduling_dpmsolver_multistep,
+        scheduling_euler_ancestral_discrete,
+    )
+
+    for module in (
+        scheduling_dpmsolver_multistep,
+        scheduling_euler_ancestral_discrete,
+    ):
+        monkeypatch.setattr(module, "np", WideNumpy())
+    with InFloat64():
+        yield

@@ -13,56 +13,21 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from papermill.exceptions import PapermillExecutionError
+from small_notebook import PICTURE, outputs, text_of, write_notebook
 
 from ip2p_lib.teaching import ParameterError, check_value
 from jobs import notebooks, publish
 from jobs.parameters import allowed_values, check_settings, defaults
-from jobs.stills import still
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
-
-PICTURE = """
-import base64, io
-from PIL import Image
-from IPython.display import Markdown, display
-import ipywidgets as widgets
-file = io.BytesIO()
-Image.new("RGB", (8, 8), "gold").save(file, "PNG")
-display(Image.new("RGB", (8, 8), "gold"))
-scale = widgets.FloatSlider(value=7.5, description="text scale")
-picture = widgets.Image(value=file.getvalue(), format="png")
-widgets.VBox([scale, widgets.HBox([widgets.Button(description="Edit"), picture])])
-"""
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch):
     for name, value in notebooks.QUIET.items():
         monkeypatch.setenv(name, value)
-
-
-def write_notebook(path, *extra_cells):
-    """A small notebook in the house's form."""
-    parameters = new_code_cell('SCALE = "smoke"  # size\nSTEPS = 3  # how many, 1 to 9')
-    parameters.metadata["tags"] = ["parameters"]
-    rules = "check_parameters(globals(), SCALE=SCALES, STEPS=(1, 9))"
-    cells = [
-        new_markdown_cell(
-            "# Count steps\n\nWith $e^{i\\pi} = -1$ ![badge](https://x.y/z.svg)"
-        ),
-        new_code_cell(
-            "from ip2p_lib.config import SCALES\n"
-            "from ip2p_lib.teaching import check_parameters, show_source"
-        ),
-        parameters,
-        new_code_cell(f"{rules}\nprint('model loaded', STEPS)"),
-        *map(new_code_cell, extra_cells),
-    ]
-    nbformat.write(new_notebook(cells=cells), path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +39,6 @@ def ran(tmp_path_factory):
     )
     runs = notebooks.run_all([path], folder / "runs", {"STEPS": "5"}, 120)
     return runs[0], folder / "runs"
-
-
-def outputs(notebook):
-    return [o for cell in notebook.cells for o in cell.get("outputs", [])]
-
-
-def text_of(notebook):
-    return "".join(o.get("text", "") for o in outputs(notebook))
 
 
 # The committed notebooks
@@ -143,7 +100,7 @@ def test_a_run_leaves_notebook_summary_and_report(ran):
 def test_the_report_needs_neither_network_nor_javascript(ran):
     page = (ran[1] / "report.html").read_text()
     assert not re.search(r"<script|javascript:|@import|<link", page)
-    assert not re.search(r"\bsrc\s*=\s*[\"']?(?!data:)", page)
+    assert not re.search(r"\bsrc\s*=\s*[\"'](?!data:)", page)
     assert not re.search(r"url\((?!data:)", page)
     assert page.count("data:image/png;base64,") >= 2  # the picture, and the widget's
     assert "<math" in page and "e^{" not in page
@@ -248,91 +205,3 @@ def test_a_killed_run_leaves_a_readable_notebook(tmp_path):
         child.wait()
         assert len(json.loads(out.read_text())["cells"]) == 500_001
         out.unlink()
-
-
-# Publishing
-
-
-def test_publishing_writes_a_clean_run_back_and_locks_its_sources(tmp_path):
-    path = write_notebook(tmp_path / "00_overview.ipynb", PICTURE)
-    before = publish.source_hash(nbformat.read(path, as_version=4))
-    assert publish.publish([path], tmp_path / "runs", 60) == []
-    published = nbformat.read(path, as_version=4)
-    assert publish.faults(published) == []
-    assert publish.source_hash(published) == before
-    assert json.loads((tmp_path / "outputs.lock.json").read_text()) == {
-        path.stem: before
-    }
-    assert set(published.metadata) == {"kernelspec", "language_info"}
-    assert "papermill" not in path.read_text() and str(tmp_path) not in path.read_text()
-    panel = outputs(published)[-1].data["text/html"]
-    assert "text scale" in panel and "7.5" in panel and ">Edit<" in panel
-    assert panel.count("data:image/png;base64,") == 1
-
-
-def test_a_faulty_run_is_not_written_back(tmp_path):
-    path = write_notebook(
-        tmp_path / "00_overview.ipynb", "import sys; sys.stderr.write('w')"
-    )
-    before = path.read_bytes()
-    problems = publish.publish([path], tmp_path / "runs", 60)
-    assert problems == ["00_overview: cell 5: text on standard error"]
-    assert path.read_bytes() == before and not (tmp_path / "outputs.lock.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("output", "fault"),
-    [
-        (new_output("stream", name="stderr", text="w"), "text on standard error"),
-        (new_output("error", ename="KeyError"), "KeyError on standard error"),
-        (new_output("stream", text="saved /home/ann/a.png"), "a machine's path"),
-        (new_output("stream", text="<A object at 0x7f31aa02>"), "an object's address"),
-        (new_output("stream", text="10%\r20%"), "progress-bar litter"),
-        (new_output("display_data", {"text/html": "<script>1</script>"}), "a script"),
-        (
-            new_output("display_data", {"text/html": '<img src="https://x.y">'}),
-            "a picture from the network",
-        ),
-        (
-            new_output("display_data", {"application/javascript": "1"}),
-            "live content (application/javascript)",
-        ),
-    ],
-)
-def test_an_output_that_may_not_be_committed_is_told(output, fault):
-    cell = new_code_cell("1", execution_count=1, outputs=[output])
-    assert publish.faults(new_notebook(cells=[cell])) == [f"cell 1: {fault}"]
-
-
-def test_order_and_size_are_told():
-    big = new_output("stream", text="x" * publish.LIMIT)
-    cells = [new_code_cell("1", execution_count=2, outputs=[big])]
-    assert publish.faults(new_notebook(cells=cells)) == [
-        "is not one run from top to bottom",
-        "is larger than 500 kB",
-    ]
-
-
-def test_relative_paths_links_and_pictures_are_no_faults():
-    data = {
-        "text/html": '<a href="https://a.b/home/c">x</a> data/tmp/a.json, and/or/var/x'
-    }
-    cell = new_code_cell("1", execution_count=1)
-    cell.outputs = [new_output("display_data", data)]
-    assert publish.faults(new_notebook(cells=[cell])) == []
-
-
-def test_a_still_shows_menus_and_escapes_text():
-    widgets = {
-        "box": {"model_name": "HBoxModel", "state": {"children": ["IPY_MODEL_a"]}},
-        "a": {
-            "model_name": "DropdownModel",
-            "state": {
-                "_options_labels": ["one", "<two>"],
-                "index": 1,
-                "description": "n",
-            },
-        },
-    }
-    assert "flex-direction:row" in still("box", widgets)
-    assert "&lt;two&gt;" in still("box", widgets)

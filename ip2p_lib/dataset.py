@@ -1,0 +1,150 @@
+"""Pairs on disk: numbered shards and a manifest (section 3.1.2).
+
+``manifest.json`` lists the shards of one run and is written last: without it a run is
+unfinished. ``read_shards`` reads a data set in order, ``PairDataset`` in any order, and
+both verify every byte. What a pair is, and how it lies in a tar file: see ``shards``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ip2p_lib.images import to_tensor
+from ip2p_lib.shards import (
+    Pair,
+    Problem,
+    index_shard,
+    read_pair,
+    read_shard,
+    write_bytes,
+    write_shard,
+)
+
+MANIFEST = "manifest.json"
+
+
+class DatasetError(ValueError):
+    """A data set is unfinished, or too much of it is damaged."""
+
+
+def stack(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
+    """Both pictures of B pairs of one size, each (B, 3, H, W) in [-1, 1]."""
+    return to_tensor([p.before for p in pairs]), to_tensor([p.after for p in pairs])
+
+
+def write_manifest(
+    folder: str | Path, shards: Sequence[dict[str, Any]], **facts: Any
+) -> Path:
+    """Declare a run finished: ``shards`` in order, ``facts`` such as its settings."""
+    total = sum(shard["pairs"] for shard in shards)
+    manifest = {"pairs": total, "shards": list(shards), **facts}
+    data = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
+    return write_bytes(Path(folder) / MANIFEST, data)
+
+
+def write_shards(
+    pairs: Iterable[Pair], folder: str | Path, *, shard_size: int = 1000, **facts: Any
+) -> Path:
+    """Write pairs as numbered shards, then the manifest, whose path is returned.
+
+    Args:
+        pairs: any number; ``shard_size`` of them are held at a time.
+        folder: made if missing.
+        shard_size: pairs in a shard.
+        facts: JSON values kept in the manifest, such as the settings of the run.
+    """
+    stream = iter(pairs)
+    shards: list[dict[str, Any]] = []
+    while chunk := list(itertools.islice(stream, shard_size)):
+        shards.append(write_shard(chunk, Path(folder) / f"pairs-{len(shards):05d}.tar"))
+    return write_manifest(folder, shards, **facts)
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read ``manifest.json``.
+
+    Raises:
+        FileNotFoundError: there is none, so no run has finished here.
+        DatasetError: it cannot be read.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no {MANIFEST}: it is no data set, or the run that writes "
+            "it has not finished. Check the path, or render again."
+        )
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DatasetError(f"{path} is damaged ({error}); render again.") from error
+    return manifest
+
+
+def read_shards(
+    folder: str | Path, *, problems: list[Problem] | None = None, max_bad: float = 0.05
+) -> Iterator[Pair]:
+    """Read every pair, verified, in the order written.
+
+    Args:
+        folder: as written by ``write_shards``.
+        problems: a list that collects the pairs that cannot be used; without it, the
+            first one stops the reading.
+        max_bad: share of the pairs that may be unusable.
+
+    Raises:
+        FileNotFoundError: no finished data set.
+        DatasetError: a pair cannot be used, or more than ``max_bad`` of them cannot.
+    """
+    manifest = read_manifest(folder)
+    allowed = 0 if problems is None else max_bad * manifest["pairs"]
+    found: list[Problem] = [] if problems is None else problems
+    for shard in manifest["shards"]:
+        for item in read_shard(Path(folder) / shard["name"], shard["pairs"]):
+            if isinstance(item, Pair):
+                yield item
+                continue
+            found.append(item)
+            if len(found) > allowed:
+                raise DatasetError(
+                    f"{len(found)} of {manifest['pairs']} pairs in {folder} cannot be "
+                    f"used; the last is {item}. Copy the data set again, or pass "
+                    "problems=[] and a higher max_bad to go on without them."
+                )
+
+
+class PairDataset(Dataset[Pair]):
+    """Random access to the verified pairs of a data set, for a ``DataLoader``.
+
+    Use ``collate_fn=list`` (or a function of a list of pairs, such as ``stack``).
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Index the shards; errors as ``read_shards``."""
+        manifest = read_manifest(folder)
+        paths = [Path(folder) / shard["name"] for shard in manifest["shards"]]
+        self._rows = [
+            (p, key, spans) for p in paths for key, spans in index_shard(p).items()
+        ]
+        if len(self._rows) != manifest["pairs"]:
+            raise DatasetError(
+                f"{folder} should hold {manifest['pairs']} pairs but {len(self._rows)} "
+                "are there: a shard is cut short or absent. Copy the data set again."
+            )
+
+    def __len__(self) -> int:
+        """Count the pairs."""
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Pair:
+        """Read and verify one pair; a damaged one raises DatasetError."""
+        pair = read_pair(*self._rows[index])
+        if isinstance(pair, Problem):
+            raise DatasetError(f"{pair}. Copy the data set again.")
+        return pair

@@ -1,0 +1,186 @@
+"""Trains the miniature editor on its own pairs and measures it on held-out scenes.
+
+    python -m ip2p_lib.miniature.make_editor --out data
+
+writes ``models/miniature-ip2p/unet``, a sample of the pairs and
+``results/miniature-editor.json``. Budgets are wall time on one GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ip2p_lib import training
+from ip2p_lib.backbone import Backbone, load_backbone
+from ip2p_lib.config import DATA, HELD_OUT, Scale, preset
+from ip2p_lib.dataset import write_shards
+from ip2p_lib.editing import Editor, load_editor
+from ip2p_lib.evaluation import Examples, sweep, write_results
+from ip2p_lib.filtering import ClipScorer, load_clip
+from ip2p_lib.language_model import load_language_model
+from ip2p_lib.latents import Latents, store_latents
+from ip2p_lib.miniature import models
+from ip2p_lib.miniature.corpus import build_corpus
+from ip2p_lib.miniature.make_pairs import KeptPairs, render_kept, world_captions, write
+from ip2p_lib.miniature.render import render_codes
+from ip2p_lib.surgery import widen_conv_in
+
+SAMPLE = 256  # pairs shipped for readers
+_TRAINING = {"batch_size": 1024, "learning_rate": 6e-4, "warmup": 100}
+_EMA = 0.998  # a run of a few thousand steps forgets its start with this
+
+
+def make_pairs(
+    backbone: Backbone, clip: ClipScorer, scale: Scale, args: argparse.Namespace
+) -> tuple[KeptPairs, dict[str, Any]]:
+    """Section 3.1: write, render, filter. Returns the pairs and what became of all."""
+    writer = load_language_model(scale.language_model)
+    start = time.monotonic()
+    triplets, outcomes = write(
+        writer,
+        world_captions(0, args.captions),
+        batch_size=args.batch,
+        seconds=args.write_seconds,
+    )
+    wrote = time.monotonic() - start
+    print(f"{len(triplets)} triplets in {wrote:.0f} s: {outcomes}", flush=True)
+    start = time.monotonic()
+    kept = render_kept(
+        backbone,
+        clip,
+        triplets,
+        scale,
+        batch_size=args.batch,
+        seconds=args.render_seconds,
+    )
+    rendered = time.monotonic() - start
+    print(f"kept {len(kept)} of {kept.rendered} in {rendered:.0f} s", flush=True)
+    return kept, {
+        "triplets": outcomes,
+        "rendered": kept.rendered,
+        "kept": len(kept),
+        "render_seconds": round(rendered, 1),
+    }
+
+
+def train_editor(
+    backbone: Backbone, latents: Latents, scale: Scale, seconds: float
+) -> tuple[Any, list[float]]:
+    """Sections 3.2 and 3.2.1: widen the U-Net and train it until the time is up.
+
+    Returns:
+        The averaged 8-channel U-Net in float32, and the loss of every 20th step.
+    """
+    unet = widen_conv_in(backbone.unet).float()
+    gpu = backbone.device.type == "cuda"
+    if gpu:
+        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        unet.compile(dynamic=False)
+    settings = replace(scale.training, steps=10**9, ema_decay=_EMA, **_TRAINING)
+    state = training.start(unet.requires_grad_(True), settings)
+    autocast = torch.bfloat16 if gpu else None
+    schedule = backbone.schedule.to(backbone.device)
+    steps = training.train(
+        state, latents, schedule, settings, run_seed=0, autocast=autocast
+    )
+    losses = list(_until(steps, seconds))
+    state.check()
+    state.ema.copy_to(unet)
+    return unet.to(memory_format=torch.contiguous_format), losses
+
+
+def _until(steps: Iterator[training.TrainStep], seconds: float) -> Iterator[float]:
+    """The loss of every 20th step, until the time is up."""
+    start = shown = time.monotonic()
+    for step in steps:
+        if step.step % 20:
+            continue
+        yield float(step.loss)
+        now = time.monotonic()
+        if now - shown > 10:
+            print(f"editor {now - start:.0f} s step {step.step}", flush=True)
+            shown = now
+        if now - start > seconds:
+            return
+
+
+def held_out_examples(n: int, device: torch.device) -> Examples:
+    """``n`` held-out scenes and edits in held-out phrasings, with the exact answers."""
+    corpus = build_corpus(HELD_OUT, n, wording="held-out")
+    pictures = [
+        torch.cat([render_codes(part.to(device)) for part in codes.split(128)])
+        for codes in (corpus.before, corpus.after)
+    ]
+    return Examples(
+        pictures[0],
+        corpus.instructions,
+        corpus.captions,
+        corpus.edited_captions,
+        pictures[1],
+    )
+
+
+def measure(editor: Editor, clip: ClipScorer, n: int) -> list[dict[str, Any]]:
+    """The similarity curve on held-out edits, for several text scales."""
+    examples = held_out_examples(n, editor.backbone.device)
+    rows = []
+    for text_scale in (2.0, 4.0):
+        found = sweep(
+            editor, clip, [examples], (1.0, 1.5, 2.0), text_scale=text_scale
+        )
+        rows += [{"text_scale": text_scale, **row} for row in found]
+    return rows
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train the miniature editor.")
+    parser.add_argument("--out", type=Path, default=DATA)
+    parser.add_argument("--captions", type=int, default=24_000)
+    parser.add_argument("--batch", type=int, default=256, help="candidates at once")
+    parser.add_argument("--write-seconds", type=float, default=60)
+    parser.add_argument("--render-seconds", type=float, default=150)
+    parser.add_argument("--train-seconds", type=float, default=240)
+    parser.add_argument("--samples", type=int, default=512, help="held-out edits")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make the pairs, train the editor, measure it."""
+    args, scale, began = _arguments(), preset("miniature"), time.monotonic()
+    device = models.pick_device()
+    clip = load_clip(scale.clip, device=device)
+    backbone = load_backbone(scale.backbone, device=device)
+    kept, facts = make_pairs(backbone, clip, scale, args)
+    every = max(1, len(kept) // SAMPLE)
+    sample = kept.pairs(range(0, len(kept), every)[:SAMPLE], scale.rendering.steps)
+    write_shards(sample, args.out / "pairs" / "sample", **facts)
+    instructions = [candidate.triplet.instruction for candidate in kept.candidates]
+    latents = store_latents(backbone, kept.batches(), instructions)
+    del kept
+    print(f"latents stored after {time.monotonic() - began:.0f} s", flush=True)
+    unet, losses = train_editor(backbone, latents, scale, args.train_seconds)
+    models.save_half(unet, args.out / "models" / "miniature-ip2p" / "unet")
+    editor = load_editor("miniature", device)
+    rows = measure(editor, clip, args.samples)
+    for row in rows:
+        print(row, flush=True)
+    facts |= {"training_steps": 20 * len(losses), "losses": losses}
+    write_results(
+        args.out / "results" / "miniature-editor.json",
+        rows,
+        seed=0,
+        seconds=round(time.monotonic() - began, 1),
+        device=device,
+        **facts,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The average follows the released recursion and can be put into a U-Net."""
+
+import pytest
+import torch
+from torch import nn
+
+from ip2p_lib.ema import EMA, named_weights
+
+
+def test_the_average_is_the_released_recursion():
+    layer, decay = nn.Linear(3, 2), 0.5
+    ema = EMA(layer, decay)
+    expected = layer.weight.detach().double().clone()
+    for n in range(1, 12):
+        with torch.no_grad():
+            layer.weight.add_(0.1 * n)
+        ema.update(layer)
+        d = min(decay, (1 + n) / (10 + n))
+        expected = d * expected + (1 - d) * layer.weight.detach().double()
+    assert ema.updates == 11
+    assert torch.allclose(ema.weights["weight"].double(), expected, atol=1e-6)
+
+
+def test_the_average_does_not_move_with_the_weights():
+    layer = nn.Linear(3, 2)
+    ema, before = EMA(layer, 0.9), layer.weight.detach().clone()
+    with torch.no_grad():
+        layer.weight.zero_()
+    assert torch.equal(ema.weights["weight"], before)
+    ema.copy_to(layer)
+    assert torch.equal(layer.weight, before)
+
+
+def test_wrappers_do_not_change_the_names():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module = nn.Linear(3, 2)
+
+    compiled = torch.compile(nn.Linear(3, 2), backend="eager")
+    for wrapped in (Wrapped(), compiled):
+        assert named_weights(wrapped).keys() == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 9.999])
+def test_a_decay_that_never_settles_is_refused(decay):
+    with pytest.raises(ValueError, match="ema_decay"):
+        EMA(nn.Linear(1, 1), decay)

@@ -1,0 +1,167 @@
+"""The measurements say what their names say, and results carry their provenance."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ip2p_lib.config import Editing
+from ip2p_lib.dataset import Pair
+from ip2p_lib.editing import Editor
+from ip2p_lib.evaluation import (
+    Examples,
+    bounds,
+    examples_of,
+    measure,
+    summarise,
+    sweep,
+    sweep_sdedit,
+    write_results,
+)
+from ip2p_lib.filtering import load_clip, score_pairs
+from ip2p_lib.surgery import widen_conv_in
+
+PICTURES = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+EXAMPLES = Examples(
+    before=PICTURES[:3],
+    instructions=["make it a dog", "turn the horse", "a house"],
+    captions=["a photo of a cat", "the horse", "a tree"],
+    edited_captions=["a photo of a dog", "a horse in the river", "a house"],
+    truth=PICTURES[3:6],
+)
+PARTS = [
+    Examples(*(getattr(EXAMPLES, name)[rows] for name in vars(EXAMPLES)))
+    for rows in (slice(0, 2), slice(2, 3))
+]
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip_folder):
+    return load_clip(tiny_clip_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def editor(tiny_backbone):
+    unet = widen_conv_in(tiny_backbone.unet).eval()
+    return Editor(replace(tiny_backbone, unet=unet), Editing(steps=2), 64)
+
+
+def test_the_similarities_are_those_of_the_filter(clip):
+    edits = PICTURES[6:9]
+    columns = measure(clip, EXAMPLES, edits)
+    scores = score_pairs(
+        clip, EXAMPLES.before, edits, EXAMPLES.captions, EXAMPLES.edited_captions
+    )
+    assert torch.allclose(columns["image_similarity"], scores.image)
+    assert torch.allclose(columns["directional_similarity"], scores.direction)
+    assert torch.allclose(columns["target_similarity"], scores.after)
+    embedded = (clip.embed_images(edits), clip.embed_texts(EXAMPLES.captions))
+    to_source = (embedded[0] * embedded[1]).sum(1)
+    assert torch.allclose(columns["source_similarity"], to_source, atol=1e-6)
+    nearer = scores.after > to_source
+    assert columns["nearer_target"].tolist() == nearer.float().tolist()
+
+
+def test_distances_are_shares_of_the_range():
+    black, white = torch.full((1, 3, 8, 8), -1.0), torch.ones(1, 3, 8, 8)
+    texts = (["a"], ["b"], ["c"])
+    example = Examples(black, *texts, truth=white)
+
+    class Blind:
+        def embed_images(self, images):
+            return torch.ones(len(images), 2)
+
+        def embed_texts(self, texts):
+            return torch.ones(len(texts), 2)
+
+        device = torch.device("cpu")
+
+    columns = measure(Blind(), example, (black + white) / 2)
+    assert columns["l1_source"].item() == columns["l1_truth"].item() == 0.5
+    assert columns["l1_untouched"].item() == 1.0
+
+
+def test_without_a_truth_there_is_no_distance_to_it(clip):
+    columns = measure(clip, replace(EXAMPLES, truth=None), PICTURES[6:9])
+    assert not {"l1_truth", "l1_untouched"} & columns.keys()
+
+
+def test_a_row_holds_the_means(clip):
+    columns = measure(clip, EXAMPLES, PICTURES[6:9])
+    row = summarise(columns)
+    assert row["samples"] == 3
+    for name, column in columns.items():
+        assert math.isclose(row[name], sum(column.tolist()) / 3, abs_tol=1e-6)
+
+
+def test_a_sweep_edits_at_every_scale_whatever_the_batches(clip, editor):
+    rows = sweep(editor, clip, [EXAMPLES], (1.0, 2.0), text_scale=3.0, seed=4)
+    parts = sweep(editor, clip, iter(PARTS), (1.0, 2.0), text_scale=3.0, seed=4)
+    assert [row["image_scale"] for row in rows] == [1.0, 2.0]
+    assert [row["method"] for row in rows] == ["InstructPix2Pix"] * 2
+    for row, part in zip(rows, parts, strict=True):
+        assert part.pop("method") == row.pop("method")
+        assert row == pytest.approx(part, abs=1e-3)
+    edits = editor.edit_tensors(
+        EXAMPLES.before,
+        EXAMPLES.instructions,
+        image_scale=2.0,
+        text_scale=3.0,
+        seed=[4, 5, 6],
+    )
+    expected = summarise(measure(clip, EXAMPLES, edits))
+    assert rows[1] == pytest.approx({"image_scale": 2.0, **expected}, abs=1e-6)
+
+
+def test_copying_is_perfectly_consistent_and_edits_nothing(clip, tiny_backbone):
+    copied, ignored = bounds(tiny_backbone, clip, PARTS, cfg_scale=3.0, steps=2)
+    assert copied["method"] == "copy the input"
+    assert copied["image_similarity"] == pytest.approx(1.0, abs=1e-6)
+    assert copied["directional_similarity"] == copied["l1_source"] == 0.0
+    assert copied["l1_truth"] == copied["l1_untouched"] > 0
+    assert ignored["method"] == "ignore the input"
+    assert ignored["image_similarity"] < 1.0 and ignored["l1_source"] > 0.05
+
+
+def test_sdedit_is_swept_along_its_strength(clip, tiny_backbone):
+    rows = sweep_sdedit(
+        tiny_backbone, clip, [EXAMPLES], (0.5, 1.0), cfg_scale=3.0, steps=2
+    )
+    assert [(row["method"], row["strength"]) for row in rows] == [
+        ("SDEdit", 0.5),
+        ("SDEdit", 1.0),
+    ]
+
+
+def test_pairs_become_examples():
+    images = [Image.fromarray(np.full((8, 8, 3), v, np.uint8)) for v in (0, 255)]
+    pair = Pair("k", *images, "a cat", "make it a dog", "a dog", 1, 0.5, 7.5, 25)
+    examples = examples_of([pair, pair], exact=True)
+    assert len(examples) == 2 and examples.instructions == ["make it a dog"] * 2
+    assert examples.before.unique().item() == -1 and examples.truth.unique().item() == 1
+    assert examples_of([pair]).truth is None
+
+
+def test_results_say_where_they_come_from(tmp_path):
+    path = write_results(
+        tmp_path / "new" / "curve.json",
+        [{"method": "SDEdit", "l1_source": 0.25}],
+        seed=3,
+        seconds=1.5,
+        text_scale=7.5,
+    )
+    result = json.loads(path.read_text())
+    assert result["rows"] == [{"method": "SDEdit", "l1_source": 0.25}]
+    assert (result["seed"], result["seconds"], result["text_scale"]) == (3, 1.5, 7.5)
+    assert result["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert result["commit"] and result["device"] and result["date"].endswith("+00:00")
+
+
+def test_a_table_with_a_hole_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_results(tmp_path / "a.json", [{"l1": math.nan}], seed=0, seconds=0.0)
+    assert list(tmp_path.iterdir()) == []

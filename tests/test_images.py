@@ -1,0 +1,281 @@
+"""Pictures survive the way in and out, and bad ones are named."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ip2p_lib import draws
+from ip2p_lib.images import (
+    ImageError,
+    crop_and_flip,
+    fit,
+    load,
+    to_pil,
+    to_tensor,
+)
+
+FORMATS = ["png", "jpeg", "webp", "bmp", "tiff", "gif"]
+
+
+def picture(width=6, height=4):
+    """Every pixel of its own colour, top left dark."""
+    y, x = np.mgrid[0:height, 0:width]
+    channels = [255 * x // max(width - 1, 1), 255 * y // max(height - 1, 1), x + y]
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_allowed_format_is_read(tmp_path, suffix):
+    path = tmp_path / f"picture.{suffix}"
+    Image.new("RGB", (40, 30), (200, 30, 60)).save(path)
+    for source in (path, str(path)):
+        image = load(source)
+        assert image.mode == "RGB" and image.size == (40, 30)
+        assert np.abs(pixels(image) - (200, 30, 60)).max() <= 4
+
+
+def test_other_formats_are_refused(tmp_path):
+    path = tmp_path / "picture.ppm"
+    picture().save(path)
+    with pytest.raises(ImageError, match=r"picture.ppm is not a picture of a known"):
+        load(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_turned_upright(tmp_path, orientation):
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    upright = picture()
+    stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "photo.png", exif=exif)
+    assert np.array_equal(load(tmp_path / "photo.png"), upright)
+
+
+def test_transparency_is_shown_on_white(tmp_path):
+    image = picture().convert("RGBA")
+    image.putalpha(Image.new("L", image.size, 0))
+    image.save(tmp_path / "clear.png")
+    assert (pixels(load(tmp_path / "clear.png")) == 255).all()
+    image.putalpha(Image.new("L", image.size, 255))
+    assert np.array_equal(load(image), picture())
+
+
+def test_a_transparent_palette_is_shown_on_white(tmp_path):
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.save(tmp_path / "palette.gif", transparency=0)
+    assert (pixels(load(tmp_path / "palette.gif")) == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "1", "RGBA"])
+def test_every_mode_becomes_rgb(mode):
+    image = Image.new("RGB", (4, 4), "white").convert(mode)
+    assert load(image).mode == "RGB" and (pixels(load(image)) == 255).all()
+
+
+def test_sixteen_bits_become_eight_and_not_white(tmp_path):
+    grey = np.array([[0, 257 * 100, 257 * 200 - 1, 65535]], dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    assert pixels(load(tmp_path / "deep.png"))[0, :, 0].tolist() == [0, 100, 199, 255]
+
+
+def test_an_opened_picture_is_not_changed():
+    image = picture().convert("L")
+    load(image)
+    assert image.mode == "L"
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no picture at .*nothing.png"):
+        load(tmp_path / "nothing.png")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a picture at all", b"\x89PNG\r\n\x1a\n"]
+)
+def test_something_else_is_named(tmp_path, content):
+    (tmp_path / "text.png").write_bytes(content)
+    with pytest.raises(ImageError, match=r"text.png (is not a picture|cannot be read)"):
+        load(tmp_path / "text.png")
+
+
+def test_a_folder_is_named(tmp_path):
+    with pytest.raises(ImageError, match="cannot be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpeg", "webp"])
+def test_a_damaged_file_is_named(tmp_path, suffix):
+    path = tmp_path / f"half.{suffix}"
+    noise = draws.integers(1, torch.arange(64), 256, (64, 3)).to(torch.uint8)
+    Image.fromarray(noise.numpy()).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ImageError, match=rf"half.{suffix} (cannot be read|is not a)"):
+        load(path)
+
+
+@pytest.mark.parametrize("limit", [1000, 2000])  # beyond, and far beyond, the limit
+def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch, limit):
+    Image.new("RGB", (50, 50)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(ImageError, match=r"bomb.png has too many pixels"):
+        load(tmp_path / "bomb.png")
+
+
+def test_all_256_values_survive_the_round_trip():
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(np.stack([values, values.T, 255 - values], axis=-1))
+    x = to_tensor(image)
+    assert x.shape == (1, 3, 16, 16) and x.dtype == torch.float32
+    assert x.min() == -1 and x.max() == 1
+    assert np.array_equal(to_pil(x)[0], image)
+
+
+def test_rows_channels_and_columns_are_where_they_belong():
+    image = picture()
+    x = to_tensor([image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)])
+    assert x.shape == (2, 3, 4, 6)
+    assert x[0, 0, 0].tolist() == sorted(x[0, 0, 0].tolist())  # red grows rightward
+    assert x[0, 1, :, 0].tolist() == sorted(x[0, 1, :, 0].tolist())  # green downward
+    assert torch.equal(x[1], x[0].flip(-1))
+    assert [i.size for i in to_pil(x)] == [(6, 4), (6, 4)]
+
+
+def test_values_beyond_the_range_are_clamped():
+    x = torch.tensor([-7.0, 7.0, 0.0])[:, None, None].expand(3, 2, 2)
+    assert pixels(to_pil(x)[0])[0, 0].tolist() == [0, 255, 128]
+
+
+def test_half_precision_and_gradients_are_no_obstacle():
+    x = torch.zeros(1, 3, 8, 8, dtype=torch.bfloat16, requires_grad=True)
+    assert pixels(to_pil(x)[0]).max() == 128
+
+
+def test_a_batch_of_different_sizes_is_refused():
+    with pytest.raises(ImageError, match=r"one size, not \[\(4, 6\), \(6, 4\)\]"):
+        to_tensor([picture(6, 4), picture(4, 6)])
+    with pytest.raises(ImageError, match="one size"):
+        to_tensor([])
+
+
+def test_nan_is_not_shown_as_black():
+    with pytest.raises(ImageError, match="holds NaN"):
+        to_pil(torch.full((1, 3, 2, 2), math.nan))
+
+
+def test_another_shape_is_refused():
+    with pytest.raises(ImageError, match=r"shape \(B, 3, H, W\), not \(1, 4, 2, 2\)"):
+        to_pil(torch.zeros(1, 4, 2, 2))
+
+
+SIZES = [
+    (512, 512),
+    (640, 480),
+    (480, 640),
+    (100, 37),
+    (4000, 3000),
+    (513, 511),
+    (7, 5),
+]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("resolution", "multiple"), [(512, 64), (512, 8), (128, 8)])
+def test_fit_gives_the_released_codes_size(size, resolution, multiple):
+    width, height = size
+    factor = resolution / max(size)
+    scaled = math.ceil(min(size) * factor / multiple - 1e-9) * multiple
+    factor = scaled / min(size)
+    expected = tuple(int(side * factor / multiple + 1e-9) * multiple for side in size)
+    fitted = fit(Image.new("RGB", size), resolution, multiple)
+    assert fitted.size == expected
+    assert (fitted.width >= fitted.height) == (width >= height)
+
+
+@pytest.mark.parametrize("side", range(1, 700, 7))
+def test_a_square_stays_a_square_of_the_resolution(side):
+    """In floats, some sides would lose one multiple."""
+    assert fit(Image.new("RGB", (side, side)), 512, 64).size == (512, 512)
+
+
+def test_fit_keeps_the_aspect_and_the_content():
+    image = picture(300, 200)
+    fitted = fit(image, 128)
+    assert abs(fitted.width / fitted.height - 1.5) < 0.1
+    reference = image.resize(fitted.size, Image.Resampling.LANCZOS)
+    assert np.abs(pixels(fitted) - pixels(reference)).mean() < 4
+
+
+def test_a_picture_of_the_right_size_is_returned_as_it_is():
+    image = picture(128, 64)
+    assert np.array_equal(fit(image, 128), image)
+
+
+def test_a_thin_picture_is_refused():
+    assert fit(Image.new("RGB", (1600, 100)), 128).size == (128, 8)
+    with pytest.raises(ImageError, match=r"1700 x 100 is too thin.*at most 16 : 1"):
+        fit(Image.new("RGB", (1700, 100)), 128)
+
+
+def test_a_resolution_below_one_latent_is_refused():
+    with pytest.raises(ValueError, match="resolution 4 is below the multiple 8"):
+        fit(picture(), 4)
+
+
+BEFORE = torch.arange(2 * 3 * 10 * 14).float().reshape(2, 3, 10, 14)
+
+
+def test_both_pictures_of_a_pair_are_cut_and_mirrored_alike():
+    u = draws.uniform(draws.key("crop"), torch.arange(2), (3,))
+    before, after = crop_and_flip(BEFORE, -BEFORE, 8, u=u)
+    assert before.shape == (2, 3, 8, 8)
+    assert torch.equal(after, -before)
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.49, 0.5, 0.99])
+@pytest.mark.parametrize(("u_top", "top"), [(0.0, 0), (0.34, 1), (0.999, 2)])
+@pytest.mark.parametrize(("u_left", "left"), [(0.0, 0), (0.5, 3), (0.999, 6)])
+def test_the_numbers_choose_top_left_and_flip(u_top, top, u_left, left, flip):
+    u = torch.tensor([[u_top, u_left, flip], [0.0, 0.0, 0.9]])
+    cut, _ = crop_and_flip(BEFORE, BEFORE, 8, u=u)
+    expected = BEFORE[0, :, top : top + 8, left : left + 8]
+    assert torch.equal(cut[0], expected.flip(-1) if flip < 0.5 else expected)
+    assert torch.equal(cut[1], BEFORE[1, :, :8, :8])
+
+
+def test_every_place_is_cut_equally_often():
+    n = 6000
+    u = draws.uniform(draws.key("crop"), torch.arange(n), (3,))
+    places = torch.arange(12.0).reshape(1, 1, 3, 4).expand(n, 3, 3, 4)
+    cut, _ = crop_and_flip(places, places, 1, u=u)
+    counts = cut[:, 0].flatten().long().bincount(minlength=12)
+    assert ((counts - n / 12).abs() < 4 * math.sqrt(n / 12)).all()
+
+
+@pytest.mark.parametrize(
+    "other", [torch.zeros(2, 3, 10, 13), torch.zeros(1, 3, 10, 14)]
+)
+def test_pictures_of_a_pair_have_one_shape(other):
+    with pytest.raises(ImageError, match="Cannot cut 8 x 8"):
+        crop_and_flip(BEFORE, other, 8, u=torch.zeros(2, 3))
+
+
+def test_a_square_larger_than_the_picture_is_refused():
+    with pytest.raises(ImageError, match="Cannot cut 12 x 12"):
+        crop_and_flip(BEFORE, BEFORE, 12, u=torch.zeros(2, 3))

@@ -1,0 +1,110 @@
+"""Stored latents equal the encoders' output, and steps meet every example once."""
+
+import pytest
+import torch
+
+from ip2p_lib.latents import select, store_latents, visits_of_step
+
+INSTRUCTIONS = [
+    "make it a cat",
+    "turn the dog",
+    "turn the dog",
+    "make it a cat",
+    "turn",
+]
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return (
+        torch.rand(2, 5, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    )
+
+
+@pytest.fixture(scope="module")
+def latents(tiny_backbone, pictures):
+    before, after = pictures
+    batches = [(before[:2], after[:2]), (before[2:], after[2:])]
+    return store_latents(tiny_backbone, batches, INSTRUCTIONS, dtype=torch.float32)
+
+
+def test_what_is_stored_is_what_the_encoders_say_of_both_flips(
+    tiny_backbone, pictures, latents
+):
+    before, after = pictures
+    mean, logvar = tiny_backbone.encode_moments(after)
+    mirrored = tiny_backbone.encode_moments(after.flip(-1))[0]
+    assert torch.allclose(latents.target_mean[:, 0], mean, atol=1e-5)
+    assert torch.allclose(latents.target_logvar[:, 0], logvar, atol=1e-5)
+    assert torch.allclose(latents.target_mean[:, 1], mirrored, atol=1e-5)
+    assert torch.allclose(
+        latents.condition[:, 0], tiny_backbone.encode(before), atol=1e-5
+    )
+    assert not torch.allclose(mirrored, mean.flip(-1), atol=1e-3), (
+        "flipping latents would have been good enough"
+    )
+    assert len(latents) == 5 and latents.scaling == tiny_backbone.scaling
+
+
+def test_each_instruction_is_encoded_once(tiny_backbone, latents):
+    assert len(latents.text) == 3
+    text = latents.text[latents.instruction]
+    assert torch.allclose(text, tiny_backbone.encode_text(INSTRUCTIONS), atol=1e-5)
+
+
+def test_every_pair_needs_an_instruction(tiny_backbone, pictures):
+    with pytest.raises(ValueError, match="5 pairs came with 4 instructions"):
+        store_latents(tiny_backbone, [tuple(pictures)], INSTRUCTIONS[:4], flips=False)
+
+
+@pytest.mark.parametrize(("n", "batch"), [(10, 4), (10, 10), (3, 7), (7, 1)])
+def test_every_epoch_meets_every_example_once_in_another_order(n, batch):
+    steps = [visits_of_step(1, step, batch, n) for step in range(2 * n)]
+    visits = torch.cat(steps)
+    assert {len(v) for v in steps} == {batch}
+    assert len(visits.unique()) == len(visits), "a visit happened twice"
+    epochs = (visits[: 2 * n] % n).reshape(2, n)
+    assert torch.equal(epochs.sort(1).values, torch.arange(n).expand(2, n))
+    assert n == 3 or not torch.equal(epochs[0], epochs[1])
+
+
+def test_a_step_is_known_without_the_steps_before_it():
+    straight = [visits_of_step(1, step, 4, 10) for step in range(50)]
+    assert torch.equal(visits_of_step(1, 37, 4, 10), straight[37])
+    assert not torch.equal(visits_of_step(2, 37, 4, 10), straight[37])
+
+
+def test_a_batch_gathers_matching_rows_and_the_same_flip_everywhere(latents):
+    visits = torch.arange(200)
+    batch = select(latents, visits, run_seed=1, step=0, device="cpu")
+    rows = visits % 5
+    flipped = (batch.condition != latents.condition[rows, 0]).flatten(1).any(1).long()
+    for name in ("condition", "target_mean", "target_logvar"):
+        assert torch.equal(getattr(batch, name), getattr(latents, name)[rows, flipped])
+    assert 60 < flipped.sum() < 140, "flips are not even"
+    assert torch.equal(batch.text, latents.text[latents.instruction[rows]])
+
+
+def test_part_of_a_batch_is_the_same_examples_and_flips(latents):
+    visits = visits_of_step(3, 2, 8, 5)
+    whole = select(latents, visits, run_seed=3, step=2, device="cpu")
+    part = select(latents, visits[5:], run_seed=3, step=2, device="cpu")
+    assert torch.equal(whole.target_mean[5:], part.target_mean)
+
+
+def test_token_ids_are_encoded_when_a_batch_is_made(tiny_backbone, latents):
+    from dataclasses import replace
+
+    ids = tiny_backbone.tokenize(["make it a cat", "turn the dog", "turn"])
+
+    def encode(tokens):
+        return tiny_backbone.text_encoder(tokens).last_hidden_state
+
+    stored = {"run_seed": 1, "step": 0, "device": "cpu"}
+    by_ids = select(
+        replace(latents, text=ids), torch.arange(5), encode=encode, **stored
+    )
+    assert torch.allclose(
+        by_ids.text, select(latents, torch.arange(5), **stored).text, atol=1e-5
+    )
+    assert not by_ids.text.requires_grad

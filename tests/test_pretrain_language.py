@@ -1,0 +1,124 @@
+"""The miniature language model's training, and the set written by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ip2p_lib.language_model import LanguageModel, load_language_model
+from ip2p_lib.language_tuning import encode
+from ip2p_lib.miniature import pretrain_language
+from ip2p_lib.miniature.fitting import Budget
+from ip2p_lib.miniature.parsing import count_changes, read_caption
+from ip2p_lib.miniature.pretrain_language import grammar_triplets
+from ip2p_lib.triplets import read_jsonl, to_completion, to_prompt
+
+
+@pytest.fixture(scope="module")
+def grammar():
+    return grammar_triplets(0, 300)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(grammar):
+    texts = [to_prompt(t.caption) + to_completion(t) for t in grammar]
+    return pretrain_language.train_tokenizer(texts)
+
+
+@pytest.fixture
+def model(tokenizer):
+    return pretrain_language.new_model(len(tokenizer), width=36, layers=1)
+
+
+def test_grammar_triplets_are_of_both_languages_and_change_one_thing(grammar) -> None:
+    assert {t.language for t in grammar} == {"en", "zh"}
+    assert len(grammar) > 290
+    for triplet in grammar:
+        before = read_caption(triplet.caption)
+        after = read_caption(triplet.edited_caption)
+        assert count_changes(before, after) == 1, triplet
+
+
+@pytest.mark.parametrize(
+    "text", ["a cat", "  two  spaces \n##\n\nEND", "把猫换成狗", "naïve 🌹 \u200b $"]
+)
+def test_any_text_survives_the_tokenizer(tokenizer, text: str) -> None:
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+    assert tokenizer.eos_token_id not in ids
+
+
+def test_pretraining_learns_and_goes_on_where_it_stopped(
+    model, tokenizer, grammar, tmp_path
+) -> None:
+    rows = encode(tokenizer, grammar)
+
+    def train(seconds: float, learner) -> list:
+        budget = Budget(seconds, learning_rate=3e-3, warmup=5)
+        work = tmp_path / "work"
+        return list(pretrain_language.pretrain(learner, *rows, budget, work))
+
+    first = train(1.0, model)
+    fresh = pretrain_language.new_model(len(tokenizer), width=36, layers=1)
+    second = train(2.0, fresh)
+    assert second[0].step == first[-1].step + 1
+    assert second[-1].loss < first[0].loss - 1
+
+
+def test_a_saved_model_is_read_by_the_stock_classes(model, tokenizer, tmp_path) -> None:
+    pretrain_language.save(model, tokenizer, tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path).float().eval()
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    text = "a cat at night\n##\n把猫换成狗"
+    assert read(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert read.pad_token_id == stock.config.eos_token_id == 0
+    tokens = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        ours, theirs = model.eval()(tokens).logits, stock(tokens).logits
+    assert torch.allclose(ours, theirs, atol=2e-3)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"model.safetensors", "vocab.json", "merges.txt"} <= names
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "gpt2"
+
+
+def test_the_measure_tells_a_bad_model(model, tokenizer) -> None:
+    found = pretrain_language.measure(LanguageModel(model.eval(), tokenizer), n=4)
+    assert found["captions"] == 4
+    assert found["parsed"] == found["one_change"] == 0.0
+
+
+def test_the_shipped_model_changes_one_thing_at_a_time() -> None:
+    found = pretrain_language.measure(
+        load_language_model(pretrain_language.MODELS / "miniature-lm"), n=100
+    )
+    assert found["parsed"] >= 0.95
+    assert found["one_change"] >= 0.9
+
+
+def test_the_hand_written_set_is_in_the_miniatures_words() -> None:
+    written = read_jsonl(pretrain_language.WRITTEN)
+    assert len(written) >= 120
+    assert len({t.instruction for t in written}) == len(written)
+    assert len({(t.caption, t.edited_caption) for t in written}) == len(written)
+    chinese = sum(t.language == "zh" for t in written) / len(written)
+    assert 0.1 < chinese < 0.2
+    for triplet in written:
+        before = read_caption(triplet.caption)
+        after = read_caption(triplet.edited_caption)
+        assert not before.rest + after.rest, triplet
+        assert count_changes(before, after) == 1, triplet
+
+
+def test_the_hand_written_set_asks_in_its_own_words() -> None:
+    """Not a phrasing of the grammar, trained on or held out, and no long texts."""
+    grammar = {
+        t.instruction
+        for wording in ("train", "held-out")
+        for t in grammar_triplets(0, 3000, wording)
+    }
+    written = read_jsonl(pretrain_language.WRITTEN)
+    assert sum(t.instruction in grammar for t in written) <= 0.05 * len(written)
+    assert max(len(t.instruction) for t in written) < 77

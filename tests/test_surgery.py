@@ -1,0 +1,112 @@
+"""Before training, the widened U-Net is the text-to-image U-Net, bit for bit."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from ip2p_lib import draws
+from ip2p_lib.surgery import widen_conv_in
+
+
+def random(name, *shape, dtype=torch.float32):
+    ids = torch.arange(shape[0])
+    return draws.normal(draws.key("surgery", name), ids, shape[1:]).to(dtype)
+
+
+@pytest.fixture
+def unet(tiny_backbone):
+    # A copy, since weights read from a file may lie unaligned in memory, and then the
+    # CPU sums the same products in another order than for the widened copy. Its bias
+    # is large, so that a forgotten bias could not hide.
+    unet = copy.deepcopy(tiny_backbone.unet)
+    torch.nn.init.constant_(unet.conv_in.bias, 0.7)
+    return unet
+
+
+@torch.no_grad()
+def predict(unet, x, scale=1.0, dtype=torch.float32):
+    text, t = random("text", len(x), 77, 16, dtype=dtype), torch.tensor([999, 500, 0])
+    return unet(x, t[: len(x)], text).sample
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 100.0])
+def test_the_prediction_is_unchanged_for_any_condition(unet, dtype, scale):
+    unet = unet.to(dtype)
+    x = random("x", 3, 4, 8, 8, dtype=dtype)
+    condition = scale * random("condition", 3, 4, 8, 8, dtype=dtype)
+    wide = widen_conv_in(unet)
+    both = torch.cat([x, condition], dim=1)
+    assert torch.equal(predict(wide, both, dtype=dtype), predict(unet, x, dtype=dtype))
+
+
+def test_stable_diffusions_own_convolution_is_unchanged():
+    """At SD 1.5's width, 320 channels, on 64 x 64 latents, in float64."""
+    conv = torch.nn.Conv2d(4, 320, 3, padding=1).double()
+    holder = torch.nn.Module()
+    holder.conv_in = conv
+    holder.config = type("Config", (), {"in_channels": 4, "out_channels": 4})
+    holder.register_to_config = lambda **changes: None
+    wide = widen_conv_in(holder).conv_in
+    x, c = (random(n, 1, 4, 64, 64, dtype=torch.float64) for n in ("x", "c"))
+    assert (wide(torch.cat([x, c], dim=1)) - conv(x)).abs().max() < 1e-14
+
+
+def test_weights_and_bias_are_kept_and_new_weights_are_zero(unet):
+    wide = widen_conv_in(unet, extra_channels=5)
+    assert wide.conv_in.weight.shape[1] == wide.conv_in.in_channels == 9
+    assert torch.equal(wide.conv_in.weight[:, :4], unet.conv_in.weight)
+    assert torch.equal(wide.conv_in.bias, unet.conv_in.bias)
+    assert not wide.conv_in.weight[:, 4:].any()
+    others = {k: v for k, v in unet.state_dict().items() if k != "conv_in.weight"}
+    kept = wide.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in others.items())
+
+
+def test_the_given_unet_is_untouched(unet):
+    before = copy.deepcopy(unet.state_dict())
+    wide = widen_conv_in(unet)
+    with torch.no_grad():
+        wide.conv_in.weight.fill_(3.0)
+    assert unet.config.in_channels == 4 and unet.conv_in.in_channels == 4
+    after = unet.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_stock_diffusers_saves_and_reopens_it(unet, tmp_path):
+    wide = widen_conv_in(unet)
+    wide.save_pretrained(tmp_path)
+    reopened = UNet2DConditionModel.from_pretrained(tmp_path)
+    assert wide.config.in_channels == reopened.config.in_channels == 8
+    x, c = random("x", 2, 4, 8, 8), random("c", 2, 4, 8, 8)
+    aligned = copy.deepcopy(reopened)  # see the fixture
+    assert torch.equal(predict(aligned, torch.cat([x, c], dim=1)), predict(unet, x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_precision_and_frozenness_are_kept(unet, dtype):
+    wide = widen_conv_in(unet.to(dtype).requires_grad_(False))
+    assert wide.conv_in.weight.dtype == dtype
+    assert not wide.conv_in.weight.requires_grad
+    assert widen_conv_in(unet.requires_grad_(True)).conv_in.weight.requires_grad
+
+
+def test_the_new_weights_learn_from_the_first_step(unet):
+    wide = widen_conv_in(unet)
+    sample = random("x", 2, 8, 8, 8)
+    wide(sample, 10, random("text", 2, 77, 16)).sample.square().mean().backward()
+    gradient = wide.conv_in.weight.grad[:, 4:]
+    assert (gradient.flatten(2).abs().amax(dim=(0, 2)) > 0).all()
+
+
+def test_a_unet_is_widened_once(unet):
+    with pytest.raises(ValueError, match="reads 8 channels and predicts 4"):
+        widen_conv_in(widen_conv_in(unet))
+
+
+@pytest.mark.parametrize("extra", [0, -4])
+def test_channels_can_only_be_added(unet, extra):
+    with pytest.raises(ValueError, match="extra_channels must be at least 1"):
+        widen_conv_in(unet, extra)

@@ -1,0 +1,253 @@
+"""The loss is equation 1, and a run depends on nothing but its seed and its step."""
+
+import math
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ip2p_lib import training
+from ip2p_lib.config import Training
+from ip2p_lib.diffusion import Schedule
+from ip2p_lib.latents import Batch, Latents, select, visits_of_step
+from ip2p_lib.surgery import widen_conv_in
+from ip2p_lib.training import edit_loss, resume, save, start, train
+
+SETTINGS = Training(
+    steps=6, batch_size=4, learning_rate=1e-3, warmup=4, ema_decay=0.99, drop=0.05
+)
+SCHEDULE = Schedule.scaled_linear()
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def unet(tiny_backbone):
+    return widen_conv_in(tiny_backbone.unet)
+
+
+def make_latents(n=6, length=77, width=16):
+    return Latents(
+        target_mean=random(n, 2, 4, 8, 8, seed=1) * 4,
+        target_logvar=random(n, 2, 4, 8, 8, seed=2) - 6,
+        condition=random(n, 2, 4, 8, 8, seed=3) * 4,
+        instruction=torch.arange(n) % 3,
+        text=random(3, length, width, seed=4),
+        null_text=random(1, length, width, seed=5),
+        scaling=0.18215,
+    )
+
+
+LATENTS = make_latents()
+
+
+class Oracle(nn.Module):
+    """Sees what the U-Net is given, and answers with zeros."""
+
+    def forward(self, sample, t, encoder_hidden_states, return_dict):
+        self.sample, self.t, self.text = sample, t, encoder_hidden_states
+        return (torch.zeros_like(sample[:, :4]),)
+
+
+def batch_of(n, **changes):
+    visits = visits_of_step(0, 0, n, len(LATENTS))
+    batch = select(LATENTS, visits, run_seed=0, step=0, device="cpu")
+    return replace(batch, **changes)
+
+
+def test_the_u_net_is_asked_about_what_diffusers_would_have_made_of_the_pair():
+    from diffusers import DDPMScheduler
+
+    oracle, n = Oracle(), 64
+    batch = batch_of(n, target_logvar=torch.full((n, 4, 8, 8), -100.0))
+    loss = edit_loss(oracle, SCHEDULE, batch, run_seed=0, step=0, drop=0.0)
+    noisy, image = oracle.sample.chunk(2, dim=1)
+    assert torch.equal(image, batch.condition), "the condition latent is not scaled"
+    assert torch.equal(oracle.text, batch.text)
+    theirs = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
+    a = theirs.alphas_cumprod[oracle.t][:, None, None, None]
+    noise = (noisy - a.sqrt() * batch.target_mean * 0.18215) / (1 - a).sqrt()
+    assert abs(loss.item() - noise.square().mean().item()) < 1e-3
+    assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+
+
+def test_timesteps_and_the_vaes_gaussian_are_drawn_fairly():
+    oracle, n = Oracle(), 4000
+    flat = torch.zeros(n, 4, 8, 8)
+    batch = Batch(
+        flat, flat + 2 * math.log(3), flat, random(n, 1, 1), random(1, 1, 1), 0.5,
+        torch.arange(n),
+    )  # fmt: skip
+    edit_loss(oracle, SCHEDULE, batch, run_seed=0, step=0, drop=0.0)
+    assert oracle.t.min() < 5 and oracle.t.max() > 994
+    assert abs(oracle.t.float().mean() - 499.5) < 15
+    a = SCHEDULE.alphas_cumprod[oracle.t]
+    variance = oracle.sample[:, :4].double().square().mean((1, 2, 3))
+    expected = a * (0.5 * 3) ** 2 + (1 - a)
+    assert abs((variance / expected).mean() - 1) < 0.01
+
+
+def test_each_conditioning_is_dropped_for_its_share():
+    oracle, n = Oracle(), 20_000
+    flat = torch.zeros(n, 4, 1, 1)
+    batch = Batch(
+        flat, flat, flat + 1, torch.ones(n, 1, 1), torch.zeros(1, 1, 1), 1.0,
+        torch.arange(n),
+    )  # fmt: skip
+    edit_loss(oracle, SCHEDULE, batch, run_seed=0, step=0, drop=0.05)
+    no_text = (oracle.text == 0).flatten(1).all(1)
+    no_image = (oracle.sample[:, 4:] == 0).flatten(1).all(1)
+    shares = [no_text & ~no_image, no_text & no_image, no_image & ~no_text]
+    for share in shares:
+        assert abs(share.float().mean() - 0.05) < 0.006  # four standard deviations
+
+
+def run(unet, latents=LATENTS, settings=SETTINGS, seed=7, **options):
+    state = start(deepcopy(unet), settings)
+    steps = list(train(state, latents, SCHEDULE, settings, run_seed=seed, **options))
+    return state, [float(step.loss) for step in steps]
+
+
+def everything(state):
+    """Bytes of the weights, the average and AdamW's state."""
+    return {
+        k: v.detach().numpy().tobytes() for k, v in training._tensors(state).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def straight(unet):
+    return run(unet)
+
+
+def test_six_steps_equal_three_steps_a_stop_and_three_steps(unet, straight, tmp_path):
+    state = start(deepcopy(unet), SETTINGS)
+    losses = []
+    for step in train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7):
+        losses.append(float(step.loss))
+        if step.step == 3:
+            break
+    save(tmp_path, state)
+    fresh = start(deepcopy(unet), SETTINGS)
+    assert resume(tmp_path, fresh).state["step"] == fresh.step == 3
+    rest = train(fresh, LATENTS, SCHEDULE, SETTINGS, run_seed=7)
+    losses += [float(step.loss) for step in rest]
+    assert losses == straight[1]
+    assert everything(fresh) == everything(straight[0])
+    assert fresh.ema.updates == straight[0].ema.updates == 6
+
+
+def test_another_seed_is_another_run(unet, straight):
+    assert run(unet, seed=8)[1] != straight[1]
+
+
+def test_adamw_and_warm_up_equal_torchs(unet, straight):
+    reference = deepcopy(unet)
+    optimizer = torch.optim.AdamW(reference.parameters(), weight_decay=0.01)
+    for step in range(6):
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 4)
+        visits = visits_of_step(7, step, 4, len(LATENTS))
+        batch = select(LATENTS, visits, run_seed=7, step=step, device="cpu")
+        options = {"run_seed": 7, "step": step, "drop": 0.05}
+        edit_loss(reference, SCHEDULE, batch, **options).backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    pairs = zip(reference.parameters(), straight[0].unet.parameters(), strict=True)
+    assert max((a - b).abs().max().item() for a, b in pairs) < 1e-5
+
+
+class Greedy(nn.Module):
+    """A U-Net that runs out of memory above some number of rows."""
+
+    def __init__(self, unet, most):
+        super().__init__()
+        self.module, self.most, self.sizes = unet, most, []
+
+    def forward(self, sample, *args, **options):
+        self.sizes.append(len(sample))
+        if len(sample) > self.most:
+            raise torch.OutOfMemoryError
+        return self.module(sample, *args, **options)
+
+
+def test_running_out_of_memory_changes_the_parts_and_not_the_steps(unet, straight):
+    state, losses = run(Greedy(unet, most=1))
+    assert state.unet.sizes[:4] == [4, 2, 1, 1] and state.micro_batch == 1
+    assert losses == pytest.approx(straight[1], abs=1e-6)
+    whole, parts = training._tensors(straight[0]), training._tensors(state)
+    gap = max((whole[k] - parts[k]).abs().max() for k in whole if k.startswith("unet"))
+    assert gap < 1e-4  # AdamW divides rounding by tiny gradients
+
+
+def test_without_room_for_one_example_the_message_says_what_to_do(unet):
+    with pytest.raises(torch.OutOfMemoryError, match="smaller resolution"):
+        run(Greedy(unet, most=0))
+
+
+class Spoiled(nn.Module):
+    """A U-Net whose answer is not finite at one call."""
+
+    def __init__(self, unet, call, value):
+        super().__init__()
+        self.module, self.call, self.value, self.calls = unet, call, value, 0
+
+    def forward(self, *args, **options):
+        eps = self.module(*args, **options)[0]
+        self.calls += 1
+        return (eps * self.value if self.calls == self.call else eps,)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("call", [1, 4])
+def test_a_step_that_is_not_finite_is_named_and_never_taken(
+    unet, value, call, tmp_path
+):
+    state = start(Spoiled(deepcopy(unet), call, value), SETTINGS)
+    with pytest.raises(FloatingPointError, match=f"in step {call - 1}"):
+        list(train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7))
+    with pytest.raises(FloatingPointError):
+        save(tmp_path, state)
+    before = replace(SETTINGS, steps=call - 1)
+    assert everything(state) == everything(run(unet, settings=before)[0])
+    assert state.step == call - 1
+
+
+def test_a_gpu_that_is_not_waited_for_takes_no_step_after_a_bad_one(unet):
+    """On a GPU the flag is read late: AdamW must by itself change nothing."""
+    state = start(deepcopy(unet), SETTINGS)
+    list(train(state, LATENTS, SCHEDULE, replace(SETTINGS, steps=2), run_seed=7))
+    before = everything(state)
+    for weight in state.unet.parameters():
+        weight.grad = torch.full_like(weight, math.nan)
+    state.optimizer.found_inf = torch.ones(())
+    state.optimizer.step()
+    assert everything(state) == before
+
+
+def test_overfitting_one_pair_lowers_the_loss(unet):
+    one = make_latents(n=1)
+    settings = replace(SETTINGS, steps=40, batch_size=4, learning_rate=5e-3, drop=0.0)
+    _, losses = run(unet, latents=one, settings=settings)
+    assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
+
+
+def test_a_checkpoint_of_another_u_net_is_refused(unet, tiny_backbone, tmp_path):
+    save(tmp_path, start(deepcopy(tiny_backbone.unet), SETTINGS))
+    with pytest.raises(ValueError, match="another folder"):
+        resume(tmp_path, start(deepcopy(unet), SETTINGS))
+    assert resume(tmp_path / "none", start(deepcopy(unet), SETTINGS)) is None
+
+
+def test_only_the_newest_checkpoints_are_kept(unet, tmp_path):
+    state = start(deepcopy(unet), SETTINGS)
+    for step in train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7):
+        save(tmp_path, state, keep=2)
+        assert (tmp_path / f"step-{step.step:07d}").is_dir()
+    assert len(list(tmp_path.iterdir())) == 2
