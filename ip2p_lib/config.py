@@ -174,6 +174,5 @@ def preset(scale: str) -> Scale:
     near = difflib.get_close_matches(str(scale), SCALES, n=1, cutoff=0.0)
     names = ", ".join(SCALES)
     raise ValueError(
-        f"There is no scale {scale!r}. Choose one of {names}; "
-        f"did you mean {near[0]!r}?"
+        f"There is no scale {scale!r}. Choose one of {names}; did you mean {near[0]!r}?"
     )

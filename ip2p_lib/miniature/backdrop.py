@@ -1,4 +1,4 @@
-"""Sky, land, light and weather of the miniature world, batched over scenes."""
+"""Sky, land and light of the miniature world, batched over scenes."""
 
 from __future__ import annotations
 
@@ -92,17 +92,11 @@ _TINT = {
     "autumn": ((0.86, 0.46, 0.12), 0.55, (0.94, 0.86, 0.70), 0.30, 1.0),
     "spring": ((0.98, 0.70, 0.80), 0.45, (0.98, 0.86, 0.92), 0.35, 1.0),
 }
-# What falls: number, radius in pixels (x, y), colour, opacity.
-_FALLING = {
-    "snow": (22, (2.6, 2.6), (1.0, 1.0, 1.0), 0.95),
-    "rain": (20, (0.9, 6.5), (0.72, 0.82, 0.95), 0.75),
-    "autumn": (12, (3.6, 2.4), (0.88, 0.34, 0.08), 0.95),
-    "spring": (14, (3.0, 2.2), (1.0, 0.56, 0.72), 0.95),
-}
-_PATTERNS = 8  # different arrangements of flakes and stars
+PATTERNS = 8  # different arrangements of flakes and stars
 
 
-def _rgb(values: object, device: torch.device) -> Tensor:
+def rgb(values: object, device: torch.device) -> Tensor:
+    """Colours or other constants as float32 on a device."""
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
@@ -143,10 +137,10 @@ def _table(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     numbers = [[layer[1:4] for layer in row] for row in rows]
     colours = [[layer[4] for layer in row] for row in rows]
     index = torch.tensor(shapes, device=device)
-    return index, _rgb(numbers, device), _rgb(colours, device)
+    return index, rgb(numbers, device), rgb(colours, device)
 
 
-def _disc(x: Tensor, y: Tensor, radius_x: Tensor, radius_y: Tensor) -> Tensor:
+def disc(x: Tensor, y: Tensor, radius_x: Tensor, radius_y: Tensor) -> Tensor:
     """Soft-edged ellipses, (B, 128, 128); centres and radii in pixels, (B,)."""
     axis = torch.arange(RESOLUTION, device=x.device) + 0.5
     across = (axis[None, None, :] - x[:, None, None]) / radius_x[:, None, None]
@@ -156,7 +150,7 @@ def _disc(x: Tensor, y: Tensor, radius_x: Tensor, radius_y: Tensor) -> Tensor:
     return ((1 - distance) * smaller + 0.5).clamp(0, 1)
 
 
-def _scatter(pattern: Tensor, index: int) -> tuple[Tensor, Tensor]:
+def scatter(pattern: Tensor, index: int) -> tuple[Tensor, Tensor]:
     """Place of the ``index``-th flake in each scene's pattern, pixels."""
     # The R2 low-discrepancy sequence keeps flakes apart from each other.
     step = pattern.float() * 31 + index + 1
@@ -167,16 +161,16 @@ def _lights(picture: Tensor, time: Tensor, variation: Tensor) -> Tensor:
     """Sun, low sun, or moon and stars."""
     device = picture.device
     x = 20 + 88 * torch.frac(variation * 0.618034)
-    y = _rgb((20.0, 50.0, 22.0), device)[time]
-    radius = _rgb((8.0, 13.0, 9.0), device)[time]
-    colour = _rgb(((1.0, 0.93, 0.55), (1.0, 0.82, 0.38), (0.95, 0.95, 0.85)), device)
-    body = _disc(x, y, radius, radius)[:, None]
+    y = rgb((20.0, 50.0, 22.0), device)[time]
+    radius = rgb((8.0, 13.0, 9.0), device)[time]
+    colour = rgb(((1.0, 0.93, 0.55), (1.0, 0.82, 0.38), (0.95, 0.95, 0.85)), device)
+    body = disc(x, y, radius, radius)[:, None]
     picture = torch.lerp(picture, colour[time][..., None, None], body)
     night = (time == 2).float()[:, None, None, None]
     for index in range(7):
-        sx, sy = _scatter(variation % _PATTERNS, index)
+        sx, sy = scatter(variation % PATTERNS, index)
         size = torch.full_like(sx, 1.8)
-        star = _disc(sx, sy * 0.4, size, size)[:, None] * night
+        star = disc(sx, sy * 0.4, size, size)[:, None] * night
         picture = torch.lerp(picture, torch.ones_like(picture), star)
     return picture
 
@@ -190,7 +184,7 @@ def _windows(picture: Tensor, mask: Tensor, code: Tensor) -> Tensor:
     panes = (row[:, None] & column[None, :]) * mask * city
     # The pavement begins at 0.72: nothing is lit below it.
     panes = panes * (torch.arange(RESOLUTION, device=code.device) < 88)[:, None]
-    lit = _rgb(((0.78, 0.88, 0.96), (1.0, 0.84, 0.55), (0.98, 0.82, 0.40)), code.device)
+    lit = rgb(((0.78, 0.88, 0.96), (1.0, 0.84, 0.55), (0.98, 0.82, 0.40)), code.device)
     return torch.lerp(picture, lit[time][..., None, None], 0.8 * panes[:, None])
 
 
@@ -207,11 +201,11 @@ def land(code: Tensor) -> tuple[Tensor, Tensor]:
     place, time, weather, _, _, seed = code[:, :6].unbind(1)
     device, variation = code.device, seed.float()
     y = _axis(device)
-    top, horizon, ground, things = _rgb(_SKY, device)[time].unbind(1)
+    top, horizon, ground, things = rgb(_SKY, device)[time].unbind(1)
     tints = [_TINT[name] for name in words.WEATHERS]
-    land_tint = _rgb([t[0] for t in tints], device)[weather]
-    sky_tint = _rgb([t[2] for t in tints], device)[weather]
-    shares = _rgb([(t[1], t[3], t[4]) for t in tints], device)[weather]
+    land_tint = rgb([t[0] for t in tints], device)[weather]
+    sky_tint = rgb([t[2] for t in tints], device)[weather]
+    shares = rgb([(t[1], t[3], t[4]) for t in tints], device)[weather]
 
     fade = (y / 0.6).clamp(0, 1)[None, None, :, None]
     sky = torch.lerp(top[..., None, None], horizon[..., None, None], fade)
@@ -238,27 +232,3 @@ def land(code: Tensor) -> tuple[Tensor, Tensor]:
             picture = _windows(picture, mask, code)
     bright = shares[:, 2, None, None, None]
     return picture * bright, (things[..., None, None] * bright)
-
-
-def weather_layers(picture: Tensor, code: Tensor) -> Tensor:
-    """Add what falls in front of everything, and the fog's veil.
-
-    Args:
-        picture: (B, 3, 128, 128) in [0, 1].
-        code: (B, 20) from ``render.encode``.
-    """
-    time, weather, seed = code[:, 1], code[:, 2], code[:, 5]
-    glow = _rgb((1.0, 0.95, 0.75), picture.device)[time][:, None, None, None]
-    fog = (weather == list(words.WEATHERS).index("fog")).float()[:, None, None, None]
-    picture = torch.lerp(picture, 0.82 * glow.expand_as(picture), 0.3 * fog)
-    for name, (count, radii, rgb, opacity) in _FALLING.items():
-        chosen = (weather == list(words.WEATHERS).index(name)).nonzero()[:, 0]
-        pattern, part = seed[chosen] % _PATTERNS, picture[chosen]
-        colour = _rgb(rgb, picture.device)[:, None, None] * glow[chosen]
-        for index in range(count):
-            x, y = _scatter(pattern, index)
-            wide, tall = torch.full_like(x, radii[0]), torch.full_like(x, radii[1])
-            flake = _disc(x, y, wide, tall)[:, None] * opacity
-            part = torch.lerp(part, colour.expand_as(part), flake)
-        picture = picture.index_copy(0, chosen, part)
-    return picture

@@ -6,6 +6,7 @@ import multiprocessing
 import random
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def build_corpus(
     return Corpus(
         torch.cat([codes.long() for codes in before]),
         torch.cat([codes.long() for codes in after]),
-        sum(captions, []),
-        sum(edited, []),
-        sum(instructions, []),
+        list(chain.from_iterable(captions)),
+        list(chain.from_iterable(edited)),
+        list(chain.from_iterable(instructions)),
     )

@@ -48,7 +48,8 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
 def _restore(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    weights, moments = {}, {}
+    weights: dict[str, Tensor] = {}
+    moments: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         kind, rest = name.split("/", 1)
         if kind == "model":
@@ -83,23 +84,12 @@ def fit(
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=budget.learning_rate,
-        weight_decay=budget.weight_decay,
-        betas=(0.9, 0.99),
-        fused=True,
-    )
-    step, spent = 0, 0.0
-    if (found := checkpoint.latest(work)) is not None:
-        _restore(model, optimizer, found.tensors)
-        step, spent = found.state["step"], found.state["seconds"]
-    gpu = device.type == "cuda"
+    gpu = next(model.parameters()).is_cuda
+    optimizer = _adamw(model, budget)
+    step, spent = _resume(model, optimizer, work)
     start, saved = time.monotonic() - spent, spent
     while spent < budget.seconds:
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(budget, step, spent)
+        optimizer.param_groups[0]["lr"] = _learning_rate(budget, step, spent)
         with torch.autocast("cuda", torch.bfloat16) if gpu else nullcontext():
             loss = loss_of(step)
         loss.backward()
@@ -117,8 +107,26 @@ def fit(
             saved = spent
 
 
+def _adamw(model: nn.Module, budget: Budget) -> torch.optim.AdamW:
+    decay, betas = budget.weight_decay, (0.9, 0.99)
+    return torch.optim.AdamW(
+        model.parameters(), weight_decay=decay, betas=betas, fused=True
+    )
+
+
+def _resume(
+    model: nn.Module, optimizer: torch.optim.Optimizer, work: Path
+) -> tuple[int, float]:
+    """Step and seconds to go on from, after loading the newest state if any."""
+    found = checkpoint.latest(work)
+    if found is None:
+        return 0, 0.0
+    _restore(model, optimizer, found.tensors)
+    return found.state["step"], found.state["seconds"]
+
+
 def _look(step: int, seconds: float, loss: Tensor) -> Progress:
-    value = float(loss)
+    value = float(loss.detach())
     if not math.isfinite(value):
         raise FloatingPointError(
             f"The loss became {value} in step {step}. Lower the learning rate and "

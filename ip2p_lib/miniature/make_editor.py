@@ -26,15 +26,14 @@ from ip2p_lib.evaluation import Examples, sweep, write_results
 from ip2p_lib.filtering import ClipScorer, load_clip
 from ip2p_lib.language_model import load_language_model
 from ip2p_lib.latents import Latents, store_latents
-from ip2p_lib.miniature import models
+from ip2p_lib.miniature import models, saving
 from ip2p_lib.miniature.corpus import build_corpus
 from ip2p_lib.miniature.make_pairs import KeptPairs, render_kept, world_captions, write
 from ip2p_lib.miniature.render import render_codes
 from ip2p_lib.surgery import widen_conv_in
 
 SAMPLE = 256  # pairs shipped for readers
-_TRAINING = {"batch_size": 1024, "learning_rate": 6e-4, "warmup": 100}
-_EMA = 0.998  # a run of a few thousand steps forgets its start with this
+BATCH = 1024
 
 
 def make_pairs(
@@ -81,9 +80,16 @@ def train_editor(
     unet = widen_conv_in(backbone.unet).float()
     gpu = backbone.device.type == "cuda"
     if gpu:
-        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        unet.to(memory_format=torch.channels_last)
         unet.compile(dynamic=False)
-    settings = replace(scale.training, steps=10**9, ema_decay=_EMA, **_TRAINING)
+    settings = replace(
+        scale.training,
+        steps=10**9,  # the clock ends the run
+        batch_size=BATCH,
+        learning_rate=6e-4,
+        warmup=100,
+        ema_decay=0.998,  # a run of a few thousand steps forgets its start with this
+    )
     state = training.start(unet.requires_grad_(True), settings)
     autocast = torch.bfloat16 if gpu else None
     schedule = backbone.schedule.to(backbone.device)
@@ -132,9 +138,7 @@ def measure(editor: Editor, clip: ClipScorer, n: int) -> list[dict[str, Any]]:
     examples = held_out_examples(n, editor.backbone.device)
     rows = []
     for text_scale in (2.0, 4.0):
-        found = sweep(
-            editor, clip, [examples], (1.0, 1.5, 2.0), text_scale=text_scale
-        )
+        found = sweep(editor, clip, [examples], (1.0, 1.5, 2.0), text_scale=text_scale)
         rows += [{"text_scale": text_scale, **row} for row in found]
     return rows
 
@@ -166,7 +170,7 @@ def main() -> None:
     del kept
     print(f"latents stored after {time.monotonic() - began:.0f} s", flush=True)
     unet, losses = train_editor(backbone, latents, scale, args.train_seconds)
-    models.save_half(unet, args.out / "models" / "miniature-ip2p" / "unet")
+    saving.save_half(unet, args.out / "models" / "miniature-ip2p" / "unet")
     editor = load_editor("miniature", device)
     rows = measure(editor, clip, args.samples)
     for row in rows:

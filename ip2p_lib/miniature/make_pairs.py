@@ -1,4 +1,4 @@
-"""The miniature's own pairs: its language model writes, its U-Net renders, CLIP filters.
+"""The miniature's own pairs: its LM writes, its U-Net renders, its CLIP filters.
 
 This is section 3.1 end to end on one GPU, with pictures kept in memory between the
 steps. ``make_editor`` trains on what comes out.

@@ -9,7 +9,6 @@ held-out scenes. A stage that is not named is read from ``--out``.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +20,9 @@ import torch
 from torch import Tensor
 
 from ip2p_lib.config import MODELS, RESULTS
+from ip2p_lib.evaluation import write_results
 from ip2p_lib.filtering import load_clip
-from ip2p_lib.miniature import models, quality
+from ip2p_lib.miniature import models, quality, saving
 from ip2p_lib.miniature.corpus import Corpus, build_corpus
 from ip2p_lib.miniature.fitting import Progress
 from ip2p_lib.miniature.render import render_codes
@@ -65,20 +65,20 @@ def run_clip(corpus: Corpus, bank: Tensor, stage: Stage, out: Path, work: Path) 
     clip, tokenizer, progress = train_clip(corpus, bank, stage, work / "clip")
     follow(progress, "clip")
     paths = _parts(out)
-    models.save_clip(clip, tokenizer, paths["clip"])
-    models.save_text_encoder(clip, paths["text"])
-    models.save_tokenizer(tokenizer, paths["tokenizer"])
+    saving.save_clip(clip, tokenizer, paths["clip"])
+    saving.save_text_encoder(clip, paths["text"])
+    saving.save_tokenizer(tokenizer, paths["tokenizer"])
 
 
 def run_vae(bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
     """Train and save the autoencoder, scaled so that latents have unit variance."""
     vae, progress = train_vae(bank, stage, work / "vae")
     follow(progress, "vae")
-    vae = vae.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    vae = vae.to(memory_format=torch.contiguous_format)
     sample = store_latents(vae, bank[:: max(1, len(bank) // 20_000)])
     scaling = 1 / float(sample.float().std())
     vae.register_to_config(scaling_factor=round(scaling, 5))
-    models.save_half(vae, _parts(out)["vae"])
+    saving.save_half(vae, _parts(out)["vae"])
 
 
 def run_unet(corpus: Corpus, bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
@@ -96,9 +96,9 @@ def run_unet(corpus: Corpus, bank: Tensor, stage: Stage, out: Path, work: Path) 
         scorer.model, scorer.tokenizer, latents, captions, stage, work / "unet"
     )
     follow(progress, "unet")
-    models.save_half(unet, paths["unet"])
-    models.save_scheduler(paths["scheduler"])
-    models.save_index(paths["pipeline"])
+    saving.save_half(unet, paths["unet"])
+    saving.save_scheduler(paths["scheduler"])
+    saving.save_index(paths["pipeline"])
 
 
 def measure(stage: str, out: Path, n: int = 1024) -> dict[str, Any]:
@@ -124,17 +124,21 @@ def measure(stage: str, out: Path, n: int = 1024) -> dict[str, Any]:
     if stage == "clip":
         return {"top1": quality.retrieval(clip, truth, corpus.captions), "samples": n}
     backbone = load_backbone(out / "miniature-sd", device=str(device))
-    settings = {"steps": 25, "cfg_scale": 3.0}
+    steps, cfg_scale = 25, 3.0
     made = render_images(
-        backbone, corpus.captions, range(n), batch_size=128, **settings  # type: ignore[arg-type]
+        backbone,
+        corpus.captions,
+        range(n),
+        steps=steps,
+        cfg_scale=cfg_scale,
+        batch_size=128,
     )
-    pictures = torch.cat(list(made))
-    share = quality.retrieval(clip, pictures, corpus.captions)
-    return {"top1": share, "samples": n, **settings}
+    share = quality.retrieval(clip, torch.cat(list(made)), corpus.captions)
+    return {"top1": share, "samples": n, "steps": steps, "cfg_scale": cfg_scale}
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("stages", nargs="+", choices=list(STAGES))
     parser.add_argument("--out", type=Path, default=MODELS)
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain"))
@@ -163,10 +167,10 @@ def main() -> None:
         began = time.monotonic()
         run[name](stage)
         figures = measure(name, args.out)
-        figures["training_seconds"] = round(time.monotonic() - began, 1)
         print(name, figures, flush=True)
-        args.results.mkdir(parents=True, exist_ok=True)
-        (args.results / f"miniature-{name}.json").write_text(json.dumps(figures))
+        seconds = round(time.monotonic() - began, 1)
+        path = args.results / f"miniature-{name}.json"
+        write_results(path, [figures], seed=0, seconds=seconds, device=device)
 
 
 if __name__ == "__main__":

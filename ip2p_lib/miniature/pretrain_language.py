@@ -28,8 +28,8 @@ from ip2p_lib.draws import integers, key
 from ip2p_lib.language_model import LanguageModel, load_language_model, write_triplets
 from ip2p_lib.language_tuning import completion_loss, encode, fine_tune
 from ip2p_lib.miniature.fitting import Budget, Progress, fit
-from ip2p_lib.miniature.models import save_half
 from ip2p_lib.miniature.parsing import count_changes, read_caption
+from ip2p_lib.miniature.saving import save_half
 from ip2p_lib.miniature.world import caption, sample_edit, sample_scene
 from ip2p_lib.triplets import (
     Triplet,

@@ -12,6 +12,7 @@ from ip2p_lib.miniature.corpus import Corpus, build_corpus
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
+
     from ip2p_lib.filtering import ClipScorer
 
 
@@ -34,7 +35,8 @@ def retrieval(clip: ClipScorer, images: Tensor, captions: list[str]) -> float:
         [clip.embed_texts(captions[i : i + 256]) for i in range(0, len(captions), 256)]
     )
     nearest = (seen @ read.T).argmax(1)
-    return float((nearest == torch.arange(len(nearest), device=nearest.device)).mean(dtype=torch.float))
+    own = torch.arange(len(nearest), device=nearest.device)
+    return float((nearest == own).float().mean())
 
 
 @torch.no_grad()

@@ -21,9 +21,10 @@ from torch import Tensor
 from ip2p_lib.config import DATA
 from ip2p_lib.miniature import vocabulary as words
 from ip2p_lib.miniature.atlas import COLUMNS, SIZE
-from ip2p_lib.miniature.backdrop import RESOLUTION, land, weather_layers
+from ip2p_lib.miniature.backdrop import RESOLUTION, land
 from ip2p_lib.miniature.media import apply_media
-from ip2p_lib.miniature.world import Scene
+from ip2p_lib.miniature.scenes import Scene
+from ip2p_lib.miniature.weather import weather_layers
 
 _OBJECTS = list(words.OBJECTS)
 _FINISHES = list(words.FINISHES)

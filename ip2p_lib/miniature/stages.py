@@ -118,7 +118,7 @@ def train_vae(
     device = bank.device
     vae = models.new_vae().to(device)
     if device.type == "cuda":
-        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        vae.to(memory_format=torch.channels_last)
         vae.encoder.compile(dynamic=False)
         vae.decoder.compile(dynamic=False)
 
@@ -163,7 +163,7 @@ def train_unet(
     device = latents.device
     unet = models.new_unet().to(device)
     if device.type == "cuda":
-        unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        unet.to(memory_format=torch.channels_last)
         unet.compile(dynamic=False)
     schedule = Schedule.scaled_linear().to(device)
     ids = token_ids(tokenizer, captions, 77).to(device)

@@ -158,7 +158,8 @@ _OBJECT_ROWS = (
     ("gem-stone", "diamond", "钻石"),
     ("anchor", "anchor", "船锚"),
     ("hourglass-not-done", "hourglass", "沙漏"),
-    ("telescope", "telescope", "望远镜"),)
+    ("telescope", "telescope", "望远镜"),
+)
 OBJECTS: dict[str, tuple[str, str]] = {en: (icon, zh) for icon, en, zh in _OBJECT_ROWS}
 
 PLACES: dict[str, Words] = {

@@ -1,0 +1,47 @@
+"""Scenes and edits as data: everything a picture of the miniature world shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Left, middle and right of the picture, in pixels; two objects stand left and right.
+CENTRES = (32, 64, 96)
+SIZES = (48, 56, 64)  # a single object; two objects take the smaller ones
+BASES = (104, 112, 120)  # the line an object stands on, in pixels from the top
+VARIATIONS = 64  # lie of the land, sun, flakes: what captions do not mention
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object of a scene: a sprite, where it stands and what it looks like."""
+
+    name: str
+    x: int  # centre, pixels
+    base: int  # bottom edge, pixels from the top
+    size: int  # side of the sprite, pixels
+    mirrored: bool = False
+    finish: str | None = None  # a material or a colour
+    accessory: str | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything a picture of the miniature world shows."""
+
+    things: tuple[Thing, ...]  # one or two, from left to right
+    place: str
+    time: str
+    weather: str
+    medium: str
+    art: str  # the emoji set the sprites come from
+    variation: int  # 0 .. VARIATIONS - 1
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change of a scene: in words, and as the scene it leads to."""
+
+    kind: str
+    instruction: str
+    target: Scene
+    language: str = "en"

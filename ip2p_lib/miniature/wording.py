@@ -1,0 +1,157 @@
+"""The phrasings of captions and instructions, in English and Chinese.
+
+Captions have six phrasings in English and three in Chinese; each kind of edit has nine
+English and four Chinese phrasings, of which the last two and the last one are held out.
+"""
+
+from __future__ import annotations
+
+# {m} medium, {o} objects, {p} place, {t} time, {w} weather; empty parts close up.
+CAPTIONS = (
+    ("{m}", "of {o}", "{p}", "{t}", "{w}"),
+    ("{o}", "{p}", "{w}", "{t}", ", {m}"),
+    ("{o}", "{p}", "{t}", "{w}", ", {m}"),
+    ("{p}", "{t}", "{w}", ": {o}", ", {m}"),
+    ("{m}", "showing {o}", "{p}", "{w}", "{t}"),
+    ("{t}", "{w}", "{p}", "there is {o}", ", {m}"),
+)
+CAPTIONS_ZH = ("{t}{w}{p}的{o}{m}", "{p}有{o}{t}{w}{m}", "{m}{t}{w}{p}的{o}")
+
+# {x} object, {ax} with its article, {n} new value (a noun), {an} with its article.
+INSTRUCTIONS: dict[str, tuple[str, ...]] = {
+    "replace": (
+        "replace the {x} with {an}",
+        "turn the {x} into {an}",
+        "swap the {x} for {an}",
+        "change the {x} to {an}",
+        "make the {x} {an}",
+        "put {an} in place of the {x}",
+        "have {an} instead of the {x}",
+        "have {an} in place of the {x}",
+        "let the {x} be {an}",
+    ),
+    "add": (
+        "add {an}",
+        "put {an} next to the {x}",
+        "add {an} beside the {x}",
+        "place {an} in the picture",
+        "have {an} stand by the {x}",
+        "let there be {an} too",
+        "include {an}",
+        "put in {an} too",
+        "have {an} by the {x}",
+    ),
+    "remove": (
+        "remove the {x}",
+        "take the {x} away",
+        "delete the {x}",
+        "get rid of the {x}",
+        "make the {x} disappear",
+        "leave only the {o}",
+        "erase the {x}",
+        "the {x} should disappear",
+        "take out the {x}",
+    ),
+    "place": (
+        "change the background to {n}",
+        "put it in {n}",
+        "move it to {n}",
+        "make the background {n}",
+        "set the scene in {n}",
+        "replace the background with {n}",
+        "have it take place in {n}",
+        "as if it were in {n}",
+        "turn the background into {n}",
+    ),
+    "time": (
+        "make it {n}",
+        "turn it into {n}",
+        "change the time to {n}",
+        "it should be {n}",
+        "as if it were {n}",
+        "what if it were {n}",
+        "have it take place at {n}",
+        "set it at {n}",
+        "let it be {n}",
+    ),
+    "weather": (
+        "make it {n}",
+        "turn it into {n}",
+        "change the weather to {n}",
+        "as if it were {n}",
+        "what if it were {n}",
+        "change the season to {n}",
+        "have it be {n}",
+        "it should be {n}",
+        "let it be {n}",
+    ),
+    "medium": (
+        "turn it into {n}",
+        "make it {n}",
+        "in the style of {n}",
+        "as {n}",
+        "change the style to {n}",
+        "convert it to {n}",
+        "have it look like {n}",
+        "it should be {n}",
+        "make the picture look like {n}",
+    ),
+    "material": (
+        "make the {x} out of {n}",
+        "turn the {x} into {n}",
+        "change the {x} to {n}",
+        "have the {x} made of {n}",
+        "make the {x} look like {n}",
+        "replace the {x} with one made of {n}",
+        "as if the {x} were made of {n}",
+        "the {x} should be made of {n}",
+        "let the {x} be {n}",
+    ),
+    "colour": (
+        "make the {x} {n}",
+        "turn the {x} {n}",
+        "change the colour of the {x} to {n}",
+        "paint the {x} {n}",
+        "colour the {x} {n}",
+        "have the {x} be {n}",
+        "as if the {x} were {n}",
+        "the {x} should be {n}",
+        "let the {x} be {n}",
+    ),
+    "accessory": (
+        "give the {x} {n}",
+        "put {n} on the {x}",
+        "add {n} to the {x}",
+        "make the {x} wear {n}",
+        "have the {x} wear {n}",
+        "dress the {x} with {n}",
+        "the {x} with {n}",
+        "the {x} should wear {n}",
+        "let the {x} have {n}",
+    ),
+    "take off": (
+        "take the {n} off the {x}",
+        "remove the {n} from the {x}",
+        "the {x} without the {n}",
+        "take away the {n} of the {x}",
+        "get rid of the {n} on the {x}",
+        "make the {n} disappear from the {x}",
+        "delete the {n} of the {x}",
+        "take the {n} away from the {x}",
+        "erase the {n} on the {x}",
+    ),
+}
+INSTRUCTIONS_ZH: dict[str, tuple[str, ...]] = {
+    "replace": ("把{x}换成{n}", "用{n}代替{x}", "把{x}变成{n}", "让{x}变成{n}"),
+    "add": ("加上{n}", "添加{n}", "在{x}旁边加上{n}", "在{x}旁边放上{n}"),
+    "remove": ("去掉{x}", "把{x}去掉", "移除{x}", "把{x}移除"),
+    "place": ("把背景换成{n}", "背景变成{n}", "把它放到{n}", "让背景变成{n}"),
+    "time": ("变成{n}", "改成{n}", "如果是{n}", "换成{n}"),
+    "weather": ("变成{n}", "改成{n}", "如果是{n}", "换成{n}"),
+    "medium": ("变成{n}", "改成{n}风格", "画成{n}", "换成{n}"),
+    "material": ("把{x}变成{n}做的", "用{n}做{x}", "{x}改成{n}做的", "让{x}变成{n}的"),
+    "colour": ("把{x}变成{n}", "{x}改成{n}", "把{x}涂成{n}", "让{x}变成{n}"),
+    "accessory": ("给{x}戴上{n}", "让{x}戴上{n}", "{x}戴上{n}", "给{x}加上{n}"),
+    "take off": ("去掉{x}的{n}", "把{x}的{n}去掉", "移除{x}的{n}", "把{x}的{n}移除"),
+}
+HELD_OUT_PHRASINGS = {"en": 2, "zh": 1}  # phrasings at the end of each list
