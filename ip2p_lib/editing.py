@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ip2p_lib import diffusion
 from ip2p_lib.backbone import Backbone, load_backbone
-from ip2p_lib.config import Editing, Source, preset
+from ip2p_lib.config import Editing, Scale, Source, preset
 from ip2p_lib.denoising import edit_denoiser
 from ip2p_lib.diffusion import Step
 from ip2p_lib.draws import key, normal
@@ -211,9 +211,11 @@ def _checked_scales(name: str, value: Any, rows: int) -> list[float]:
 
 
 def load_editor(
-    scale: str = "miniature", device: str | torch.device | None = None
+    scale: str | Scale = "miniature", device: str | torch.device | None = None
 ) -> Editor:
     """Load the editor of one size of the project, with that size's tuned defaults.
+
+    ``scale`` is a name, or a changed copy of a preset, such as one with other weights.
 
     "smoke" and "miniature" ship with the repository; the others are downloaded once.
 
@@ -221,7 +223,7 @@ def load_editor(
         ValueError: no such scale; the message names the nearest.
         FileNotFoundError: the weights are not here and cannot be downloaded.
     """
-    size = preset(scale)
+    size = scale if isinstance(scale, Scale) else preset(scale)
     if size.editor.revision is None:
         backbone = load_backbone(size.backbone, device=device)
         backbone = replace(backbone, unet=_load_unet(size.editor, backbone))

@@ -1,14 +1,16 @@
 """Trains the miniature editor on its own pairs and measures it on held-out scenes.
 
-    python -m ip2p_lib.miniature.make_editor --out data
+    python -m ip2p_lib.miniature.make_editor train measure --out data
 
-writes ``models/miniature-ip2p/unet``, a sample of the pairs and
+``train`` writes ``models/miniature-ip2p/unet``, a sample of the pairs and
+``results/miniature-training.json``, ``measure`` writes
 ``results/miniature-editor.json``. Budgets are wall time on one GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,17 +21,24 @@ import torch
 
 from ip2p_lib import training
 from ip2p_lib.backbone import Backbone, load_backbone
-from ip2p_lib.config import DATA, HELD_OUT, Scale, preset
+from ip2p_lib.config import DATA, HELD_OUT, Scale, Source, preset
 from ip2p_lib.dataset import write_shards
 from ip2p_lib.editing import Editor, load_editor
-from ip2p_lib.evaluation import Examples, sweep, write_results
+from ip2p_lib.evaluation import Examples, measure, summarise, write_results
 from ip2p_lib.filtering import ClipScorer, load_clip
 from ip2p_lib.language_model import load_language_model
 from ip2p_lib.latents import Latents, store_latents
 from ip2p_lib.miniature import models, saving
 from ip2p_lib.miniature.corpus import build_corpus
-from ip2p_lib.miniature.make_pairs import KeptPairs, render_kept, world_captions, write
+from ip2p_lib.miniature.make_pairs import (
+    KeptPairs,
+    readable,
+    render_kept,
+    world_captions,
+    write,
+)
 from ip2p_lib.miniature.render import render_codes
+from ip2p_lib.miniature.world import sample_edit, sample_scene
 from ip2p_lib.surgery import widen_conv_in
 
 SAMPLE = 256  # pairs shipped for readers
@@ -48,6 +57,7 @@ def make_pairs(
         batch_size=args.batch,
         seconds=args.write_seconds,
     )
+    triplets = readable(backbone, triplets)
     wrote = time.monotonic() - start
     print(f"{len(triplets)} triplets in {wrote:.0f} s: {outcomes}", flush=True)
     start = time.monotonic()
@@ -117,48 +127,52 @@ def _until(steps: Iterator[training.TrainStep], seconds: float) -> Iterator[floa
             return
 
 
-def held_out_examples(n: int, device: torch.device) -> Examples:
-    """``n`` held-out scenes and edits in held-out phrasings, with the exact answers."""
+def held_out_examples(n: int, device: torch.device) -> tuple[Examples, list[str]]:
+    """``n`` held-out scenes and edits in held-out phrasings, with the exact answers.
+
+    Returns:
+        The examples, and the kind of each edit.
+    """
+    seeds = range(HELD_OUT, HELD_OUT + n)
     corpus = build_corpus(HELD_OUT, n, wording="held-out")
     pictures = [
         torch.cat([render_codes(part.to(device)) for part in codes.split(128)])
         for codes in (corpus.before, corpus.after)
     ]
-    return Examples(
-        pictures[0],
-        corpus.instructions,
-        corpus.captions,
-        corpus.edited_captions,
-        pictures[1],
+    texts = (corpus.instructions, corpus.captions, corpus.edited_captions)
+    kinds = [sample_edit(sample_scene(s), s, wording="held-out").kind for s in seeds]
+    return Examples(pictures[0], *texts, pictures[1]), kinds
+
+
+def measure_scale(
+    editor: Editor,
+    clip: ClipScorer,
+    examples: Examples,
+    kinds: list[str],
+    text_scale: float,
+    image_scale: float,
+) -> list[dict[str, Any]]:
+    """One row for all held-out edits at these scales, and one for each kind of edit."""
+    after = editor.edit_tensors(
+        examples.before,
+        examples.instructions,
+        text_scale=text_scale,
+        image_scale=image_scale,
+        seed=list(range(len(examples))),
     )
-
-
-def measure(editor: Editor, clip: ClipScorer, n: int) -> list[dict[str, Any]]:
-    """The similarity curve on held-out edits, for several text scales."""
-    examples = held_out_examples(n, editor.backbone.device)
-    rows = []
-    for text_scale in (2.0, 4.0):
-        found = sweep(editor, clip, [examples], (1.0, 1.5, 2.0), text_scale=text_scale)
-        rows += [{"text_scale": text_scale, **row} for row in found]
+    columns = measure(clip, examples, after)
+    scales = {"text_scale": text_scale, "image_scale": image_scale}
+    rows = [{"kind": "all", **scales, **summarise(columns)}]
+    for kind in sorted(set(kinds)):
+        own = torch.tensor([name == kind for name in kinds])
+        chosen = {name: column[own] for name, column in columns.items()}
+        rows.append({"kind": kind, **scales, **summarise(chosen)})
     return rows
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train the miniature editor.")
-    parser.add_argument("--out", type=Path, default=DATA)
-    parser.add_argument("--captions", type=int, default=24_000)
-    parser.add_argument("--batch", type=int, default=256, help="candidates at once")
-    parser.add_argument("--write-seconds", type=float, default=60)
-    parser.add_argument("--render-seconds", type=float, default=150)
-    parser.add_argument("--train-seconds", type=float, default=240)
-    parser.add_argument("--samples", type=int, default=512, help="held-out edits")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Make the pairs, train the editor, measure it."""
-    args, scale, began = _arguments(), preset("miniature"), time.monotonic()
-    device = models.pick_device()
+def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
+    """Make pairs, ship a sample of them, and train and save the editor."""
+    began = time.monotonic()
     clip = load_clip(scale.clip, device=device)
     backbone = load_backbone(scale.backbone, device=device)
     kept, facts = make_pairs(backbone, clip, scale, args)
@@ -171,19 +185,56 @@ def main() -> None:
     print(f"latents stored after {time.monotonic() - began:.0f} s", flush=True)
     unet, losses = train_editor(backbone, latents, scale, args.train_seconds)
     saving.save_half(unet, args.out / "models" / "miniature-ip2p" / "unet")
-    editor = load_editor("miniature", device)
-    rows = measure(editor, clip, args.samples)
-    for row in rows:
-        print(row, flush=True)
-    facts |= {"training_steps": 20 * len(losses), "losses": losses}
-    write_results(
-        args.out / "results" / "miniature-editor.json",
-        rows,
-        seed=0,
-        seconds=round(time.monotonic() - began, 1),
-        device=device,
-        **facts,
+    rows = [{"step": 20 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
+    facts |= {"batch_size": BATCH, "seconds": round(time.monotonic() - began, 1)}
+    path = args.out / "results" / "miniature-training.json"
+    write_results(path, rows, seed=0, device=device, **facts)
+
+
+def evaluate(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
+    """Measure the editor in ``--out`` on held-out scenes."""
+    began, settings = time.monotonic(), scale.editing
+    source = Source(str(args.out / "models" / "miniature-ip2p" / "unet"))
+    editor = load_editor(replace(scale, editor=source), device)
+    clip = load_clip(scale.clip, device=device)
+    examples, kinds = held_out_examples(args.samples, device)
+    grid = itertools.product(
+        args.text_scales or [settings.text_scale],
+        args.image_scales or [settings.image_scale],
     )
+    rows = []
+    for text_scale, image_scale in grid:
+        scales = (text_scale, image_scale)
+        rows += measure_scale(editor, clip, examples, kinds, *scales)
+        print(next(row for row in reversed(rows) if row["kind"] == "all"), flush=True)
+    seconds = round(time.monotonic() - began, 1)
+    facts = {"steps": settings.steps, "sampler": settings.sampler}
+    path = args.out / "results" / "miniature-editor.json"
+    write_results(path, rows, seed=0, seconds=seconds, device=device, **facts)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Train the miniature editor.")
+    parser.add_argument("stages", nargs="+", choices=["train", "measure"])
+    parser.add_argument("--out", type=Path, default=DATA)
+    parser.add_argument("--captions", type=int, default=24_000)
+    parser.add_argument("--batch", type=int, default=512, help="candidates at once")
+    parser.add_argument("--write-seconds", type=float, default=60)
+    parser.add_argument("--render-seconds", type=float, default=150)
+    parser.add_argument("--train-seconds", type=float, default=240)
+    parser.add_argument("--samples", type=int, default=512, help="held-out edits")
+    parser.add_argument("--text-scales", type=float, nargs="*")
+    parser.add_argument("--image-scales", type=float, nargs="*")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the stages named on the command line."""
+    args, scale, device = _arguments(), preset("miniature"), models.pick_device()
+    if "train" in args.stages:
+        train(args, scale, device)
+    if "measure" in args.stages:
+        evaluate(args, scale, device)
 
 
 if __name__ == "__main__":

@@ -88,8 +88,25 @@ def write(
         replies.append(reply)
         if time.monotonic() - start > seconds and len(replies) % batch_size == 0:
             break
-    kept = {reply.triplet: None for reply in replies if reply.triplet}
-    return list(kept), tally(replies)
+    triplets = dict.fromkeys(reply.triplet for reply in replies if reply.triplet)
+    return list(triplets), tally(replies)
+
+
+def readable(backbone: Backbone, triplets: Sequence[Triplet]) -> list[Triplet]:
+    """The triplets whose three texts the text encoder reads whole."""
+    limit = backbone.text_encoder.config.max_position_embeddings
+
+    def lengths(texts: list[str]) -> list[int]:
+        return [len(ids) for ids in backbone.tokenizer(texts).input_ids]
+
+    rows = zip(
+        triplets,
+        lengths([t.caption for t in triplets]),
+        lengths([t.instruction for t in triplets]),
+        lengths([t.edited_caption for t in triplets]),
+        strict=True,
+    )
+    return [triplet for triplet, *counts in rows if max(counts) <= limit]
 
 
 def render_kept(
