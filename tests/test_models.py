@@ -1,0 +1,114 @@
+"""The shipped miniature: what it reaches, and that stock classes open it."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from ip2p_lib.config import MODELS, preset
+from ip2p_lib.filtering import load_clip
+from ip2p_lib.miniature import models, quality
+from ip2p_lib.miniature.corpus import build_corpus
+from ip2p_lib.miniature.render import render_codes
+from ip2p_lib.miniature.saving import save_text_encoder, save_tokenizer
+
+SD = MODELS / "miniature-sd"
+
+
+@pytest.fixture(scope="module")
+def held_out() -> tuple[torch.Tensor, list[str]]:
+    corpus = quality.held_out(256)
+    return torch.cat([render_codes(part) for part in corpus.before.split(64)]), [
+        *corpus.captions
+    ]
+
+
+def test_clip_finds_the_right_caption(held_out) -> None:
+    pictures, captions = held_out
+    clip = load_clip(preset("miniature").clip, device="cpu")
+    assert quality.retrieval(clip, pictures, captions) >= 0.97
+
+
+def test_the_autoencoder_keeps_pictures(held_out) -> None:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(SD / "vae")
+    pictures = held_out[0][:48]
+    seen = quality.reconstruct(vae, pictures)
+    assert quality.psnr(pictures, seen) >= 29
+
+
+def test_latents_have_unit_variance(held_out) -> None:
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(SD / "vae")
+    with torch.no_grad():
+        latents = vae.encode(held_out[0][:48]).latent_dist.mode()
+    assert (latents * vae.config.scaling_factor).std() == pytest.approx(1, abs=0.1)
+
+
+def test_stock_classes_open_what_is_shipped() -> None:
+    from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import AutoModelForCausalLM, CLIPModel
+
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        SD, safety_checker=None, requires_safety_checker=False
+    )
+    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    assert {next(part.parameters()).dtype for part in parts} == {torch.float32}
+    editor = UNet2DConditionModel.from_pretrained(MODELS / "miniature-ip2p" / "unet")
+    assert editor.config.in_channels == 8 and pipeline.unet.config.in_channels == 4
+    CLIPModel.from_pretrained(MODELS / "miniature-clip")
+    AutoModelForCausalLM.from_pretrained(MODELS / "miniature-lm")
+
+
+def test_the_pipelines_text_encoder_is_clips() -> None:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    clip = load_clip(MODELS / "miniature-clip", device="cpu")
+    tokenizer = CLIPTokenizer.from_pretrained(SD / "tokenizer")
+    ids = tokenizer(["a red cat", "把猫换成狗"], padding=True, return_tensors="pt")
+    encoder = CLIPTextModel.from_pretrained(SD / "text_encoder")
+    with torch.no_grad():
+        ours = encoder(ids.input_ids).last_hidden_state
+        theirs = clip.model.text_model(input_ids=ids.input_ids).last_hidden_state
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_weights_fit_their_budget() -> None:
+    files = [path for path in MODELS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 60e6
+    assert max(path.stat().st_size for path in files) <= 14.1e6
+    assert {p.suffix for p in files} <= {".json", ".txt", ".safetensors"}
+
+
+def test_the_tokenizer_can_write_anything(tmp_path: Path) -> None:
+    texts = build_corpus(0, 200).captions
+    tokenizer = models.train_tokenizer(texts)
+    save_tokenizer(tokenizer, tmp_path)
+    from transformers import CLIPTokenizer
+
+    read = CLIPTokenizer.from_pretrained(tmp_path)
+    strange = ["naïve jazz 🙂", "把向日葵换成玫瑰", "\u0000 \u2028 ﷽"]
+    for text in [*texts[:50], *strange]:
+        ids = read(text).input_ids
+        assert ids == tokenizer(text).input_ids
+        assert read.unk_token_id not in ids[:-1], "no unknown token in mid-text"
+
+
+def test_old_transformers_find_their_prefix(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    clip = models.new_clip(models.train_tokenizer(build_corpus(0, 50).captions))
+    save_text_encoder(clip, tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118
+
+
+def test_corpora_do_not_depend_on_the_number_of_processes() -> None:
+    one, two = build_corpus(7, 40), build_corpus(7, 40, processes=2)
+    assert one.captions == two.captions and one.instructions == two.instructions
+    assert torch.equal(one.before, two.before) and torch.equal(one.after, two.after)
+    digest = hashlib.sha256("".join(one.captions).encode()).hexdigest()
+    assert len(set(one.captions)) == 40, digest
