@@ -124,11 +124,8 @@ class Editor:
 
         Decoding a step's ``x0`` gives a preview, the last step's ``x`` the picture.
         """
-        request, backbone = (
-            self._request(len(before), instructions, **knobs),
-            self.backbone,
-        )
-        condition = backbone.encode(before)
+        request = self._request(len(before), instructions, **knobs)
+        backbone, condition = self.backbone, self.backbone.encode(before)
         device, shape = condition.device, tuple(condition.shape[1:])
         seeds = torch.tensor(request["seed"], device=device)
         denoise = edit_denoiser(

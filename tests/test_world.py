@@ -47,23 +47,24 @@ def test_every_family_of_edits_has_phrasings_in_both_languages() -> None:
     assert all(len(set(lines)) >= 3 for lines in INSTRUCTIONS_ZH.values())
 
 
+def _vocabulary(lines: list[str]) -> set[str]:
+    return {word for line in lines for word in line.split()}
+
+
 def test_held_out_phrasings_use_known_words_only() -> None:
-    last = HELD_OUT_PHRASINGS["en"]
-    known = {
-        word for p in INSTRUCTIONS.values() for line in p[:-last] for word in line.split()
-    }
-    unseen = {
-        word for p in INSTRUCTIONS.values() for line in p[-last:] for word in line.split()
-    }
-    assert unseen <= known
+    split = -HELD_OUT_PHRASINGS["en"]
+    lists = INSTRUCTIONS.values()
+    known = _vocabulary([line for lines in lists for line in lines[:split]])
+    assert _vocabulary([line for lines in lists for line in lines[split:]]) <= known
 
 
 def test_wordings_do_not_overlap() -> None:
     for seed in range(300):
-        scene = sample_scene(seed)
-        train = {sample_edit(scene, i, "time").instruction for i in range(40)}
-        held = {sample_edit(scene, i, "time", "held-out").instruction for i in range(40)}
-        assert not train & held
+        scene, sayings = sample_scene(seed), []
+        for wording in ("train", "held-out"):
+            edits = [sample_edit(scene, i, "time", wording) for i in range(40)]
+            sayings.append({edit.instruction for edit in edits})
+        assert not sayings[0] & sayings[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)

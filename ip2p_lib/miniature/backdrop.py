@@ -200,22 +200,9 @@ def land(code: Tensor) -> tuple[Tensor, Tensor]:
     """
     place, time, weather, _, _, seed = code[:, :6].unbind(1)
     device, variation = code.device, seed.float()
-    y = _axis(device)
-    top, horizon, ground, things = rgb(_SKY, device)[time].unbind(1)
-    tints = [_TINT[name] for name in words.WEATHERS]
-    land_tint = rgb([t[0] for t in tints], device)[weather]
-    sky_tint = rgb([t[2] for t in tints], device)[weather]
-    shares = rgb([(t[1], t[3], t[4]) for t in tints], device)[weather]
-
-    fade = (y / 0.6).clamp(0, 1)[None, None, :, None]
-    sky = torch.lerp(top[..., None, None], horizon[..., None, None], fade)
-    # Veils of weather are lit too, or a snowy night would be as bright as day.
-    veil = (sky_tint * ground)[..., None, None]
-    picture = torch.lerp(sky, veil, shares[:, 1, None, None, None])
-    picture = picture.expand(-1, -1, -1, RESOLUTION)
-    dim = 1 - shares[:, 1].clamp(min=0.4)[:, None, None, None] + 0.4
-    picture = torch.lerp(picture, _lights(picture, time, variation), dim)
-
+    ground, things = rgb(_SKY, device)[time][:, 2:].unbind(1)
+    tint, shares = _veils(weather, device)
+    picture = _sky(time, weather, variation)
     shapes, numbers, colours = (table[place] for table in _table(device))
     for layer in range(4):
         height, amplitude, repeats = numbers[:, layer].unbind(1)
@@ -223,12 +210,36 @@ def land(code: Tensor) -> tuple[Tensor, Tensor]:
         curves = _profiles(repeats, phase, device)
         curve = curves[torch.arange(len(code), device=device), shapes[:, layer]]
         edge = height[:, None] - amplitude[:, None] * curve  # (B, 128) over x
-        mask = ((y[None, :, None] - edge[:, None, :]) * RESOLUTION + 0.5).clamp(0, 1)
+        below = _axis(device)[None, :, None] - edge[:, None, :]
+        mask = (below * RESOLUTION + 0.5).clamp(0, 1)
         # Far layers take more of the weather than near ones.
-        share = shares[:, :1] * (1.15 - 0.1 * layer)
-        colour = torch.lerp(colours[:, layer], land_tint, share.clamp(max=1)) * ground
+        share = (shares[:, :1] * (1.15 - 0.1 * layer)).clamp(max=1)
+        colour = torch.lerp(colours[:, layer], tint[:, 0], share) * ground
         picture = torch.lerp(picture, colour[..., None, None], mask[:, None])
         if layer == 1:
             picture = _windows(picture, mask, code)
     bright = shares[:, 2, None, None, None]
     return picture * bright, (things[..., None, None] * bright)
+
+
+def _veils(weather: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tints (B, 2, 3) of land and sky; (B, 3) their shares and the brightness."""
+    rows = [_TINT[name] for name in words.WEATHERS]
+    tints = rgb([(row[0], row[2]) for row in rows], device)
+    shares = rgb([(row[1], row[3], row[4]) for row in rows], device)
+    return tints[weather], shares[weather]
+
+
+def _sky(time: Tensor, weather: Tensor, variation: Tensor) -> Tensor:
+    """The sky behind everything, (B, 3, 128, 128) in [0, 1]."""
+    device = time.device
+    top, horizon, ground, _ = rgb(_SKY, device)[time].unbind(1)
+    tint, shares = _veils(weather, device)
+    fade = (_axis(device) / 0.6).clamp(0, 1)[None, None, :, None]
+    sky = torch.lerp(top[..., None, None], horizon[..., None, None], fade)
+    # Veils of weather are lit too, or a snowy night would be as bright as day.
+    veil = (tint[:, 1] * ground)[..., None, None]
+    share = shares[:, 1, None, None, None]
+    picture = torch.lerp(sky, veil, share).expand(-1, -1, -1, RESOLUTION)
+    lit = 1 - share.clamp(min=0.4) + 0.4
+    return torch.lerp(picture, _lights(picture, time, variation), lit)

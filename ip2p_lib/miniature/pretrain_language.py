@@ -188,7 +188,6 @@ def main() -> None:
     # Every written text counts: people's words are rare beside the grammar's.
     texts = [to_prompt(t.caption) + to_completion(t) for t in [*grammar, *written]]
     tokenizer = train_tokenizer(texts[-20_000:])
-    torch.manual_seed(0)
     model = new_model(len(tokenizer)).to(device)
     tokens, labels = (part.to(device) for part in encode(tokenizer, grammar))
     budget = Budget(args.seconds, learning_rate=2e-3, warmup=100)

@@ -1,0 +1,118 @@
+"""Draw the README's picture and fill in its table of results.
+
+    python -m jobs.readme              the table, from data/results/*.json
+    python -m jobs.readme --picture    also the picture, edited anew
+
+No figure of the README is typed: the table stands between two markers and is written
+from files that runs left. ``tests/test_readme.py`` holds the two together.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ip2p_lib.config import RESULTS, ROOT, preset
+from ip2p_lib.shards import write_bytes
+
+README = ROOT / "README.md"
+PICTURE = ROOT / "docs" / "edits.png"
+BEGIN, END = "<!-- results: written by jobs/readme.py -->", "<!-- end of results -->"
+INSTRUCTIONS = (
+    "replace the sunflower with a rose",
+    "make it night",
+    "turn it into a snowy winter",
+    "make the sunflower blue",
+    "turn it into a watercolour",
+    "change the background to a beach",
+)
+
+
+def read(name: str) -> dict[str, Any]:
+    """A run's results by name, such as ``"miniature-vae"``."""
+    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text("utf-8"))
+    return found
+
+
+def _row(name: str, value: str, aim: str, claim: str) -> str:
+    device = read(name)["device"].replace("80GB HBM3", "").strip()
+    return f"| {claim} | {value} | {aim} | {device} |"
+
+
+def _networks() -> list[str]:
+    """Rows of the pretrained networks."""
+    names = ("miniature-clip", "miniature-vae", "miniature-unet")
+    clip, vae, unet = (read(name)["rows"][0] for name in names)
+    values = (f"{clip['top1']:.1%}", f"{vae['psnr_db']:.1f} dB", f"{unet['top1']:.1%}")
+    claims = (
+        f"CLIP finds the caption of a held-out scene among {clip['samples']:,}",
+        "Autoencoder on held-out scenes",
+        f"CLIP finds the caption of a generated picture among {unet['samples']:,}",
+    )
+    rows = zip(names, values, ("97 %", "29 dB", "85 %"), claims, strict=True)
+    return [_row(*row) for row in rows]
+
+
+def _edits() -> list[str]:
+    """Rows of the editor."""
+    name = "miniature-editor"
+    row = next(row for row in read(name)["rows"] if row["kind"] == "all")
+    nearer, distance = f"{row['nearer_target']:.1%}", f"{row['l1_truth']:.3f}"
+    below = f"below the input's, {row['l1_untouched']:.3f}"
+    held_out = f"{row['samples']} held-out edits"
+    return [
+        _row(name, nearer, "85 %", f"Nearer to the target caption, {held_out}"),
+        _row(name, distance, below, "Mean distance (L1) to the exact answer"),
+    ]
+
+
+def table() -> str:
+    """The table of results, in Markdown."""
+    head = ["| what is measured | result | aim | on |", "|---|---|---|---|"]
+    return "\n".join([*head, *_networks(), *_edits()])
+
+
+def fill(text: str) -> str:
+    """The README's text with the table written anew between its markers.
+
+    Raises:
+        ValueError: the markers are not both there.
+    """
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"README.md needs the lines {BEGIN!r} and {END!r}.")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+def draw(path: Path = PICTURE) -> Path:
+    """Edit the running example by every instruction and write the picture."""
+    from ip2p_lib.editing import load_editor
+    from ip2p_lib.figures import show_pairs
+    from ip2p_lib.images import to_pil
+    from ip2p_lib.miniature.render import render
+    from ip2p_lib.miniature.world import Scene, Thing
+
+    sunflower = Thing("sunflower", x=64, base=112, size=64)
+    place, settings = ("meadow", "day", "clear", "photo"), preset("miniature")
+    scene = Scene((sunflower,), *place, art="noto", variation=3)
+    image = to_pil(render([scene]))[0]
+    editor = load_editor(settings, "cpu")
+    edits = editor.edit_batch([image] * len(INSTRUCTIONS), INSTRUCTIONS)
+    figure = show_pairs([image] * len(edits), INSTRUCTIONS, edits)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    return path
+
+
+def main() -> None:
+    """Write the README's table, and its picture if asked to."""
+    if "--picture" in sys.argv[1:]:
+        draw()
+    write_bytes(README, fill(README.read_text("utf-8")).encode())
+
+
+if __name__ == "__main__":
+    main()
