@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ip2p_lib.config import RESULTS, ROOT, preset
+from ip2p_lib.config import DATA, RESULTS, ROOT, preset
 from ip2p_lib.shards import write_bytes
 
 README = ROOT / "README.md"
@@ -62,7 +62,11 @@ def _edits() -> list[str]:
     nearer, distance = f"{row['nearer_target']:.1%}", f"{row['l1_truth']:.3f}"
     below = f"below the input's, {row['l1_untouched']:.3f}"
     held_out = f"{row['samples']} held-out edits"
+    made = json.loads((DATA / "pairs" / "sample" / "manifest.json").read_text("utf-8"))
+    pairs = f"{made['kept']:,} of {made['rendered']:,}"
+    claim = "Pairs the editor trained on, of all rendered"
     return [
+        f"| {claim} | {pairs} | 20,000 kept | NVIDIA H100 |",
         _row(name, nearer, "85 %", f"Nearer to the target caption, {held_out}"),
         _row(name, distance, below, "Mean distance (L1) to the exact answer"),
     ]
