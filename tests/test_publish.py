@@ -1,10 +1,14 @@
 """Only a clean run is committed, and what differs from run to run is dropped."""
 
+import base64
+import io
 import json
 
 import nbformat
+import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from PIL import Image
 from small_notebook import PICTURE, outputs, write_notebook
 
 from jobs import notebooks, publish
@@ -98,3 +102,26 @@ def test_a_still_shows_menus_and_values_and_escapes_text():
     }
     panel = still("box", widgets)
     assert "flex-direction:row" in panel and "&lt;two&gt;" in panel and ">0<" in panel
+
+
+def _encoded(picture):
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_published_pictures_are_smaller_and_look_the_same():
+    ramp = np.linspace(0, 255, 96 * 96 * 3).reshape(96, 96, 3)
+    noise = np.random.default_rng(0).normal(0, 4, ramp.shape)
+    picture = Image.fromarray((ramp + noise).clip(0, 255).astype("uint8"))
+    page = f'<img src="data:image/png;base64,{_encoded(picture)}">'
+    data = {"image/png": _encoded(picture), "text/html": page}
+    cell = new_code_cell("1", outputs=[new_output("display_data", data)])
+    notebook = new_notebook(cells=[cell])
+    publish.shrink_pictures(notebook)
+    shrunk = notebook.cells[0].outputs[0].data
+    assert len(shrunk["image/png"]) < len(data["image/png"]) / 2
+    assert shrunk["image/png"] in shrunk["text/html"]
+    again = Image.open(io.BytesIO(base64.b64decode(shrunk["image/png"])))
+    difference = np.asarray(again.convert("RGB"), float) - np.asarray(picture, float)
+    assert again.size == picture.size and np.abs(difference).mean() < 6
