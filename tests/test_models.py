@@ -81,6 +81,8 @@ def test_weights_fit_their_budget() -> None:
     assert sum(path.stat().st_size for path in files) <= 60e6
     assert max(path.stat().st_size for path in files) <= 14.1e6
     assert {p.suffix for p in files} <= {".json", ".txt", ".safetensors"}
+    configs = [p.read_text("utf-8") for p in files if p.name == "config.json"]
+    assert not any("_name_or_path" in text for text in configs)
 
 
 def test_the_tokenizer_can_write_anything(tmp_path: Path) -> None:

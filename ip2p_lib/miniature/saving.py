@@ -35,6 +35,7 @@ def load_as_single(folder: Path) -> None:
     """
     path = folder / "config.json"
     config = json.loads(path.read_text("utf-8"))
+    config.pop("_name_or_path", None)  # where it was loaded from is nobody's business
     for name in ("dtype", "torch_dtype"):
         if name in config:
             config[name] = "float32"
