@@ -12,7 +12,14 @@ from ip2p_lib.miniature.fitting import Budget, fit
 from ip2p_lib.miniature.make_pairs import world_captions, write
 from ip2p_lib.miniature.objectives import clip_loss, vae_loss
 from ip2p_lib.miniature.pretrain import follow
-from ip2p_lib.miniature.stages import render_bank, to_bytes, to_unit, token_ids
+from ip2p_lib.miniature.stages import (
+    Stage,
+    render_bank,
+    to_bytes,
+    to_unit,
+    token_ids,
+    train_unet,
+)
 
 
 def _line(width: int = 4) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -94,6 +101,21 @@ def test_token_ids_are_the_tokenizers_own() -> None:
 def test_bytes_and_units_are_inverse() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_bytes(to_unit(levels)), levels)
+
+
+def test_the_unet_goes_on_from_weights_it_is_given(tmp_path: Path) -> None:
+    captions = build_corpus(0, 4).captions
+    tokenizer = models.train_tokenizer(captions)
+    clip, given = models.new_clip(tokenizer), models.new_unet()
+    before = given.conv_in.weight.detach().clone()
+    latents = normal(key("latents"), torch.arange(4), (4, 16, 16)).half()
+    stage = Stage(Budget(0.01, 1e-4, warmup=1), batch=2)
+    unet, progress = train_unet(
+        clip, tokenizer, latents, captions, stage, tmp_path, given
+    )
+    assert unet is given and torch.equal(unet.conv_in.weight, before)
+    assert follow(progress, "", _hush).step == 1
+    assert not torch.equal(unet.conv_in.weight, before)
 
 
 def test_the_language_model_writes_for_the_worlds_captions() -> None:

@@ -81,9 +81,19 @@ def run_vae(bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
     saving.save_half(vae, _parts(out)["vae"])
 
 
-def run_unet(corpus: Corpus, bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
-    """Store the bank's latents, train the U-Net on them and save the pipeline."""
-    from diffusers import AutoencoderKL
+def run_unet(
+    corpus: Corpus,
+    bank: Tensor,
+    stage: Stage,
+    out: Path,
+    work: Path,
+    warm: bool = False,
+) -> None:
+    """Store the bank's latents, train the U-Net on them and save the pipeline.
+
+    ``warm`` begins with the weights in ``out``, for a longer run on another machine.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
     paths, device = _parts(out), bank.device
     scorer = load_clip(paths["clip"], device=device, dtype=torch.float32)
@@ -92,9 +102,9 @@ def run_unet(corpus: Corpus, bank: Tensor, stage: Stage, out: Path, work: Path) 
     latents = store_latents(vae, bank) * vae.config.scaling_factor
     print(f"{len(latents)} latents in {time.monotonic() - start:.0f} s", flush=True)
     captions = [*corpus.captions, *corpus.edited_captions]
-    unet, progress = train_unet(
-        scorer.model, scorer.tokenizer, latents, captions, stage, work / "unet"
-    )
+    given = UNet2DConditionModel.from_pretrained(paths["unet"]) if warm else None
+    text = (scorer.model, scorer.tokenizer)
+    unet, progress = train_unet(*text, latents, captions, stage, work / "unet", given)
     follow(progress, "unet")
     saving.save_half(unet, paths["unet"])
     saving.save_scheduler(paths["scheduler"])
@@ -145,6 +155,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--scenes", type=int, default=200_000)
     parser.add_argument("--seconds", type=float, help="budget of each stage named")
+    parser.add_argument("--warm", action="store_true", help="go on from --out's U-Net")
     return parser.parse_args()
 
 
@@ -158,7 +169,9 @@ def main() -> None:
     run: dict[str, Callable[[Stage], None]] = {
         "clip": lambda stage: run_clip(corpus, bank, stage, args.out, args.work),
         "vae": lambda stage: run_vae(bank, stage, args.out, args.work),
-        "unet": lambda stage: run_unet(corpus, bank, stage, args.out, args.work),
+        "unet": lambda stage: run_unet(
+            corpus, bank, stage, args.out, args.work, args.warm
+        ),
     }
     for name in args.stages:
         stage = STAGES[name]

@@ -149,6 +149,7 @@ def train_unet(
     captions: list[str],
     stage: Stage,
     work: Path,
+    start: UNet2DConditionModel | None = None,
 ) -> tuple[UNet2DConditionModel, Iterator[Progress]]:
     """Prepare the ``unet`` stage.
 
@@ -159,9 +160,10 @@ def train_unet(
         captions: n captions.
         stage: budget and batch size.
         work: folder of the resumable state.
+        start: weights to begin with instead of random ones.
     """
     device = latents.device
-    unet = models.new_unet().to(device)
+    unet = (start or models.new_unet()).to(device)
     if device.type == "cuda":
         unet.to(memory_format=torch.channels_last)
         unet.compile(dynamic=False)
