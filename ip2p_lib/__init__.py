@@ -5,7 +5,7 @@ Modules in the order of the paper's pipeline:
 - ground: config, draws, images, diffusion, guidance, denoising, backbone, teaching
 - section 3.1.1: triplets, language_model, language_service, language_tuning
 - section 3.1.2: prompt_to_prompt, rendering, filtering, dataset, shards
-- section 3.2: surgery, latents, checkpoint, training, ema
+- section 3.2: surgery, latents, checkpoint, training, ema, parallel
 - section 4: editing, baselines, evaluation, figures, widgets
 
 The package ``miniature`` holds the small world and the models trained on it.

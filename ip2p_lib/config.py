@@ -58,6 +58,7 @@ class Training:
     batch_size: int = 1024
     learning_rate: float = 1e-4
     warmup: int = 0
+    decay: bool = False  # ours: a short run ends better with a falling rate
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0  # ours: the released code does not clip
     ema_decay: float = 0.9999

@@ -7,6 +7,7 @@ never runs here: see ``latents``, which also tells why a resumed run is exact.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ip2p_lib.draws import integers, key, normal, uniform
 from ip2p_lib.ema import EMA, named_weights
 from ip2p_lib.guidance import drop_conditioning
 from ip2p_lib.latents import Batch, Latents, select, visits_of_step
+from ip2p_lib.parallel import add_up, share
 
 if TYPE_CHECKING:
     from ip2p_lib.config import Training
@@ -106,8 +108,12 @@ def start(unet: nn.Module, settings: Training) -> TrainState:
 
 
 def learning_rate(settings: Training, step: int) -> float:
-    """Rise linearly over ``warmup`` steps, then stay (appendix A.3: no warm-up)."""
-    return settings.learning_rate * min(1, (step + 1) / max(settings.warmup, 1))
+    """Rise linearly over ``warmup`` steps, then stay (appendix A.3: no warm-up), or with
+    ``decay`` fall along half a cosine, to zero at the end.
+    """
+    rise = min(1, (step + 1) / max(settings.warmup, 1))
+    fall = (1 + math.cos(math.pi * step / settings.steps)) / 2 if settings.decay else 1
+    return settings.learning_rate * rise * fall
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,8 @@ def train(
 ) -> Iterator[TrainStep]:
     """Train from ``state.step`` up to ``settings.steps``, yielding every step.
 
-    A loss that is not finite raises FloatingPointError, on a GPU some steps later.
+    A loss that is not finite raises FloatingPointError, on a GPU some steps later. Of
+    several processes (see ``parallel``), each takes its share of the batch.
 
     Args:
         state: from ``start``, perhaps after ``resume``; changed in place.
@@ -149,14 +156,15 @@ def train(
         batch = select(latents, visits, device=device, encode=encode, **draws)
         with amp:
             loss = edit_loss(state.unet, schedule, batch, drop=settings.drop, **draws)
-        (share := loss * (len(visits) / size)).backward()
-        return share.detach()
+        (part := loss * (len(visits) / size)).backward()
+        return part.detach()
 
     state.unet.train()
     while state.step < settings.steps:
         lr = learning_rate(settings, state.step)
         visits = visits_of_step(run_seed, state.step, size, n, latents.condition.device)
-        loss = _gradients(state, visits, backward)
+        loss = _gradients(state, share(visits), backward)
+        add_up([loss, *(weight.grad for weight in state.unet.parameters())])
         grad_norm = _update(state, loss, lr, settings.max_grad_norm)
         yield TrainStep(state.step, loss, grad_norm, lr)
     state.check()

@@ -21,6 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMPORTS = {
     "config": "",
     "draws": "",
+    "parallel": "",
     "triplets": "",
     "language_service": "triplets",
     "language_model": "config draws triplets language_service",
@@ -41,7 +42,7 @@ IMPORTS = {
     "checkpoint": "",
     "latents": "draws",
     "ema": "",
-    "training": "draws diffusion guidance latents ema checkpoint",
+    "training": "draws diffusion guidance latents ema checkpoint parallel",
     "editing": "config draws images diffusion guidance denoising backbone",
     "baselines": "draws images diffusion guidance denoising backbone",
     "evaluation": "dataset filtering editing baselines",

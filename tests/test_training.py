@@ -53,6 +53,16 @@ class Oracle(nn.Module):
         return (torch.zeros_like(sample[:, :4]),)
 
 
+def test_the_rate_rises_then_stays_or_falls_to_zero():
+    paper = training.learning_rate
+    rates = [paper(SETTINGS, step) for step in range(6)]
+    assert rates == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3, 1e-3, 1e-3])
+    falling = replace(SETTINGS, warmup=0, decay=True)
+    rates = [paper(falling, step) for step in range(7)]
+    assert rates[0] == pytest.approx(1e-3) and rates[3] == pytest.approx(5e-4)
+    assert rates[6] == pytest.approx(0) and rates == sorted(rates, reverse=True)
+
+
 def batch_of(n, **changes):
     visits = visits_of_step(0, 0, n, len(LATENTS))
     batch = select(LATENTS, visits, run_seed=0, step=0, device="cpu")

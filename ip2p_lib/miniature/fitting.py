@@ -1,4 +1,7 @@
-"""Training to a time budget, resumable: the loop that every pretraining stage uses."""
+"""Training to a time budget, resumable: the loop that every pretraining stage uses.
+
+Several processes may run it together, each with its share of a batch (``parallel``).
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ip2p_lib import checkpoint
+from ip2p_lib.parallel import add_up, agree, copy_from_first, processes, rank
 
-_LOOK_EVERY = 50  # steps between looks at clock and loss: each look waits for the GPU
+_LOOK_EVERY = 50  # steps between looks at clock and loss: a look waits for a GPU
 _SAVE_EVERY = 180.0  # seconds
 
 
@@ -76,7 +81,8 @@ def fit(
 
     Args:
         model: everything that learns, in float32; changed in place.
-        loss_of: the loss of one step, given its number; draws its own batch.
+        loss_of: the loss of one step, given its number; draws its own batch, of which
+            each process takes a share of one size.
         budget: time and learning rate.
         work: folder of resumable states; one is written every few minutes and at the
             end.
@@ -84,27 +90,45 @@ def fit(
     Raises:
         FloatingPointError: the loss is not finite.
     """
-    gpu = next(model.parameters()).is_cuda
+    device = next(model.parameters()).device
+    every = _LOOK_EVERY if device.type == "cuda" else 1
     optimizer = _adamw(model, budget)
     step, spent = _resume(model, optimizer, work)
+    copy_from_first(list(model.parameters()))
     start, saved = time.monotonic() - spent, spent
     while spent < budget.seconds:
         optimizer.param_groups[0]["lr"] = _learning_rate(budget, step, spent)
-        with torch.autocast("cuda", torch.bfloat16) if gpu else nullcontext():
-            loss = loss_of(step)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), budget.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step, spent = step + 1, time.monotonic() - start
-        if step % _LOOK_EVERY == 0 or not gpu:
-            yield _look(step, spent, loss)
-        if spent - saved > _SAVE_EVERY or spent >= budget.seconds:
+        loss = _step(model, optimizer, partial(loss_of, step), budget.max_grad_norm)
+        step += 1
+        if step % every:
+            continue
+        spent = agree(time.monotonic() - start, device)
+        yield _look(step, spent, loss)
+        if rank() == 0 and (spent - saved > _SAVE_EVERY or spent >= budget.seconds):
             facts = {"step": step, "seconds": spent}
             state = _state(model, optimizer)
             checkpoint.save(work / f"step-{step:07d}", state, facts)
             checkpoint.prune(work, keep=1)
             saved = spent
+
+
+def _step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[], Tensor],
+    max_grad_norm: float,
+) -> Tensor:
+    """One update from the gradients of all processes; the loss is theirs, too."""
+    gpu = next(model.parameters()).is_cuda
+    with torch.autocast("cuda", torch.bfloat16) if gpu else nullcontext():
+        loss = loss_of() / processes()
+    loss.backward()
+    total = loss.detach()
+    add_up([total, *(weight.grad for weight in model.parameters())])
+    nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return total
 
 
 def _adamw(model: nn.Module, budget: Budget) -> torch.optim.AdamW:
@@ -126,7 +150,7 @@ def _resume(
 
 
 def _look(step: int, seconds: float, loss: Tensor) -> Progress:
-    value = float(loss.detach())
+    value = float(loss)
     if not math.isfinite(value):
         raise FloatingPointError(
             f"The loss became {value} in step {step}. Lower the learning rate and "

@@ -1,0 +1,72 @@
+"""A few training steps, to be run by one process or by several: see test_parallel."""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from ip2p_lib import parallel, training
+from ip2p_lib.config import Training
+from ip2p_lib.diffusion import Schedule
+from ip2p_lib.draws import key, normal
+from ip2p_lib.latents import Latents
+from ip2p_lib.miniature.fitting import Budget, fit
+
+SETTINGS = Training(steps=5, batch_size=5, learning_rate=1e-2, drop=0.05)
+
+
+def draw(name, n, *shape):
+    return normal(key(name), torch.arange(n), shape)
+
+
+class Small(nn.Module):
+    """Called as a U-Net is; its weights start the same in every process."""
+
+    def __init__(self):
+        super().__init__()
+        self.image, self.text = nn.Conv2d(8, 4, 3, padding=1), nn.Linear(6, 4)
+        for name, weight in self.named_parameters():
+            start = draw(name, len(weight), *weight.shape[1:])
+            weight.data = start.reshape(weight.shape) / 10
+
+    def forward(self, sample, t, encoder_hidden_states, return_dict):
+        told = self.text(encoder_hidden_states.mean(1))
+        return (self.image(sample) + told[..., None, None],)
+
+
+def edit_training():
+    """Losses and final weights of ``training.train``."""
+    latents = [draw(name, 7, 2, 4, 4, 4) for name in "abc"]
+    rows = torch.arange(7) % 3
+    text, null = draw("text", 3, 5, 6), draw("null", 1, 5, 6)
+    data, unet = Latents(*latents, rows, text, null, 0.5), Small()
+    state = training.start(unet, SETTINGS)
+    schedule = Schedule.scaled_linear()
+    steps = training.train(state, data, schedule, SETTINGS, run_seed=0)
+    losses = torch.stack([step.loss for step in steps])
+    return {"losses": losses, **dict(unet.state_dict())}
+
+
+def pretraining(work):
+    """Final weights of ``fitting.fit`` after one step; equal batches by id."""
+    layer = nn.Linear(4, 1)
+    with torch.no_grad():
+        layer.weight.fill_(parallel.rank() + 1.0)  # process 0's weights are to win
+        layer.bias.fill_(0.0)
+
+    def loss_of(step):
+        x = normal(key("x", step), parallel.share(torch.arange(8)), (4,))
+        return layer(x).square().mean()
+
+    progress = next(fit(layer, loss_of, Budget(60, 0.1, warmup=1), work))
+    return {"fitted": layer.weight.detach(), "loss": torch.tensor(progress.loss)}
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    parallel.join()
+    found = {**edit_training(), **pretraining(out / "work")}
+    number = torch.tensor(parallel.agree(parallel.rank() + 7.0, torch.device("cpu")))
+    save_file({**found, "agreed": number}, out / f"rank-{parallel.rank()}.safetensors")
