@@ -1,0 +1,183 @@
+"""The judge of the miniature world: reads a picture and says which scene it shows.
+
+It judges pictures in the world's own terms, where the paper has only CLIP (section
+4.1). Things have two slots, left and right; a lone thing is the left one and the right
+one is "none", so that one or two things are the same questions (see ``readings``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from ip2p_lib.config import MODELS
+from ip2p_lib.miniature.backdrop import RESOLUTION
+from ip2p_lib.miniature.models import pick_device
+from ip2p_lib.miniature.readings import (
+    ANSWERS,
+    SCENE,
+    SLOTS,
+    THING,
+    Reading,
+    ThingReading,
+    agreement,
+    labels,
+    readings_of,
+)
+from ip2p_lib.shards import write_bytes
+
+__all__ = [
+    "ANSWERS",
+    "Judge",
+    "Reading",
+    "ThingReading",
+    "agreement",
+    "labels",
+    "load_judge",
+    "save_judge",
+]
+
+WIDTHS = (32, 64, 128, 128)  # channels after each halving of the picture
+MIXERS = 2  # attention blocks over the cells that are left
+
+
+class _Residual(nn.Module):
+    """Two normalised 3 x 3 convolutions beside the identity."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            norm, conv = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
+            layers += [norm, nn.SiLU(), conv]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Judge(nn.Module):
+    """A small convolutional network with attention between its last, 8 x 8, cells.
+
+    Three maps over the cells say where to look, for the scene and for either thing;
+    what is seen there is averaged. Both things are named by the same layer, so that
+    every picture teaches every slot.
+    """
+
+    def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
+        """Start from random weights; ``widths`` are multiples of 8."""
+        super().__init__()
+        self.widths, width = tuple(widths), widths[-1]
+        layers: list[nn.Module] = []
+        for before, after in pairwise((3, *widths)):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1)]
+            layers += [_Residual(after)]
+        self.body = nn.Sequential(*layers)
+        cells = (RESOLUTION >> len(self.widths)) ** 2
+        self.places = nn.Parameter(0.1 * torch.randn(cells, width))
+        self.mixers = nn.Sequential(*(_mixer(width) for _ in range(MIXERS)))
+        self.norm = nn.LayerNorm(width)
+        self.where = nn.Linear(width, 1 + len(SLOTS))
+        self.scene_head = nn.Linear(width, sum(len(a) for _, a in SCENE.values()))
+        self.thing_head = nn.Linear(width, sum(len(a) for _, a in THING.values()))
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits of every attribute, and of where each thing is.
+
+        Args:
+            images: (B, 3, 128, 128) in [-1, 1].
+
+        Returns:
+            (B, answers) for each key of ``ANSWERS``; for ``left.where`` and
+            ``right.where`` (B, 64), cells in reading order.
+        """
+        cells = self.body(images).flatten(2).transpose(1, 2) + self.places
+        cells = self.norm(self.mixers(cells))
+        maps = self.where(cells).transpose(1, 2)  # (B, 3, cells)
+        scene, left, right = (maps.softmax(2) @ cells).unbind(1)
+        heads = (self.scene_head(scene), self.thing_head(left), self.thing_head(right))
+        sizes = [len(answers) for answers in ANSWERS.values()]
+        logits = torch.cat(heads, dim=1).split(sizes, dim=1)
+        looks = (f"{slot}.where" for slot in SLOTS)
+        where = dict(zip(looks, maps[:, 1:].unbind(1), strict=True))
+        return dict(zip(ANSWERS, logits, strict=True)) | where
+
+    @torch.inference_mode()
+    def read(self, images: Tensor, batch: int = 64) -> list[Reading]:
+        """Read pictures.
+
+        Args:
+            images: (B, 3, 128, 128) in [-1, 1], on any device.
+            batch: pictures read at once; the readings do not depend on it.
+
+        Raises:
+            ValueError: the pictures have another shape.
+        """
+        if images.ndim != 4 or images.shape[1:] != (3, RESOLUTION, RESOLUTION):
+            raise ValueError(
+                f"The judge reads pictures of shape (B, 3, {RESOLUTION}, {RESOLUTION}),"
+                f" not {tuple(images.shape)}. Resize them, or add the batch's axis."
+            )
+        self.eval()
+        readings: list[Reading] = []
+        for part in images.split(batch):
+            readings += readings_of(self(part.to(self.places)))
+        return readings
+
+
+def _mixer(width: int) -> nn.Module:
+    return nn.TransformerEncoderLayer(
+        width,
+        nhead=4,
+        dim_feedforward=2 * width,
+        dropout=0.0,
+        activation="gelu",
+        batch_first=True,
+        norm_first=True,
+    )
+
+
+def save_judge(judge: Judge, folder: Path) -> None:
+    """Write ``config.json`` and half-precision weights, each whole or not at all."""
+    half = {
+        name: value.detach().cpu().half().contiguous()
+        for name, value in judge.state_dict().items()
+    }
+    config = {"widths": judge.widths, "answers": ANSWERS}
+    text = json.dumps(config, indent=1) + "\n"
+    write_bytes(folder / "config.json", text.encode())
+    write_bytes(folder / "model.safetensors", save(half, metadata={"format": "pt"}))
+
+
+def load_judge(
+    folder: str | Path = MODELS / "miniature-judge",
+    device: str | torch.device | None = None,
+) -> Judge:
+    """Open a saved judge in float32, on a GPU where there is one unless told otherwise.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message says how to get it.
+        ValueError: it was trained for another vocabulary.
+    """
+    folder = Path(folder)
+    for path in (folder / "config.json", folder / "model.safetensors"):
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is missing. The judge comes with the repository; restore it "
+                "with git, or train it: python -m ip2p_lib.miniature.judge_training"
+            )
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if config["answers"] != {name: list(ANSWERS[name]) for name in ANSWERS}:
+        raise ValueError(
+            f"The judge in {folder} answers other questions than this vocabulary's. "
+            "Train it again: python -m ip2p_lib.miniature.judge_training"
+        )
+    judge = Judge(config["widths"])
+    judge.load_state_dict(load_file(folder / "model.safetensors"))  # cast to float32
+    return judge.eval().requires_grad_(False).to(device or pick_device())

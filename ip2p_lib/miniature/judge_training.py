@@ -1,0 +1,205 @@
+"""Trains the judge of the miniature world and measures it on held-out scenes.
+
+    python -m ip2p_lib.miniature.judge_training train measure
+
+What it will judge is generated: softer than a rendering, a little noisy, a few pixels
+off. So half of the pictures it learns from went through the autoencoder, and of all of
+them many are mirrored, moved, softened or lit differently.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ip2p_lib.config import MODELS, RESULTS
+from ip2p_lib.draws import integers, key
+from ip2p_lib.evaluation import write_results
+from ip2p_lib.miniature import models, quality
+from ip2p_lib.miniature.augmentation import augment
+from ip2p_lib.miniature.backdrop import RESOLUTION
+from ip2p_lib.miniature.corpus import build_corpus
+from ip2p_lib.miniature.fitting import Budget, Progress, fit
+from ip2p_lib.miniature.judge import WIDTHS, Judge, load_judge, save_judge
+from ip2p_lib.miniature.pretrain import follow
+from ip2p_lib.miniature.readings import SLOTS, agreement, labels
+from ip2p_lib.miniature.render import SCENE_COLUMNS, THING_COLUMNS, render_codes
+from ip2p_lib.miniature.stages import Stage, render_bank, to_bytes, to_unit
+
+STAGE = Stage(
+    Budget(seconds=90, learning_rate=2e-3, warmup=200, weight_decay=0.05), batch=512
+)
+Reconstruct = Callable[[Tensor], Tensor]  # (B, 3, 128, 128) in [-1, 1] to the same
+
+
+def bodies(codes: Tensor) -> dict[str, Tensor]:
+    """Where each thing of a scene is, as shares of the judge's cells.
+
+    Without being told where to look, the judge takes long to find things at all.
+
+    Args:
+        codes: (B, 20).
+
+    Returns:
+        (B, 64) for ``left.where`` and ``right.where``; zeros where there is no thing.
+    """
+    side = RESOLUTION >> len(WIDTHS)
+    cell = RESOLUTION / side
+    axis = (torch.arange(side, device=codes.device) + 0.5) * cell
+    found = {}
+    for index, slot in enumerate(SLOTS):
+        start = SCENE_COLUMNS + index * THING_COLUMNS
+        name, x, base, size = codes[:, start : start + 4, None, None].unbind(1)
+        across, down = axis[None, None, :] - x, axis[None, :, None] - (base - size / 2)
+        near = -(across.square() + down.square()) / (2 * cell**2)
+        found[f"{slot}.where"] = near.flatten(1).softmax(1) * (name[:, 0] >= 0)
+    return found
+
+
+def judge_loss(logits: Mapping[str, Tensor], codes: Tensor) -> Tensor:
+    """Cross-entropy of ``Judge``'s logits with what ``codes`` say, summed, nats."""
+    right = labels(codes) | bodies(codes)
+    losses = [F.cross_entropy(logits[name], right[name]) for name in right]
+    return torch.stack(losses).sum()
+
+
+@torch.no_grad()
+def half_reconstructed(bank: Tensor, reconstruct: Reconstruct) -> Tensor:
+    """A copy of a bank in which every second picture is a reconstruction.
+
+    Done once: in every step anew, it would take longer than the step itself.
+    """
+    mixed = bank.clone()
+    for start in range(0, len(bank), 512):
+        rows = slice(start, start + 512, 2)
+        with torch.autocast(bank.device.type, torch.bfloat16, bank.is_cuda):
+            soft = reconstruct(to_unit(bank[rows]))
+        mixed[rows] = to_bytes(soft.float())
+    return mixed
+
+
+def train_judge(
+    codes: Tensor,
+    bank: Tensor,
+    stage: Stage,
+    work: Path,
+    reconstruct: Reconstruct | None = None,
+) -> tuple[Judge, Iterator[Progress]]:
+    """Prepare the training of a judge.
+
+    Args:
+        codes: (n, 20), what the pictures show.
+        bank: (n, 3, 128, 128) uint8 on the device to train on.
+        stage: budget and batch size.
+        work: folder of the resumable state.
+        reconstruct: the autoencoder's round trip; half of the pictures go through it.
+
+    Returns:
+        The judge, and the progress whose consumption trains it.
+    """
+    device = bank.device
+    judge, codes = Judge().to(device), codes.to(device)
+    if reconstruct is not None:
+        bank = half_reconstructed(bank, reconstruct)
+    if device.type == "cuda":
+        judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        judge.compile(dynamic=False)
+
+    def loss_of(step: int) -> Tensor:
+        ids = torch.arange(stage.batch, device=device)
+        rows = integers(key("judge", step), ids, len(bank))
+        images, shown = augment(to_unit(bank[rows]), codes[rows], step)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return judge_loss(judge(images), shown)
+
+    return judge, fit(judge, loss_of, stage.budget, work)
+
+
+def measure_judge(
+    judge: Judge, n: int = 1024, reconstruct: Reconstruct | None = None
+) -> list[dict[str, Any]]:
+    """Share of right answers on ``n`` held-out scenes: one row a kind of pictures.
+
+    Returns:
+        ``pictures`` ("rendered", and with ``reconstruct`` also "reconstructed"),
+        ``samples``, and each share of ``readings.agreement``.
+    """
+    device = judge.places.device
+    codes = quality.held_out(n).before
+    truth = torch.cat([render_codes(part.to(device)) for part in codes.split(128)])
+    kinds = {"rendered": truth}
+    if reconstruct is not None:
+        kinds["reconstructed"] = reconstruct(truth)
+    return [
+        {"pictures": kind, "samples": n, **agreement(judge.read(pictures), codes)}
+        for kind, pictures in kinds.items()
+    ]
+
+
+def shipped_round_trip(device: torch.device) -> Reconstruct:
+    """The round trip through the miniature's autoencoder, frozen, on ``device``."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL.from_pretrained(MODELS / "miniature-sd" / "vae")
+    vae = vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
+    return partial(quality.reconstruct, vae, batch=256)
+
+
+def run_train(args: argparse.Namespace, device: torch.device) -> None:
+    """Draw scenes, render them and train a judge on them, saved in ``--out``."""
+    began = time.monotonic()
+    corpus = build_corpus(0, args.scenes, processes=os.cpu_count() or 1)
+    codes = torch.cat([corpus.before, corpus.after])
+    bank, reconstruct = render_bank(codes, device), shipped_round_trip(device)
+    print(f"{len(bank)} pictures in {time.monotonic() - began:.0f} s", flush=True)
+    stage = Stage(replace(STAGE.budget, seconds=args.seconds), args.batch)
+    judge, progress = train_judge(codes, bank, stage, args.work, reconstruct)
+    print(f"training from {time.monotonic() - began:.0f} s on", flush=True)
+    follow(progress, "judge")
+    save_judge(judge, args.out)
+
+
+def run_measure(args: argparse.Namespace, device: torch.device) -> None:
+    """Measure the judge in ``--out`` on held-out scenes and write the figures down."""
+    began, reconstruct = time.monotonic(), shipped_round_trip(device)
+    rows = measure_judge(load_judge(args.out, device), args.samples, reconstruct)
+    print(*rows, sep="\n", flush=True)
+    seconds = round(time.monotonic() - began, 1)
+    path = args.results / "miniature-judge.json"
+    write_results(path, rows, seed=0, seconds=seconds, device=device)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The miniature's judge.")
+    parser.add_argument("stages", nargs="+", choices=["train", "measure"])
+    parser.add_argument("--out", type=Path, default=MODELS / "miniature-judge")
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain/judge"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--scenes", type=int, default=100_000, help="two pictures each")
+    parser.add_argument("--seconds", type=float, default=STAGE.budget.seconds)
+    parser.add_argument("--batch", type=int, default=STAGE.batch)
+    parser.add_argument("--samples", type=int, default=1024, help="to be measured on")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the stages named on the command line."""
+    args, device = _arguments(), models.pick_device()
+    if "train" in args.stages:
+        run_train(args, device)
+    if "measure" in args.stages:
+        run_measure(args, device)
+
+
+if __name__ == "__main__":
+    main()
