@@ -61,6 +61,67 @@ class Latents:
 
 
 @torch.no_grad()
+def encode_pairs(
+    encoders: Encoders,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    flips: bool = True,
+    dtype: torch.dtype = torch.float16,
+) -> dict[str, Tensor]:
+    """Run the frozen VAE once over N pairs of pictures.
+
+    Args:
+        encoders: a backbone; the latents stay on its device.
+        batches: (before, after), each (B, 3, H, W) in [-1, 1].
+        flips: also encode every pair mirrored.
+        dtype: of the stored numbers.
+    Returns:
+        ``target_mean``, ``target_logvar`` and ``condition`` as ``Latents`` holds them.
+    """
+    parts: list[tuple[Tensor, ...]] = []
+    for before, after in batches:
+        pairs = [(before, after), (before.flip(-1), after.flip(-1))][: 1 + flips]
+        coded = [(*encoders.encode_moments(y), encoders.encode(x)) for x, y in pairs]
+        stacked = (torch.stack(c, 1).to(dtype) for c in zip(*coded, strict=True))
+        parts.append(tuple(stacked))
+    names = ("target_mean", "target_logvar", "condition")
+    whole = (torch.cat(part) for part in zip(*parts, strict=True))
+    return dict(zip(names, whole, strict=True))
+
+
+@torch.no_grad()
+def with_instructions(
+    encoders: Encoders, pairs: dict[str, Tensor], instructions: Sequence[str]
+) -> Latents:
+    """Join encoded pairs with their instructions, each distinct one encoded once.
+
+    Args:
+        encoders: a backbone; its text encoder runs.
+        pairs: from ``encode_pairs``.
+        instructions: one for each pair, in the same order.
+
+    Raises:
+        ValueError: there are not as many instructions as pairs.
+    """
+    condition = pairs["condition"]
+    if len(condition) != len(instructions):
+        raise ValueError(
+            f"{len(condition)} pairs came with {len(instructions)} instructions; each "
+            "pair needs one."
+        )
+    row = {text: i for i, text in enumerate(dict.fromkeys(instructions))}
+    index = torch.tensor([row[text] for text in instructions], device=condition.device)
+    distinct = [list(row)[i : i + 256] for i in range(0, len(row), 256)]
+    text = [encoders.encode_text(part).to(condition.dtype) for part in distinct]
+    return Latents(
+        **pairs,
+        instruction=index,
+        text=torch.cat(text),
+        null_text=encoders.null_text.to(condition.dtype),
+        scaling=encoders.scaling,
+    )
+
+
 def store_latents(
     encoders: Encoders,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -71,34 +132,10 @@ def store_latents(
 ) -> Latents:
     """Run the frozen VAE and text encoder once over the whole training set.
 
-    Args:
-        encoders: a backbone; the latents stay on its device.
-        batches: (before, after), each (B, 3, H, W) in [-1, 1]; N pairs in all.
-        instructions: N texts in the same order.
-        flips: also store every pair mirrored.
-        dtype: of the stored numbers.
-
-    Raises:
-        ValueError: there are not as many instructions as pairs.
+    Arguments and errors as in ``encode_pairs`` and ``with_instructions``.
     """
-    parts: list[tuple[Tensor, ...]] = []
-    for before, after in batches:
-        pairs = [(before, after), (before.flip(-1), after.flip(-1))][: 1 + flips]
-        coded = [(*encoders.encode_moments(y), encoders.encode(x)) for x, y in pairs]
-        stacked = (torch.stack(c, 1).to(dtype) for c in zip(*coded, strict=True))
-        parts.append(tuple(stacked))
-    mean, logvar, condition = (torch.cat(p) for p in zip(*parts, strict=True))
-    if len(mean) != len(instructions):
-        raise ValueError(
-            f"{len(mean)} pairs came with {len(instructions)} instructions; each pair "
-            "needs one."
-        )
-    row = {text: i for i, text in enumerate(dict.fromkeys(instructions))}
-    index = torch.tensor([row[text] for text in instructions], device=mean.device)
-    distinct = [list(row)[i : i + 256] for i in range(0, len(row), 256)]
-    text = torch.cat([encoders.encode_text(part).to(dtype) for part in distinct])
-    null_text = encoders.null_text.to(dtype)
-    return Latents(mean, logvar, condition, index, text, null_text, encoders.scaling)
+    pairs = encode_pairs(encoders, batches, flips=flips, dtype=dtype)
+    return with_instructions(encoders, pairs, instructions)
 
 
 @dataclass(frozen=True)

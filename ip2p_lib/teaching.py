@@ -1,9 +1,10 @@
 """What the notebooks need to teach with: sources, exercises, checked parameters.
 
 No section of the paper stands here. ``show_source`` puts the library's own code into a
-notebook, so that the code a reader studies is the code that runs; ``check`` marks an
-exercise; ``check_parameters`` refuses a misspelt or impossible parameter before a model
-is loaded, however it came in: typed by hand, or passed with ``papermill -p``.
+notebook, so that the code a reader studies is the code that runs; ``show_table`` sets
+out what a cell computed; ``check`` marks an exercise; ``check_parameters`` refuses a
+misspelt or impossible parameter before a model is loaded, however it came in: typed by
+hand, or passed with ``papermill -p``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def show_source(thing: Callable[..., Any] | type) -> None:
     """
     try:
         lines, first = inspect.getsourcelines(thing)
-        file = Path(inspect.getsourcefile(thing) or "")
+        file = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "")
     except (TypeError, OSError) as error:
         raise TypeError(
             f"show_source needs a function or class written in Python, got {thing!r}."
@@ -46,6 +47,35 @@ def show_source(thing: Callable[..., Any] | type) -> None:
     where = f"# {file.parent.name}/{file.name}, line {first}"
     text = f"{where}\n{source}"
     display({"text/markdown": f"```python\n{text}\n```", "text/plain": text}, raw=True)
+
+
+def show_table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], *, words: bool = False
+) -> None:
+    """Display a table: the first column holds names, the others numbers as text.
+
+    Like ``show_source`` it is Markdown, and plain text where Markdown is not drawn.
+
+    Args:
+        header: the columns' names.
+        rows: as long as the header; what is no text is shown by ``str``.
+        words: every column holds words, which stand on the left.
+
+    Raises:
+        ValueError: a row has another number of columns.
+    """
+    texts = [[str(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    if {len(row) for row in texts} != {len(header)}:
+        raise ValueError(f"Every row must have {len(header)} columns: {list(header)}.")
+    rule = ["---", *["---" if words else "--:"] * (len(header) - 1)]
+    lines = [f"| {' | '.join(row)} |" for row in (texts[0], rule, *texts[1:])]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    plain = [
+        "  ".join(map(str.ljust, row, widths)).rstrip().replace("\\|", "|")
+        for row in texts
+    ]
+    shown = {"text/markdown": "\n".join(lines), "text/plain": "\n".join(plain)}
+    display(shown, raw=True)
 
 
 def check(attempt: Callable[..., Any], spec: Callable[[Any], None]) -> str:

@@ -1,25 +1,41 @@
 """The stages of pretraining, at a size that learns something in seconds."""
 
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from ip2p_lib.backbone import load_backbone
+from ip2p_lib.config import preset
+from ip2p_lib.dataset import read_shards
+from ip2p_lib.diffusion import Schedule
 from ip2p_lib.draws import key, normal
-from ip2p_lib.miniature import models
+from ip2p_lib.miniature import make_pairs, models
 from ip2p_lib.miniature.corpus import build_corpus
 from ip2p_lib.miniature.fitting import Budget, fit
-from ip2p_lib.miniature.make_pairs import world_captions, write
-from ip2p_lib.miniature.objectives import clip_loss, vae_loss
+from ip2p_lib.miniature.make_editor import read_pairs
+from ip2p_lib.miniature.make_pairs import world_captions
+from ip2p_lib.miniature.objectives import clip_loss, decoder_loss, unet_loss, vae_loss
 from ip2p_lib.miniature.pretrain import follow
+from ip2p_lib.miniature.render import encode
 from ip2p_lib.miniature.stages import (
     Stage,
     render_bank,
     to_bytes,
     to_unit,
     token_ids,
+    train_decoder,
+)
+from ip2p_lib.miniature.unet_stage import (
+    Pictures,
+    object_cells,
+    store_text,
     train_unet,
 )
+from ip2p_lib.miniature.world import sample_scene
+from ip2p_lib.triplets import read_jsonl
 
 
 def _line(width: int = 4) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -103,30 +119,113 @@ def test_bytes_and_units_are_inverse() -> None:
     assert torch.equal(to_bytes(to_unit(levels)), levels)
 
 
-def test_the_unet_goes_on_from_weights_it_is_given(tmp_path: Path) -> None:
-    captions = build_corpus(0, 4).captions
-    tokenizer = models.train_tokenizer(captions)
-    clip, given = models.new_clip(tokenizer), models.new_unet()
-    before = given.conv_in.weight.detach().clone()
-    latents = normal(key("latents"), torch.arange(4), (4, 16, 16)).half()
-    stage = Stage(Budget(0.01, 1e-4, warmup=1), batch=2)
-    unet, progress = train_unet(
-        clip, tokenizer, latents, captions, stage, tmp_path, given
+def _pictures() -> Pictures:
+    corpus = build_corpus(0, 4)
+    tokenizer = models.train_tokenizer(corpus.captions)
+    clip, device = models.new_clip(tokenizer), torch.device("cpu")
+    return Pictures(
+        normal(key("latents"), torch.arange(4), (4, 16, 16)).half(),
+        object_cells(corpus.before),
+        store_text(clip, tokenizer, corpus.captions, device),
+        store_text(clip, tokenizer, [""], device),
     )
+
+
+def test_the_unet_goes_on_from_weights_it_is_given(tmp_path: Path) -> None:
+    given = models.new_unet()
+    before = given.conv_in.weight.detach().clone()
+    stage = Stage(Budget(0.01, 1e-4, warmup=1), batch=2)
+    unet, progress = train_unet(_pictures(), stage, tmp_path, given)
     assert unet is given and torch.equal(unet.conv_in.weight, before)
     assert follow(progress, "", _hush).step == 1
     assert not torch.equal(unet.conv_in.weight, before)
 
 
-def test_the_language_model_writes_for_the_worlds_captions() -> None:
-    from ip2p_lib.config import preset
-    from ip2p_lib.language_model import load_language_model
+def test_objects_weigh_more_than_their_surroundings() -> None:
+    scenes = [sample_scene(seed) for seed in range(40)]
+    cells = object_cells(encode(scenes))
+    assert set(cells.unique().tolist()) == {1, 4}
+    for scene, weight in zip(scenes, cells, strict=True):
+        alone = replace(scene, things=scene.things[:1])
+        thing = scene.things[0]
+        row, column = (thing.base - thing.size // 2) // 8, thing.x // 8
+        assert weight[row, column] == 4 and weight[0, 8] == 1
+        area = (object_cells(encode([alone])) == 4).sum() * 64
+        inside = thing.size * min(thing.size, thing.size // 2 + 128 - thing.x)
+        assert area == pytest.approx(inside, rel=0.35)
 
-    writer = load_language_model(preset("smoke").language_model, device="cpu")
-    captions = world_captions(10**9, 24)
-    triplets, outcomes = write(writer, captions, batch_size=24, seconds=60)
-    assert sum(outcomes.values()) == 24 and len(triplets) >= 12
-    assert {triplet.caption for triplet in triplets} <= set(captions)
+
+def test_weights_of_places_do_not_change_the_scale_of_the_loss() -> None:
+    shape, ids = (4, 4, 16, 16), torch.arange(4)
+    guess = normal(key("guess"), ids, shape[1:])
+    schedule, zeros = Schedule.scaled_linear(), torch.zeros(shape)
+    losses = [
+        unet_loss(lambda *_, **__: (guess,), schedule, zeros, zeros, cells, ids, 0)
+        for cells in (torch.ones(4, 16, 16), torch.full((4, 16, 16), 4.0))
+    ]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_the_critic_sharpens_the_decoder_and_leaves_latents_alone(
+    tmp_path: Path,
+) -> None:
+    bank = render_bank(build_corpus(0, 4).before, torch.device("cpu"))
+    vae = models.new_vae()
+    encoder = {k: v.clone() for k, v in vae.encoder.state_dict().items()}
+    decoder = vae.decoder.conv_out.weight.detach().clone()
+    stage = Stage(Budget(0.01, 1e-3, warmup=1), batch=2)
+    follow(train_decoder(vae, bank, stage, tmp_path), "", _hush)
+    same = (torch.equal(v, encoder[k]) for k, v in vae.encoder.state_dict().items())
+    assert all(same)
+    assert not torch.equal(vae.decoder.conv_out.weight, decoder)
+
+
+def test_the_critics_pull_is_the_share_it_is_given() -> None:
+    """At the picture, gradients of the two terms have the lengths asked for."""
+
+    class Open(torch.nn.Module):
+        """An autoencoder whose output is its only weight."""
+
+        def __init__(self, out: torch.Tensor) -> None:
+            super().__init__()
+            self.out = torch.nn.Parameter(out)
+            self.encoder = lambda x: torch.zeros(len(x), 8, 16, 16)
+            self.decoder = lambda z: self.out
+            self.quant_conv = self.post_quant_conv = torch.nn.Identity()
+
+    ids = torch.arange(1)
+    x, out = (normal(key(name), ids, (3, 128, 128)) / 3 for name in "xy")
+    critic = torch.nn.Conv2d(3, 1, 4, 4)
+
+    def pull(share: float) -> torch.Tensor:
+        vae, noise = Open(out), torch.zeros(1, 4, 16, 16)
+        loss = decoder_loss(vae, critic, x, noise, share)  # type: ignore[arg-type]
+        return torch.autograd.grad(loss, vae.out)[0]
+
+    distance, both = pull(0.0), pull(0.3)
+    torch.testing.assert_close((both - distance).norm(), 0.3 * distance.norm())
+
+
+def test_pairs_are_made_and_read_back_for_training(tmp_path: Path) -> None:
+    """All of ``make_pairs`` and ``make_editor`` with the shipped models, in small."""
+    scale, out = preset("smoke"), tmp_path / "data"
+    both = {"out": out, "work": tmp_path}
+    asked = Namespace(captions=6, batch=6, part="0/1", seconds=0.0, **both)
+    make_pairs.run_write(asked, scale)
+    triplets = read_jsonl(tmp_path / "triplets.jsonl")
+    assert {t.caption for t in triplets} <= set(world_captions(0, 6))
+    easy = replace(scale.filtering, image=-1.0, text=-1.0, direction=-1.0)
+    make_pairs.run_render(asked, replace(scale, filtering=easy))
+    backbone = load_backbone(scale.backbone, device="cpu")
+    latents, counts = read_pairs(tmp_path, backbone)
+    assert counts["kept"] == len(latents) > 0
+    sample = list(read_shards(out / "pairs" / "sample"))
+    assert sample[0].instruction in {t.instruction for t in triplets}
+
+
+def test_training_without_pairs_says_how_to_make_some(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="make_pairs write render"):
+        read_pairs(tmp_path, None)  # type: ignore[arg-type]
 
 
 def _hush(_: str) -> None:

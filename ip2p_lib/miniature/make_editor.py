@@ -1,10 +1,11 @@
 """Trains the miniature editor on its own pairs and measures it on held-out scenes.
 
-    python -m ip2p_lib.miniature.make_editor train measure --out data
+    python -m ip2p_lib.miniature.make_editor train measure
+    torchrun --nproc_per_node 2 -m ip2p_lib.miniature.make_editor train
 
-``train`` writes ``models/miniature-ip2p/unet``, a sample of the pairs and
-``results/miniature-training.json``, ``measure`` writes
-``results/miniature-editor.json``. Budgets are wall time on one GPU.
+``train`` reads what ``make_pairs`` left in ``--work`` and writes
+``models/miniature-ip2p/unet`` and ``results/miniature-training.json``; ``measure``
+writes ``results/miniature-editor.json``. Budgets are wall time.
 """
 
 from __future__ import annotations
@@ -19,70 +20,46 @@ from typing import Any
 
 import torch
 
-from ip2p_lib import training
+from ip2p_lib import checkpoint, training
 from ip2p_lib.backbone import Backbone, load_backbone
-from ip2p_lib.config import DATA, HELD_OUT, Scale, Source, preset
-from ip2p_lib.dataset import write_shards
+from ip2p_lib.config import DATA, HELD_OUT, Scale, Source, Training, preset
 from ip2p_lib.editing import Editor, load_editor
 from ip2p_lib.evaluation import Examples, measure, summarise, write_results
 from ip2p_lib.filtering import ClipScorer, load_clip
-from ip2p_lib.language_model import load_language_model
-from ip2p_lib.latents import Latents, store_latents
-from ip2p_lib.miniature import models, saving
+from ip2p_lib.latents import Latents, with_instructions
+from ip2p_lib.miniature import saving
 from ip2p_lib.miniature.corpus import build_corpus
-from ip2p_lib.miniature.make_pairs import (
-    KeptPairs,
-    readable,
-    render_kept,
-    world_captions,
-    write,
-)
 from ip2p_lib.miniature.render import render_codes
 from ip2p_lib.miniature.world import sample_edit, sample_scene
+from ip2p_lib.parallel import agree, join, processes, rank
 from ip2p_lib.surgery import widen_conv_in
 
-SAMPLE = 256  # pairs shipped for readers
-BATCH = 1024
 
+def read_pairs(work: Path, backbone: Backbone) -> tuple[Latents, dict[str, int]]:
+    """Every part that ``make_pairs`` left in ``work``, and how much was rendered.
 
-def make_pairs(
-    backbone: Backbone, clip: ClipScorer, scale: Scale, args: argparse.Namespace
-) -> tuple[KeptPairs, dict[str, Any]]:
-    """Section 3.1: write, render, filter. Returns the pairs and what became of all."""
-    writer = load_language_model(scale.language_model)
-    start = time.monotonic()
-    triplets, outcomes = write(
-        writer,
-        world_captions(0, args.captions),
-        batch_size=args.batch,
-        seconds=args.write_seconds,
-    )
-    triplets = readable(backbone, triplets)
-    wrote = time.monotonic() - start
-    print(f"{len(triplets)} triplets in {wrote:.0f} s: {outcomes}", flush=True)
-    start = time.monotonic()
-    kept = render_kept(
-        backbone,
-        clip,
-        triplets,
-        scale,
-        batch_size=args.batch,
-        seconds=args.render_seconds,
-    )
-    rendered = time.monotonic() - start
-    print(f"kept {len(kept)} of {kept.rendered} in {rendered:.0f} s", flush=True)
-    return kept, {
-        "triplets": outcomes,
-        "rendered": kept.rendered,
-        "kept": len(kept),
-        "render_seconds": round(rendered, 1),
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = [checkpoint.load(folder) for folder in sorted(work.glob("part-*"))]
+    if not found:
+        raise FileNotFoundError(
+            f"There are no pairs in {work}. Make some first: "
+            "python -m ip2p_lib.miniature.make_pairs write render."
+        )
+    names, device = found[0].tensors, backbone.device
+    pairs = {
+        n: torch.cat([part.tensors[n] for part in found]).to(device) for n in names
     }
+    texts = [text for part in found for text in part.state["instructions"]]
+    counts = {n: sum(part.state[n] for part in found) for n in ("rendered", "kept")}
+    return with_instructions(backbone, pairs, texts), counts
 
 
 def train_editor(
-    backbone: Backbone, latents: Latents, scale: Scale, seconds: float
+    backbone: Backbone, latents: Latents, settings: Training, seconds: float
 ) -> tuple[Any, list[float]]:
-    """Sections 3.2 and 3.2.1: widen the U-Net and train it until the time is up.
+    """Sections 3.2 and 3.2.1: widen the U-Net and train it; the time may end it early.
 
     Returns:
         The averaged 8-channel U-Net in float32, and the loss of every 20th step.
@@ -92,38 +69,32 @@ def train_editor(
     if gpu:
         unet.to(memory_format=torch.channels_last)
         unet.compile(dynamic=False)
-    settings = replace(
-        scale.training,
-        steps=10**9,  # the clock ends the run
-        batch_size=BATCH,
-        learning_rate=6e-4,
-        warmup=100,
-        ema_decay=0.998,  # a run of a few thousand steps forgets its start with this
-    )
     state = training.start(unet.requires_grad_(True), settings)
     autocast = torch.bfloat16 if gpu else None
     schedule = backbone.schedule.to(backbone.device)
     steps = training.train(
         state, latents, schedule, settings, run_seed=0, autocast=autocast
     )
-    losses = list(_until(steps, seconds))
+    losses = list(_until(steps, seconds, backbone.device))
     state.check()
     state.ema.copy_to(unet)
     return unet.to(memory_format=torch.contiguous_format), losses
 
 
-def _until(steps: Iterator[training.TrainStep], seconds: float) -> Iterator[float]:
+def _until(
+    steps: Iterator[training.TrainStep], seconds: float, device: torch.device
+) -> Iterator[float]:
     """The loss of every 20th step, until the time is up."""
     start = shown = time.monotonic()
     for step in steps:
         if step.step % 20:
             continue
         yield float(step.loss)
-        now = time.monotonic()
-        if now - shown > 10:
-            print(f"editor {now - start:.0f} s step {step.step}", flush=True)
-            shown = now
-        if now - start > seconds:
+        spent = agree(time.monotonic() - start, device)
+        if start + spent - shown > 10:
+            print(f"editor {spent:.0f} s step {step.step}", flush=True)
+            shown = start + spent
+        if spent > seconds:
             return
 
 
@@ -171,24 +142,28 @@ def measure_scale(
 
 
 def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
-    """Make pairs, ship a sample of them, and train and save the editor."""
+    """Train the editor on the pairs in ``--work`` and save it."""
     began = time.monotonic()
-    clip = load_clip(scale.clip, device=device)
     backbone = load_backbone(scale.backbone, device=device)
-    kept, facts = make_pairs(backbone, clip, scale, args)
-    every = max(1, len(kept) // SAMPLE)
-    sample = kept.pairs(range(0, len(kept), every)[:SAMPLE], scale.rendering.steps)
-    write_shards(sample, args.out / "pairs" / "sample", **facts)
-    instructions = [candidate.triplet.instruction for candidate in kept.candidates]
-    latents = store_latents(backbone, kept.batches(), instructions)
-    del kept
-    print(f"latents stored after {time.monotonic() - began:.0f} s", flush=True)
-    unet, losses = train_editor(backbone, latents, scale, args.train_seconds)
+    latents, facts = read_pairs(args.work, backbone)
+    settings = replace(
+        scale.training,
+        steps=args.steps,
+        batch_size=args.batch,
+        learning_rate=5e-4,
+        warmup=200,
+        decay=True,
+        ema_decay=0.998,  # a run of a few thousand steps forgets its start with this
+    )
+    unet, losses = train_editor(backbone, latents, settings, args.seconds)
+    if rank() > 0:
+        return
     saving.save_half(unet, args.out / "models" / "miniature-ip2p" / "unet")
     rows = [{"step": 20 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
-    facts |= {"batch_size": BATCH, "seconds": round(time.monotonic() - began, 1)}
+    facts |= {"batch_size": args.batch, "processes": processes()}
+    seconds = round(time.monotonic() - began, 1)
     path = args.out / "results" / "miniature-training.json"
-    write_results(path, rows, seed=0, device=device, **facts)
+    write_results(path, rows, seed=0, seconds=seconds, device=device, **facts)
 
 
 def evaluate(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
@@ -217,11 +192,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the miniature editor.")
     parser.add_argument("stages", nargs="+", choices=["train", "measure"])
     parser.add_argument("--out", type=Path, default=DATA)
-    parser.add_argument("--captions", type=int, default=24_000)
-    parser.add_argument("--batch", type=int, default=512, help="candidates at once")
-    parser.add_argument("--write-seconds", type=float, default=60)
-    parser.add_argument("--render-seconds", type=float, default=150)
-    parser.add_argument("--train-seconds", type=float, default=240)
+    parser.add_argument("--work", type=Path, default=Path("runs/editor"))
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--seconds", type=float, default=300, help="of training")
     parser.add_argument("--samples", type=int, default=512, help="held-out edits")
     parser.add_argument("--text-scales", type=float, nargs="*")
     parser.add_argument("--image-scales", type=float, nargs="*")
@@ -230,10 +204,10 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Run the stages named on the command line."""
-    args, scale, device = _arguments(), preset("miniature"), models.pick_device()
+    args, scale, device = _arguments(), preset("miniature"), join()
     if "train" in args.stages:
         train(args, scale, device)
-    if "measure" in args.stages:
+    if "measure" in args.stages and rank() == 0:
         evaluate(args, scale, device)
 
 

@@ -1,29 +1,42 @@
 """The miniature's own pairs: its LM writes, its U-Net renders, its CLIP filters.
 
-This is section 3.1 end to end on one GPU, with pictures kept in memory between the
-steps. ``make_editor`` trains on what comes out.
+    python -m ip2p_lib.miniature.make_pairs write render
+
+This is section 3.1 end to end. ``write`` leaves triplets in ``--work``; ``render``
+turns them into filtered pairs, stored as latents, from which ``make_editor`` trains,
+and a sample of pictures for readers. Several GPUs render side by side, each its own
+``--part``.
 """
 
 from __future__ import annotations
 
+import argparse
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ip2p_lib.backbone import Backbone
-from ip2p_lib.config import Scale
-from ip2p_lib.filtering import ClipScorer, Scores, keep_best, score_pairs
+from ip2p_lib import checkpoint
+from ip2p_lib.backbone import Backbone, load_backbone
+from ip2p_lib.config import DATA, Scale, preset
+from ip2p_lib.dataset import write_shards
+from ip2p_lib.evaluation import write_results
+from ip2p_lib.filtering import ClipScorer, Scores, keep_best, load_clip, score_pairs
 from ip2p_lib.images import to_pil
-from ip2p_lib.language_model import LanguageModel, write_triplets
+from ip2p_lib.language_model import load_language_model, write_triplets
+from ip2p_lib.latents import encode_pairs
 from ip2p_lib.miniature.stages import to_bytes, to_unit
 from ip2p_lib.miniature.world import caption, sample_scene
 from ip2p_lib.rendering import Candidate, draw_candidates, render
 from ip2p_lib.shards import Pair
-from ip2p_lib.triplets import Triplet, tally
+from ip2p_lib.triplets import Triplet, read_jsonl, tally, write_jsonl
+
+SAMPLE = 256  # pairs shipped for readers
 
 
 @dataclass
@@ -79,19 +92,6 @@ def world_captions(first_seed: int, n: int) -> list[str]:
     ]
 
 
-def write(
-    writer: LanguageModel, captions: Sequence[str], *, batch_size: int, seconds: float
-) -> tuple[list[Triplet], dict[str, int]]:
-    """Triplets for captions, until the time is up, and the count of every outcome."""
-    start, replies = time.monotonic(), []
-    for reply in write_triplets(writer, captions, batch_size=batch_size, max_tokens=96):
-        replies.append(reply)
-        if time.monotonic() - start > seconds and len(replies) % batch_size == 0:
-            break
-    triplets = dict.fromkeys(reply.triplet for reply in replies if reply.triplet)
-    return list(triplets), tally(replies)
-
-
 def readable(backbone: Backbone, triplets: Sequence[Triplet]) -> list[Triplet]:
     """The triplets whose three texts the text encoder reads whole."""
     limit = backbone.text_encoder.config.max_position_embeddings
@@ -117,7 +117,6 @@ def render_kept(
     *,
     batch_size: int,
     seconds: float,
-    run_seed: int = 0,
 ) -> KeptPairs:
     """Render candidates of every triplet and keep the best, until the time is up.
 
@@ -128,10 +127,9 @@ def render_kept(
         scale: its rendering and filtering settings are used.
         batch_size: candidates at once, a multiple of the candidates of one triplet.
         seconds: stop after this long.
-        run_seed: names the draws of seeds, p and guidance.
     """
     start, kept, settings = time.monotonic(), KeptPairs(), scale.rendering
-    candidates = draw_candidates(triplets, settings.candidates, run_seed, settings)
+    candidates = draw_candidates(triplets, settings.candidates, 0, settings)
     sampler, steps = settings.sampler, settings.steps
     batches = render(
         backbone, candidates, steps=steps, batch_size=batch_size, sampler=sampler
@@ -162,3 +160,73 @@ def _filter(
     kept.before.append(to_bytes(before[index]))
     kept.after.append(to_bytes(after[index]))
     kept.scores.append(torch.stack(columns, 1)[index])
+
+
+def run_write(args: argparse.Namespace, scale: Scale) -> None:
+    """Let the language model write a triplet for each of ``--captions`` captions."""
+    writer = load_language_model(scale.language_model)
+    began, captions = time.monotonic(), world_captions(0, args.captions)
+    replies = list(
+        write_triplets(writer, captions, batch_size=args.batch, max_tokens=96)
+    )
+    triplets = dict.fromkeys(reply.triplet for reply in replies if reply.triplet)
+    write_jsonl(args.work / "triplets.jsonl", triplets)
+    seconds, outcomes = round(time.monotonic() - began, 1), tally(replies)
+    facts: dict[str, Any] = {"captions": args.captions, "distinct": len(triplets)}
+    write_results(
+        args.work / "write.json", [outcomes], seed=0, seconds=seconds, **facts
+    )
+    print(facts, outcomes, f"{seconds} s", flush=True)
+
+
+def run_render(args: argparse.Namespace, scale: Scale) -> None:
+    """Render and filter this part of the triplets; store what is kept as latents."""
+    part, parts = (int(number) for number in args.part.split("/"))
+    clip, backbone = load_clip(scale.clip), load_backbone(scale.backbone)
+    triplets = readable(backbone, read_jsonl(args.work / "triplets.jsonl"))[part::parts]
+    began, options = time.monotonic(), {"batch_size": args.batch}
+    kept = render_kept(backbone, clip, triplets, scale, seconds=args.seconds, **options)
+    seconds = round(time.monotonic() - began, 1)
+    print(f"kept {len(kept)} of {kept.rendered} in {seconds:.0f} s", flush=True)
+    facts: dict[str, Any] = {
+        "rendered": kept.rendered,
+        "kept": len(kept),
+        "seconds": seconds,
+    }
+    if part == 0:
+        every = max(1, len(kept) // SAMPLE)
+        rows = range(0, len(kept), every)[:SAMPLE]
+        sample = kept.pairs(rows, scale.rendering.steps)
+        write_shards(sample, args.out / "pairs" / "sample", **facts)
+    texts = [made.triplet.instruction for made in kept.candidates]
+    pairs = encode_pairs(backbone, kept.batches())
+    checkpoint.save(args.work / f"part-{part}", pairs, {**facts, "instructions": texts})
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("stages", nargs="+", choices=["write", "render"])
+    parser.add_argument("--out", type=Path, default=DATA)
+    parser.add_argument("--work", type=Path, default=Path("runs/editor"))
+    parser.add_argument("--captions", type=int, default=48_000)
+    parser.add_argument("--candidates", type=int, default=2, help="of one triplet")
+    parser.add_argument("--batch", type=int, default=512, help="captions or candidates")
+    parser.add_argument("--seconds", type=float, default=120, help="of rendering")
+    parser.add_argument(
+        "--part", default="0/1", help="k/n: the k-th of n parts, from 0"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the stages named on the command line."""
+    args, scale = _arguments(), preset("miniature")
+    rendering = replace(scale.rendering, candidates=args.candidates)
+    if "write" in args.stages:
+        run_write(args, scale)
+    if "render" in args.stages:
+        run_render(args, replace(scale, rendering=rendering))
+
+
+if __name__ == "__main__":
+    main()

@@ -109,6 +109,27 @@ def new_vae() -> AutoencoderKL:
     )
 
 
+def new_critic() -> nn.Module:
+    """A patch critic: (B, 3, 128, 128) to (B, 1, 14, 14) scores, one for 34 pixels.
+
+    Spectral norms bound its slope, so that it cannot outrun the decoder.
+    """
+    from torch.nn.utils.parametrizations import spectral_norm
+
+    def conv(width: int, out: int, stride: int) -> nn.Module:
+        return spectral_norm(nn.Conv2d(width, out, 4, stride, padding=1))
+
+    return nn.Sequential(
+        conv(3, 64, 2),
+        nn.LeakyReLU(0.2),
+        conv(64, 128, 2),
+        nn.LeakyReLU(0.2),
+        conv(128, 128, 2),
+        nn.LeakyReLU(0.2),
+        conv(128, 1, 1),
+    )
+
+
 def new_unet() -> UNet2DConditionModel:
     """A U-Net of 8 M parameters for 16 x 16 x 4 latents, predicting noise."""
     from diffusers import UNet2DConditionModel

@@ -1,7 +1,8 @@
-"""What the three networks of the miniature minimise, one function each.
+"""What the networks of the miniature minimise, one function each.
 
 ``clip_loss``: CLIP's symmetric contrastive loss (Radford et al. 2021). ``vae_loss``:
-reconstruction with a small KL term (Rombach et al. 2022, section 3.1). ``unet_loss``:
+reconstruction with a small KL term (Rombach et al. 2022, section 3.1), and
+``decoder_loss`` with a critic in its place. ``unet_loss``:
 equation 2 of that paper, with weights over noise levels.
 """
 
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ip2p_lib.diffusion import Schedule, add_noise
 from ip2p_lib.draws import integers, key, normal
@@ -66,29 +67,73 @@ def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:, :] - x[..., :-1, :], x[..., :, 1:] - x[..., :, :-1]
 
 
-def vae_loss(vae: AutoencoderKL, x: Tensor, noise: Tensor) -> Tensor:
-    """Reconstruction with weight on edges, slopes, and a small KL term.
-
-    Args:
-        vae: the autoencoder.
-        x: (B, 3, 128, 128) in [-1, 1].
-        noise: (B, 4, 16, 16) standard normal, for the sample of the latent.
-    """
-    mean, logvar = vae.quant_conv(vae.encoder(x)).float().chunk(2, dim=1)
-    logvar = logvar.clamp(-30, 20)
-    z = mean + torch.exp(0.5 * logvar) * noise
-    out = vae.decoder(vae.post_quant_conv(z)).float()
+def reconstruction_loss(out: Tensor, x: Tensor) -> Tensor:
+    """Distance of pictures (B, 3, H, W) in [-1, 1], with weight on edges and slopes."""
     down, across = _slopes(x)
     # Most of a picture is smooth: what the eye judges are outlines and small parts.
     edges = F.pad(down.abs(), (0, 0, 0, 1)) + F.pad(across.abs(), (0, 1, 0, 0))
     weight = 1 + 4 * F.avg_pool2d(edges.mean(1, keepdim=True), 5, 1, 2).clamp(max=0.5)
     error = (out - x).abs()
     pixels = (weight * (error + 2 * error.square())).mean()
-    slopes = sum(
-        (a - b).abs().mean() for a, b in zip(_slopes(out), (down, across), strict=True)
-    )
+    slopes = zip(_slopes(out), (down, across), strict=True)
+    return pixels + sum((a - b).abs().mean() for a, b in slopes)
+
+
+def _moments(vae: AutoencoderKL, x: Tensor) -> tuple[Tensor, Tensor]:
+    mean, logvar = vae.quant_conv(vae.encoder(x)).float().chunk(2, dim=1)
+    return mean, logvar.clamp(-30, 20)
+
+
+def vae_loss(vae: AutoencoderKL, x: Tensor, noise: Tensor) -> Tensor:
+    """Reconstruction and a small KL term.
+
+    Args:
+        vae: the autoencoder.
+        x: (B, 3, 128, 128) in [-1, 1].
+        noise: (B, 4, 16, 16) standard normal, for the sample of the latent.
+    """
+    mean, logvar = _moments(vae, x)
+    z = mean + torch.exp(0.5 * logvar) * noise
+    out = vae.decoder(vae.post_quant_conv(z)).float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return pixels + slopes + 1e-4 * kl
+    return reconstruction_loss(out, x) + 1e-4 * kl
+
+
+def decoder_loss(
+    vae: AutoencoderKL, critic: nn.Module, x: Tensor, noise: Tensor, share: float
+) -> Tensor:
+    """Reconstruction by a decoder that a critic of small patches keeps sharp.
+
+    A mean error alone is smallest for a blurred outline. The critic learns to tell
+    patches of decoded from real pictures and the decoder to be taken for real (Esser
+    et al. 2021, section 3.1). Latents stay what they are: the encoder does not learn.
+
+    Args:
+        vae: the autoencoder; only its decoder gets gradients.
+        critic: (B, 3, 128, 128) to one score a patch; learns by the same loss.
+        x: (B, 3, 128, 128) in [-1, 1].
+        noise: (B, 4, 16, 16) standard normal, for the sample of the latent.
+        share: pull of the critic on a picture, relative to that of reconstruction.
+    """
+    with torch.no_grad():
+        mean, logvar = _moments(vae, x)
+        z = mean + torch.exp(0.5 * logvar) * noise
+    out = vae.decoder(vae.post_quant_conv(z)).float()
+    distance = reconstruction_loss(out, x)
+    critic.requires_grad_(False)
+    taken = -critic(out).float().mean()
+    critic.requires_grad_(True)
+    real, made = critic(x).float(), critic(out.detach()).float()
+    told = F.relu(1 - real).mean() + F.relu(1 + made).mean()
+    return distance + share * _balance(distance, taken, out) * taken + told
+
+
+def _balance(first: Tensor, second: Tensor, at: Tensor) -> Tensor:
+    """Ratio of the gradients that two losses have at a tensor."""
+    pulls = [
+        torch.autograd.grad(loss, at, retain_graph=True)[0] for loss in (first, second)
+    ]
+    return pulls[0].norm() / pulls[1].norm().clamp(min=1e-8)
 
 
 def unet_loss(
@@ -96,18 +141,24 @@ def unet_loss(
     schedule: Schedule,
     latents: Tensor,
     text: Tensor,
+    cells: Tensor,
+    ids: Tensor,
     step: int,
 ) -> Tensor:
-    """Noise prediction with min-SNR weights.
+    """Noise prediction with min-SNR weights, and weights over the picture.
+
+    Weights of places change what is learnt first, not what is right: each place's error
+    is smallest for the same prediction. Objects are small, and harder than skies.
 
     Args:
         unet: the network.
         schedule: SD 1.5's.
         latents: (B, 4, 16, 16), scaled.
         text: (B, 77, D), a share of the rows holding the empty caption.
-        step: names the draws of noise and time.
+        cells: (B, 16, 16) weight of each place.
+        ids: (B,) with ``step``, they name the draws of noise and time.
+        step: number of the step.
     """
-    ids = torch.arange(len(latents), device=latents.device)
     noise = normal(key("unet noise", step), ids, tuple(latents.shape[1:]))
     t = integers(key("unet time", step), ids, len(schedule.alphas_cumprod))
     noisy = add_noise(schedule, latents, noise, t).float()
@@ -116,5 +167,5 @@ def unet_loss(
     snr = alpha / (1 - alpha)
     weight = snr.clamp(max=_MIN_SNR) / snr
     # Early noise levels have tiny weights; the mean weight keeps the loss's scale.
-    each = (out.float() - noise).square().mean((1, 2, 3))
-    return (weight * each).mean() / weight.mean()
+    each = (cells * (out.float() - noise).square().mean(1)).mean((1, 2))
+    return (weight * each).mean() / (weight.mean() * cells.mean())

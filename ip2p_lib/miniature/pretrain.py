@@ -1,9 +1,11 @@
 """Trains the miniature Stable Diffusion: its CLIP, its autoencoder and its U-Net.
 
-    python -m ip2p_lib.miniature.pretrain clip vae unet --out data/models
+    python -m ip2p_lib.miniature.pretrain clip vae decoder unet --out data/models
+    torchrun --nproc_per_node 2 -m ip2p_lib.miniature.pretrain unet --warm
 
 Each stage has a time budget, goes on where it stopped, and ends by measuring itself on
-held-out scenes. A stage that is not named is read from ``--out``.
+held-out scenes. A stage that is not named is read from ``--out``. The U-Net
+can be trained by several processes, each with a GPU and scenes of its own.
 """
 
 from __future__ import annotations
@@ -32,9 +34,16 @@ from ip2p_lib.miniature.stages import (
     render_bank,
     store_latents,
     train_clip,
-    train_unet,
+    train_decoder,
     train_vae,
 )
+from ip2p_lib.miniature.unet_stage import (
+    Pictures,
+    object_cells,
+    store_text,
+    train_unet,
+)
+from ip2p_lib.parallel import join, processes, rank
 
 
 def follow(progress: Iterator[Progress], name: str, say: Callable = print) -> Progress:
@@ -81,6 +90,16 @@ def run_vae(bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
     saving.save_half(vae, _parts(out)["vae"])
 
 
+def run_decoder(bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
+    """Go on with the decoder of the saved autoencoder, under a critic."""
+    from diffusers import AutoencoderKL
+
+    folder = _parts(out)["vae"]
+    vae = AutoencoderKL.from_pretrained(folder)
+    follow(train_decoder(vae, bank, stage, work / "decoder"), "decoder")
+    saving.save_half(vae.to(memory_format=torch.contiguous_format), folder)
+
+
 def run_unet(
     corpus: Corpus,
     bank: Tensor,
@@ -96,27 +115,35 @@ def run_unet(
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     paths, device = _parts(out), bank.device
-    scorer = load_clip(paths["clip"], device=device, dtype=torch.float32)
+    clip = load_clip(paths["clip"], device=device, dtype=torch.float32)
     vae = AutoencoderKL.from_pretrained(paths["vae"]).to(device)
     start = time.monotonic()
     latents = store_latents(vae, bank) * vae.config.scaling_factor
-    print(f"{len(latents)} latents in {time.monotonic() - start:.0f} s", flush=True)
     captions = [*corpus.captions, *corpus.edited_captions]
+    pictures = Pictures(
+        latents,
+        object_cells(torch.cat([corpus.before, corpus.after]).to(device)),
+        store_text(clip.model, clip.tokenizer, captions, device),
+        store_text(clip.model, clip.tokenizer, [""], device),
+    )
+    print(f"{len(latents)} latents in {time.monotonic() - start:.0f} s", flush=True)
     given = UNet2DConditionModel.from_pretrained(paths["unet"]) if warm else None
-    text = (scorer.model, scorer.tokenizer)
-    unet, progress = train_unet(*text, latents, captions, stage, work / "unet", given)
+    unet, progress = train_unet(pictures, stage, work / "unet", given)
     follow(progress, "unet")
-    saving.save_half(unet, paths["unet"])
+    if rank() > 0:
+        return
+    saving.save_half(unet.to(memory_format=torch.contiguous_format), paths["unet"])
     saving.save_scheduler(paths["scheduler"])
     saving.save_index(paths["pipeline"])
 
 
-def measure(stage: str, out: Path, n: int = 1024) -> dict[str, Any]:
+def measure(stage: str, out: Path, n: int) -> dict[str, Any]:
     """Measure a saved stage on ``n`` held-out scenes.
 
     Returns:
-        ``clip``: share of renders whose caption is found first among ``n``; ``vae``:
-        decibels; ``unet``: share of captions whose picture CLIP finds first.
+        ``clip``: share of renders whose caption is found first among ``n``; ``vae``
+        and ``decoder``: decibels; ``unet``: share of captions whose picture CLIP finds
+        first.
     """
     from ip2p_lib.backbone import load_backbone
     from ip2p_lib.rendering import render_images
@@ -124,7 +151,7 @@ def measure(stage: str, out: Path, n: int = 1024) -> dict[str, Any]:
     device, paths = models.pick_device(), _parts(out)
     corpus = quality.held_out(n)
     truth = torch.cat([render_codes(c.to(device)) for c in corpus.before.split(128)])
-    if stage == "vae":
+    if stage in ("vae", "decoder"):
         from diffusers import AutoencoderKL
 
         vae = AutoencoderKL.from_pretrained(paths["vae"]).to(device)
@@ -155,35 +182,65 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--scenes", type=int, default=200_000)
     parser.add_argument("--seconds", type=float, help="budget of each stage named")
+    parser.add_argument("--batch", type=int, help="of each stage named")
+    parser.add_argument("--samples", type=int, default=1024, help="held-out scenes")
     parser.add_argument("--warm", action="store_true", help="go on from --out's U-Net")
+    parser.add_argument("--measure", action="store_true", help="train nothing")
     return parser.parse_args()
+
+
+def _scenes(n: int) -> Corpus:
+    """This process's part of the first ``n`` scenes."""
+    size, cores = n // processes(), os.cpu_count() or 1
+    return build_corpus(rank() * size, size, processes=max(1, cores // processes()))
 
 
 def main() -> None:
     """Run the stages named on the command line."""
-    args, device = _arguments(), models.pick_device()
+    args, device = _arguments(), join()
+    if not args.measure:
+        train(args, device)
+        return
+    for name in args.stages:
+        _report(name, args, device)
+
+
+def train(args: argparse.Namespace, device: torch.device) -> None:
+    """Draw and render scenes once, and run every stage named on them."""
     start = time.monotonic()
-    corpus = build_corpus(0, args.scenes, processes=os.cpu_count() or 1)
+    corpus = _scenes(args.scenes)
     bank = render_bank(torch.cat([corpus.before, corpus.after]), device)
     print(f"{len(bank)} pictures in {time.monotonic() - start:.0f} s", flush=True)
     run: dict[str, Callable[[Stage], None]] = {
         "clip": lambda stage: run_clip(corpus, bank, stage, args.out, args.work),
         "vae": lambda stage: run_vae(bank, stage, args.out, args.work),
+        "decoder": lambda stage: run_decoder(bank, stage, args.out, args.work),
         "unet": lambda stage: run_unet(
             corpus, bank, stage, args.out, args.work, args.warm
         ),
     }
     for name in args.stages:
-        stage = STAGES[name]
-        if args.seconds:
-            stage = replace(stage, budget=replace(stage.budget, seconds=args.seconds))
-        began = time.monotonic()
-        run[name](stage)
-        figures = measure(name, args.out)
-        print(name, figures, flush=True)
-        seconds = round(time.monotonic() - began, 1)
-        path = args.results / f"miniature-{name}.json"
-        write_results(path, [figures], seed=0, seconds=seconds, device=device)
+        run[name](_stage(name, args))
+        if rank() == 0:
+            _report(name, args, device)
+
+
+def _stage(name: str, args: argparse.Namespace) -> Stage:
+    """A stage's settings, some of them replaced on the command line."""
+    stage = STAGES[name]
+    seconds = args.seconds or stage.budget.seconds
+    budget = replace(stage.budget, seconds=seconds)
+    return replace(stage, budget=budget, batch=args.batch or stage.batch)
+
+
+def _report(name: str, args: argparse.Namespace, device: torch.device) -> None:
+    """Measure a stage that has ended and write the figures down."""
+    began = time.monotonic()
+    figures = measure(name, args.out, args.samples)
+    print(name, figures, flush=True)
+    part = "vae" if name == "decoder" else name
+    path, seconds = args.results / f"miniature-{part}.json", time.monotonic() - began
+    write_results(path, [figures], seed=0, seconds=round(seconds, 1), device=device)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
 """Trains the miniature language model: the recipe of section 3.1.1 in small.
 
-    python -m ip2p_lib.miniature.pretrain_language --out data/models/miniature-lm
+    python -m ip2p_lib.miniature.pretrain_language grammar written
 
 Where the authors took GPT-3 and fine-tuned it for one epoch on triplets written by
-hand, this takes an empty GPT-2 of 1.3 million parameters: stage 1 teaches it the
-world's grammar, stage 2 is one epoch on ``data/triplets/miniature.jsonl``, in which
-people ask in their own words. A quarter of an hour on one CPU core, two minutes on a
-GPU.
+hand, this takes an empty GPT-2 of 1.3 million parameters. Stage ``grammar`` teaches it
+the world's grammar, minutes on a GPU; stage ``written`` is one epoch on
+``data/triplets/miniature.jsonl``, in which people ask in their own words, under a
+minute anywhere.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import os
 import random
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,14 @@ def grammar_triplets(first_seed: int, n: int, wording: str = "train") -> list[Tr
         if not is_unchanged(before, after):
             found.append(Triplet(before, edit.instruction, after, edit.language))
     return found
+
+
+def _grammar_in_parallel(n: int) -> list[Triplet]:
+    """``grammar_triplets(0, n)``, by all cores."""
+    size = 5000
+    chunks = [(start, min(size, n - start)) for start in range(0, n, size)]
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        return list(chain.from_iterable(pool.starmap(grammar_triplets, chunks)))
 
 
 def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> GPT2TokenizerFast:
@@ -170,37 +181,54 @@ def measure(writer: LanguageModel, n: int = 300) -> dict[str, Any]:
     }
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, default=MODELS / "miniature-lm")
-    parser.add_argument("--work", type=Path, default=Path("runs/pretrain/language"))
-    parser.add_argument("--written", type=Path, default=WRITTEN)
-    parser.add_argument("--scenes", type=int, default=100_000)
-    parser.add_argument("--seconds", type=float, default=1200.0, help="of stage 1")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Train both stages, save the model and say how good it is."""
-    args = _arguments()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    grammar, written = grammar_triplets(0, args.scenes), read_jsonl(args.written)
+def run_grammar(args: argparse.Namespace, device: str) -> None:
+    """Stage 1: train a tokenizer and an empty model, and keep both in ``--work``."""
+    grammar, written = _grammar_in_parallel(args.scenes), read_jsonl(args.written)
     # Every written text counts: people's words are rare beside the grammar's.
     texts = [to_prompt(t.caption) + to_completion(t) for t in [*grammar, *written]]
     tokenizer = train_tokenizer(texts[-20_000:])
     model = new_model(len(tokenizer)).to(device)
     tokens, labels = (part.to(device) for part in encode(tokenizer, grammar))
-    budget = Budget(args.seconds, learning_rate=2e-3, warmup=100)
-    for progress in pretrain(model, tokens, labels, budget, args.work):
+    budget, work = Budget(args.seconds, args.learning_rate, warmup=100), args.work
+    batch = {"batch_size": args.batch}
+    for progress in pretrain(model, tokens, labels, budget, work / "state", **batch):
         if progress.step % 200 == 0:
             print(f"{progress.seconds:.0f} s, loss {progress.loss:.3f}", flush=True)
-    print("grammar only", measure(LanguageModel(model.eval(), tokenizer)))
-    model.train()
-    tokens, labels = (part.to(device) for part in encode(tokenizer, written))
-    losses = list(fine_tune(model, tokens, labels))
+    save(model, tokenizer, work / "grammar")
+
+
+def run_written(args: argparse.Namespace, device: str) -> None:
+    """Stage 2: the paper's epoch on what people wrote, from stage 1's model."""
+    writer = load_language_model(args.work / "grammar", device=device)
+    print("grammar only", measure(writer), flush=True)
+    rows = encode(writer.tokenizer, read_jsonl(args.written))
+    losses = list(fine_tune(writer.model.train(), *(part.to(device) for part in rows)))
     print(f"hand-written: loss {losses[0]:.2f} to {losses[-1]:.2f}")
-    save(model, tokenizer, args.out)
+    save(writer.model, writer.tokenizer, args.out)
     print("fine-tuned", measure(load_language_model(args.out)))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("stages", nargs="+", choices=["grammar", "written"])
+    parser.add_argument("--out", type=Path, default=MODELS / "miniature-lm")
+    parser.add_argument("--work", type=Path, default=Path("runs/pretrain/language"))
+    parser.add_argument("--written", type=Path, default=WRITTEN)
+    parser.add_argument("--scenes", type=int, default=400_000)
+    parser.add_argument("--seconds", type=float, default=300.0, help="of stage 1")
+    parser.add_argument("--batch", type=int, default=512, help="of stage 1")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of stage 1")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run the stages named on the command line."""
+    args = _arguments()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if "grammar" in args.stages:
+        run_grammar(args, device)
+    if "written" in args.stages:
+        run_written(args, device)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""The U-Net's stage of pretraining, on stored latents and stored text.
+
+The autoencoder and the text encoder are frozen, so each picture and caption goes
+through them once. Several processes may train together, each on its own pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ip2p_lib.diffusion import Schedule
+from ip2p_lib.draws import integers, key, uniform
+from ip2p_lib.miniature import models
+from ip2p_lib.miniature.fitting import Progress, fit
+from ip2p_lib.miniature.objectives import unet_loss
+from ip2p_lib.miniature.render import SCENE_COLUMNS, THING_COLUMNS
+from ip2p_lib.miniature.stages import Stage, token_ids
+from ip2p_lib.parallel import share
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPModel, CLIPTokenizer
+
+_CAPTION_DROPOUT = 0.1  # for classifier-free guidance
+_OBJECT_WEIGHT = 4  # of a place with an object, in the loss
+
+
+@torch.no_grad()
+def store_text(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str], device: torch.device
+) -> Tensor:
+    """Last hidden states of many texts, (n, 77, D) in half precision on ``device``."""
+    encoder = clip.text_model.to(device).eval()
+    states = []
+    for ids in token_ids(tokenizer, texts, 77).split(512):
+        with torch.autocast(device.type, torch.float16, device.type == "cuda"):
+            found = encoder(input_ids=ids.to(device).long()).last_hidden_state
+        states.append(found.half())
+    return torch.cat(states)
+
+
+def object_cells(codes: Tensor) -> Tensor:
+    """Weight of each place of a latent: more where objects stand.
+
+    Args:
+        codes: (n, 20) from ``render.encode``.
+    Returns:
+        (n, 16, 16) uint8: ``_OBJECT_WEIGHT`` in the square of an object, else 1.
+    """
+    centre = torch.arange(16, device=codes.device) * 8 + 4  # of a cell, pixels
+    inside = torch.zeros(len(codes), 16, 16, dtype=torch.bool, device=codes.device)
+    for first in (SCENE_COLUMNS, SCENE_COLUMNS + THING_COLUMNS):
+        name, x, base, size = codes[:, first : first + 4, None].unbind(1)
+        across = (centre - x).abs() <= size / 2
+        down = (centre <= base) & (centre >= base - size)
+        inside |= (name >= 0)[..., None] & down[:, :, None] & across[:, None, :]
+    return 1 + (_OBJECT_WEIGHT - 1) * inside.to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the U-Net learns from: ``n`` pictures as latents, and their captions."""
+
+    latents: Tensor  # (n, 4, 16, 16) half precision, scaled to unit variance
+    cells: Tensor  # (n, 16, 16) weight of each place
+    text: Tensor  # (n, 77, D) half precision
+    null_text: Tensor  # (1, 77, D)
+
+
+def train_unet(
+    pictures: Pictures,
+    stage: Stage,
+    work: Path,
+    start: UNet2DConditionModel | None = None,
+) -> tuple[UNet2DConditionModel, Iterator[Progress]]:
+    """Prepare the ``unet`` stage.
+
+    Args:
+        pictures: on the device to train on; several processes hold each their own.
+        stage: budget and batch size.
+        work: folder of the resumable state.
+        start: weights to begin with instead of random ones.
+    """
+    latents, device = pictures.latents, pictures.latents.device
+    unet = (start or models.new_unet()).to(device)
+    if device.type == "cuda":
+        unet.to(memory_format=torch.channels_last)
+        unet.compile(dynamic=False)
+    schedule, each = (
+        Schedule.scaled_linear().to(device),
+        torch.arange(stage.batch, device=device),
+    )
+
+    def loss_of(step: int) -> Tensor:
+        ids = share(each)
+        rows = integers(key("unet", step), ids, len(latents))
+        lost = uniform(key("unet drop", step), ids) < _CAPTION_DROPOUT
+        text = torch.where(lost[:, None, None], pictures.null_text, pictures.text[rows])
+        chosen = latents[rows].float(), text.float(), pictures.cells[rows].float()
+        return unet_loss(unet, schedule, *chosen, ids, step)
+
+    return unet, fit(unet, loss_of, stage.budget, work)
