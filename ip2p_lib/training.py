@@ -108,9 +108,7 @@ def start(unet: nn.Module, settings: Training) -> TrainState:
 
 
 def learning_rate(settings: Training, step: int) -> float:
-    """Rise linearly over ``warmup`` steps, then stay (appendix A.3: no warm-up), or with
-    ``decay`` fall along half a cosine, to zero at the end.
-    """
+    """Rise over ``warmup`` steps, then stay, or with ``decay`` fall by half a cosine."""
     rise = min(1, (step + 1) / max(settings.warmup, 1))
     fall = (1 + math.cos(math.pi * step / settings.steps)) / 2 if settings.decay else 1
     return settings.learning_rate * rise * fall
@@ -164,7 +162,6 @@ def train(
         lr = learning_rate(settings, state.step)
         visits = visits_of_step(run_seed, state.step, size, n, latents.condition.device)
         loss = _gradients(state, share(visits), backward)
-        add_up([loss, *(weight.grad for weight in state.unet.parameters())])
         grad_norm = _update(state, loss, lr, settings.max_grad_norm)
         yield TrainStep(state.step, loss, grad_norm, lr)
     state.check()
@@ -173,11 +170,13 @@ def train(
 def _gradients(
     state: TrainState, visits: Tensor, backward: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Add up the gradients of micro-batches, in smaller ones if memory runs out."""
+    """Add up gradients of micro-batches (halved if memory runs out) and processes."""
     while True:
         size = state.micro_batch or len(visits)
         try:
-            return torch.stack([backward(part) for part in visits.split(size)]).sum()
+            loss = torch.stack([backward(part) for part in visits.split(size)]).sum()
+            add_up([loss, *(weight.grad for weight in state.unet.parameters())])
+            return loss
         except torch.OutOfMemoryError as error:
             if size == 1:
                 raise torch.OutOfMemoryError(NO_ROOM) from error

@@ -6,7 +6,14 @@ import pytest
 
 from ip2p_lib import teaching
 from ip2p_lib.config import SCALES
-from ip2p_lib.teaching import ParameterError, check, check_parameters, show_source
+from ip2p_lib.evaluation import measure
+from ip2p_lib.teaching import (
+    ParameterError,
+    check,
+    check_parameters,
+    show_source,
+    show_table,
+)
 
 RULES = {
     "SCALE": SCALES,
@@ -38,6 +45,32 @@ def test_show_source_shows_the_whole_function_and_where_it_is(monkeypatch):
 def test_show_source_says_what_it_cannot_show():
     with pytest.raises(TypeError, match="written in Python, got <built-in"):
         show_source(len)
+
+
+def test_show_source_names_the_file_of_a_decorated_function(monkeypatch):
+    shown = []
+    monkeypatch.setattr(teaching, "display", lambda data, raw: shown.append(data))
+    show_source(measure)
+    assert shown[0]["text/plain"].startswith("# ip2p_lib/evaluation.py, line ")
+
+
+def test_a_table_is_markdown_and_aligned_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr(teaching, "display", lambda data, raw: shown.append(data))
+    show_table(["edit", "L1"], [["add a|b", 0.5], ["remove", "n"]])
+    head, rule, *rows = shown[0]["text/markdown"].splitlines()
+    assert (head, rule) == ("| edit | L1 |", "| --- | --: |")
+    assert rows == ["| add a\\|b | 0.5 |", "| remove | n |"]
+    assert shown[0]["text/plain"].splitlines()[2] == "remove    n"
+    with pytest.raises(ValueError, match="must have 1 columns"):
+        show_table(["edit"], [["add", 0.5]])
+
+
+def test_words_in_a_table_stand_on_the_left(monkeypatch):
+    shown = []
+    monkeypatch.setattr(teaching, "display", lambda data, raw: shown.append(data))
+    show_table(["caption", "instruction"], [["a cat", "add a dog"]], words=True)
+    assert shown[0]["text/markdown"].splitlines()[1] == "| --- | --- |"
 
 
 def spec_of_double(double):
