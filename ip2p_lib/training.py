@@ -108,7 +108,7 @@ def start(unet: nn.Module, settings: Training) -> TrainState:
 
 
 def learning_rate(settings: Training, step: int) -> float:
-    """Rise over ``warmup`` steps, then stay, or with ``decay`` fall by half a cosine."""
+    """Rise over ``warmup`` steps, then stay; with ``decay``, fall by half a cosine."""
     rise = min(1, (step + 1) / max(settings.warmup, 1))
     fall = (1 + math.cos(math.pi * step / settings.steps)) / 2 if settings.decay else 1
     return settings.learning_rate * rise * fall
@@ -136,8 +136,8 @@ def train(
 ) -> Iterator[TrainStep]:
     """Train from ``state.step`` up to ``settings.steps``, yielding every step.
 
-    A loss that is not finite raises FloatingPointError, on a GPU some steps later. Of
-    several processes (see ``parallel``), each takes its share of the batch.
+    Not a finite loss raises FloatingPointError, on a GPU some steps later. Several
+    processes share each batch (see ``parallel``).
 
     Args:
         state: from ``start``, perhaps after ``resume``; changed in place.
@@ -159,11 +159,11 @@ def train(
 
     state.unet.train()
     while state.step < settings.steps:
-        lr = learning_rate(settings, state.step)
-        visits = visits_of_step(run_seed, state.step, size, n, latents.condition.device)
-        loss = _gradients(state, share(visits), backward)
-        grad_norm = _update(state, loss, lr, settings.max_grad_norm)
-        yield TrainStep(state.step, loss, grad_norm, lr)
+        lr, where = learning_rate(settings, state.step), latents.condition.device
+        visits = share(visits_of_step(run_seed, state.step, size, n, where))
+        loss = _gradients(state, visits, backward)
+        norm = _update(state, loss, lr, settings.max_grad_norm)
+        yield TrainStep(state.step, loss, norm, lr)
     state.check()
 
 
