@@ -136,12 +136,11 @@ def train(
 ) -> Iterator[TrainStep]:
     """Train from ``state.step`` up to ``settings.steps``, yielding every step.
 
-    Not a finite loss raises FloatingPointError, on a GPU some steps later. Several
-    processes share each batch (see ``parallel``).
+    A loss that is not finite raises FloatingPointError, on a GPU some steps later.
 
     Args:
         state: from ``start``, perhaps after ``resume``; changed in place.
-        run_seed: one seed takes the same steps whether interrupted or not.
+        run_seed: one seed takes the same steps, interrupted or on several processes.
         autocast: ``torch.bfloat16`` on GPUs that have it; None computes in float32.
         encode: makes hidden states (B, L, D) of token ids, if ``latents`` holds ids.
     """
