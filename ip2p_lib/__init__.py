@@ -2,7 +2,8 @@
 
 Modules in the order of the paper's pipeline:
 
-- ground: config, draws, images, diffusion, guidance, denoising, backbone, teaching
+- ground: config, draws, images, diffusion, guidance, denoising, teaching
+- pretrained models: weights, backbone
 - section 3.1.1: triplets, language_model, language_service, language_tuning
 - section 3.1.2: prompt_to_prompt, rendering, filtering, dataset, shards
 - section 3.2: surgery, latents, checkpoint, training, ema, parallel

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ip2p_lib.config import Source
 from ip2p_lib.diffusion import Schedule
+from ip2p_lib.weights import load_network
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -198,7 +199,8 @@ def load_backbone(
 
     def part(kind: Any, name: str) -> Any:
         # torch's own ``to``: that of diffusers logs a warning about a dtype, always.
-        return nn.Module.to(_load_part(kind, name, where), place, precision).eval()
+        network = load_network(kind, {**where, "subfolder": name})
+        return nn.Module.to(network, place, precision).eval()
 
     return Backbone(
         tokenizer=CLIPTokenizer.from_pretrained(**where, subfolder="tokenizer"),
@@ -221,21 +223,6 @@ def _locate(source: str | Path | Source) -> dict[str, Any]:
             "from the Hub pass config.Source(id, revision) with a commit as revision."
         )
     return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
-
-
-def _load_part(kind: Any, name: str, where: dict[str, Any]) -> Any:
-    """One part of the model; missing weights are an error, not a random layer."""
-    model, report = kind.from_pretrained(
-        **where, subfolder=name, use_safetensors=True, output_loading_info=True
-    )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        place = f"{where['pretrained_model_name_or_path']}/{name}"
-        raise ValueError(
-            f"{place} lacks {len(missing)} weights, {missing[0]} among them: download "
-            "or save the model again."
-        )
-    return model
 
 
 def _schedule(config: dict[str, Any]) -> Schedule:

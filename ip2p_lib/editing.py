@@ -25,6 +25,7 @@ from ip2p_lib.denoising import edit_denoiser
 from ip2p_lib.diffusion import Step
 from ip2p_lib.draws import key, normal
 from ip2p_lib.images import fit, load, to_pil, to_tensor
+from ip2p_lib.weights import load_network
 
 PIXELS = 4 * 512 * 512  # edited at once: four large pictures, or more small ones
 
@@ -245,5 +246,5 @@ def _load_unet(source: Source, backbone: Backbone) -> Any:
         raise FileNotFoundError(
             f"There is no trained editor in {folder}: train one (notebook 05)."
         )
-    unet = UNet2DConditionModel.from_pretrained(folder, use_safetensors=True)
+    unet = load_network(UNet2DConditionModel, {"pretrained_model_name_or_path": folder})
     return unet.to(backbone.device).type(backbone.dtype).eval()

@@ -5,12 +5,14 @@ import shutil
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
 
 from ip2p_lib import draws
 from ip2p_lib.backbone import load_backbone, pick_device, pick_dtype
 from ip2p_lib.config import Source
+from ip2p_lib.weights import load_network
 
 TEXTS = ["a photo of the cat", "", "a horse by the river, 猫!"]
 IMAGES = draws.uniform(draws.key("images"), torch.arange(2), (3, 64, 64)) * 2 - 1
@@ -170,6 +172,14 @@ def test_missing_weights_are_an_error_not_a_random_layer(copied, part):
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=rf"model/{part} lacks 1 weights"):
         load_backbone(copied, device="cpu")
+
+
+def test_loading_shows_no_bar_and_leaves_the_setting_alone(tiny_sd_folder, capsys):
+    logging.enable_progress_bar()
+    where = {"pretrained_model_name_or_path": tiny_sd_folder, "subfolder": "unet"}
+    load_network(UNet2DConditionModel, where)
+    assert "Loading" not in capsys.readouterr().err
+    assert logging.is_progress_bar_enabled()
 
 
 @pytest.mark.parametrize(

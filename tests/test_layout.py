@@ -31,7 +31,8 @@ IMPORTS = {
     "denoising": "diffusion guidance",
     "prompt_to_prompt": "draws",
     "language_tuning": "draws triplets",
-    "backbone": "config images diffusion",
+    "weights": "",
+    "backbone": "config images diffusion weights",
     "rendering": (
         "triplets draws diffusion guidance denoising prompt_to_prompt backbone"
     ),
@@ -43,7 +44,7 @@ IMPORTS = {
     "latents": "draws",
     "ema": "",
     "training": "draws diffusion guidance latents ema checkpoint parallel",
-    "editing": "config draws images diffusion guidance denoising backbone",
+    "editing": "config draws images diffusion guidance denoising backbone weights",
     "baselines": "draws images diffusion guidance denoising backbone",
     "evaluation": "dataset filtering editing baselines",
     "figures": "images",
@@ -56,6 +57,7 @@ PARTS = {
     "shards": "dataset",
     "language_service": "language_model",
     "denoising": "guidance",
+    "weights": "backbone",
     "latents": "training",
     "ema": "training",
 }
