@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ip2p_lib.backbone import load_backbone
-from ip2p_lib.config import preset
+from ip2p_lib.config import MODELS, preset
 from ip2p_lib.dataset import read_shards
 from ip2p_lib.diffusion import Schedule
 from ip2p_lib.draws import key, normal
-from ip2p_lib.miniature import make_pairs, models
+from ip2p_lib.miniature import make_pairs, models, rehearsal
 from ip2p_lib.miniature.corpus import build_corpus
 from ip2p_lib.miniature.fitting import Budget, fit
 from ip2p_lib.miniature.make_editor import read_pairs
@@ -131,12 +131,13 @@ def _pictures() -> Pictures:
     )
 
 
-def test_the_unet_goes_on_from_weights_it_is_given(tmp_path: Path) -> None:
-    given = models.new_unet()
-    before = given.conv_in.weight.detach().clone()
+def test_the_unet_is_rehearsed_and_goes_on_from_its_weights(tmp_path: Path) -> None:
+    unet, cpu = models.new_unet(), torch.device("cpu")
+    before = unet.conv_in.weight.detach().clone()
+    assert rehearsal.begin(unet, 2, cpu).result() > 0
+    assert torch.equal(unet.conv_in.weight, before) and unet.conv_in.weight.grad is None
     stage = Stage(Budget(0.01, 1e-4, warmup=1), batch=2)
-    unet, progress = train_unet(_pictures(), stage, tmp_path, given)
-    assert unet is given and torch.equal(unet.conv_in.weight, before)
+    progress = train_unet(unet, _pictures(), stage, tmp_path)
     assert follow(progress, "", _hush).step == 1
     assert not torch.equal(unet.conv_in.weight, before)
 
@@ -211,6 +212,8 @@ def test_pairs_are_made_and_read_back_for_training(tmp_path: Path) -> None:
     scale, out = preset("smoke"), tmp_path / "data"
     both = {"out": out, "work": tmp_path}
     asked = Namespace(captions=6, batch=6, part="0/1", seconds=0.0, **both)
+    out.mkdir()
+    (out / "models").symlink_to(MODELS)
     make_pairs.run_write(asked, scale)
     triplets = read_jsonl(tmp_path / "triplets.jsonl")
     assert {t.caption for t in triplets} <= set(world_captions(0, 6))

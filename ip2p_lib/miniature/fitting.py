@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -95,6 +95,7 @@ def fit(
     optimizer = _adamw(model, budget)
     step, spent = _resume(model, optimizer, work)
     copy_from_first(list(model.parameters()))
+    budget = replace(budget, seconds=agree(budget.seconds, device))
     start, saved = time.monotonic() - spent, spent
     while spent < budget.seconds:
         optimizer.param_groups[0]["lr"] = _learning_rate(budget, step, spent)

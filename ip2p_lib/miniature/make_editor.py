@@ -27,12 +27,14 @@ from ip2p_lib.editing import Editor, load_editor
 from ip2p_lib.evaluation import Examples, measure, summarise, write_results
 from ip2p_lib.filtering import ClipScorer, load_clip
 from ip2p_lib.latents import Latents, with_instructions
-from ip2p_lib.miniature import saving
+from ip2p_lib.miniature import rehearsal, saving
 from ip2p_lib.miniature.corpus import build_corpus
 from ip2p_lib.miniature.render import render_codes
 from ip2p_lib.miniature.world import sample_edit, sample_scene
 from ip2p_lib.parallel import agree, join, processes, rank
 from ip2p_lib.surgery import widen_conv_in
+
+_SHARE_OF_REHEARSAL = 0.8  # draws, AdamW and the average take the rest of a step
 
 
 def read_pairs(work: Path, backbone: Backbone) -> tuple[Latents, dict[str, int]]:
@@ -56,21 +58,22 @@ def read_pairs(work: Path, backbone: Backbone) -> tuple[Latents, dict[str, int]]
     return with_instructions(backbone, pairs, texts), counts
 
 
+def wait_for_pairs(work: Path, parts: int) -> None:
+    """Wait until all the parts that ``make_pairs`` renders elsewhere are complete."""
+    while len(list(work.glob(f"part-*/{checkpoint.MANIFEST}"))) < parts:
+        time.sleep(0.5)
+
+
 def train_editor(
-    backbone: Backbone, latents: Latents, settings: Training, seconds: float
+    unet: Any, backbone: Backbone, latents: Latents, settings: Training, seconds: float
 ) -> tuple[Any, list[float]]:
-    """Sections 3.2 and 3.2.1: widen the U-Net and train it; the time may end it early.
+    """Sections 3.2 and 3.2.1: train a widened U-Net; the time may end it early.
 
     Returns:
         The averaged 8-channel U-Net in float32, and the loss of every 20th step.
     """
-    unet = widen_conv_in(backbone.unet).float()
-    gpu = backbone.device.type == "cuda"
-    if gpu:
-        unet.to(memory_format=torch.channels_last)
-        unet.compile(dynamic=False)
-    state = training.start(unet.requires_grad_(True), settings)
-    autocast = torch.bfloat16 if gpu else None
+    state = training.start(unet, settings)
+    autocast = torch.bfloat16 if backbone.device.type == "cuda" else None
     schedule = backbone.schedule.to(backbone.device)
     steps = training.train(
         state, latents, schedule, settings, run_seed=0, autocast=autocast
@@ -144,26 +147,34 @@ def measure_scale(
 def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
     """Train the editor on the pairs in ``--work`` and save it."""
     began = time.monotonic()
-    backbone = load_backbone(scale.backbone, device=device)
+    backbone = load_backbone(args.out / "models" / "miniature-sd", device=device)
+    unet = widen_conv_in(backbone.unet).float()
+    rate = rehearsal.begin(unet, args.batch // processes(), device).result()
+    print(f"{rate:.1f} steps a second in rehearsal", flush=True)
+    wait_for_pairs(args.work, args.parts)
     latents, facts = read_pairs(args.work, backbone)
+    left = args.deadline - time.time() if args.deadline else args.seconds
+    seconds, rate = agree(left, device), agree(rate, device)
+    steps = args.steps or max(1, int(_SHARE_OF_REHEARSAL * rate * seconds))
     settings = replace(
         scale.training,
-        steps=args.steps,
+        steps=steps,
         batch_size=args.batch,
-        learning_rate=5e-4,
-        warmup=200,
+        learning_rate=args.learning_rate,
+        warmup=100,
         decay=True,
-        ema_decay=0.998,  # a run of a few thousand steps forgets its start with this
+        ema_decay=0.995,  # a run of a few thousand steps forgets its start with this
     )
-    unet, losses = train_editor(backbone, latents, settings, args.seconds)
+    print(f"{len(latents)} pairs, {steps} steps in {seconds:.0f} s", flush=True)
+    unet, losses = train_editor(unet, backbone, latents, settings, seconds)
     if rank() > 0:
         return
     saving.save_half(unet, args.out / "models" / "miniature-ip2p" / "unet")
     rows = [{"step": 20 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
     facts |= {"batch_size": args.batch, "processes": processes()}
-    seconds = round(time.monotonic() - began, 1)
+    spent = round(time.monotonic() - began, 1)
     path = args.out / "results" / "miniature-training.json"
-    write_results(path, rows, seed=0, seconds=seconds, device=device, **facts)
+    write_results(path, rows, seed=0, seconds=spent, device=device, **facts)
 
 
 def evaluate(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
@@ -193,9 +204,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("stages", nargs="+", choices=["train", "measure"])
     parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, default=Path("runs/editor"))
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--parts", type=int, default=1, help="of pairs, waited for")
+    parser.add_argument("--steps", type=int, help="default: what the time allows")
+    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--seconds", type=float, default=300, help="of training")
+    parser.add_argument("--deadline", type=float, help="instead: end then, Unix time")
     parser.add_argument("--samples", type=int, default=512, help="held-out edits")
     parser.add_argument("--text-scales", type=float, nargs="*")
     parser.add_argument("--image-scales", type=float, nargs="*")

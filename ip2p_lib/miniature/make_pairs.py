@@ -182,7 +182,8 @@ def run_write(args: argparse.Namespace, scale: Scale) -> None:
 def run_render(args: argparse.Namespace, scale: Scale) -> None:
     """Render and filter this part of the triplets; store what is kept as latents."""
     part, parts = (int(number) for number in args.part.split("/"))
-    clip, backbone = load_clip(scale.clip), load_backbone(scale.backbone)
+    clip, folder = load_clip(scale.clip), args.out / "models" / "miniature-sd"
+    backbone = load_backbone(folder)
     triplets = readable(backbone, read_jsonl(args.work / "triplets.jsonl"))[part::parts]
     began, options = time.monotonic(), {"batch_size": args.batch}
     kept = render_kept(backbone, clip, triplets, scale, seconds=args.seconds, **options)

@@ -14,6 +14,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,9 @@ from torch import Tensor
 from ip2p_lib.config import MODELS, RESULTS
 from ip2p_lib.evaluation import write_results
 from ip2p_lib.filtering import load_clip
-from ip2p_lib.miniature import models, quality, saving
+from ip2p_lib.miniature import models, quality, rehearsal, saving
 from ip2p_lib.miniature.corpus import Corpus, build_corpus
 from ip2p_lib.miniature.fitting import Progress
-from ip2p_lib.miniature.render import render_codes
 from ip2p_lib.miniature.stages import (
     STAGES,
     Stage,
@@ -45,6 +45,8 @@ from ip2p_lib.miniature.unet_stage import (
 )
 from ip2p_lib.parallel import join, processes, rank
 
+Begun = tuple[Any, Future[float]]  # a U-Net, and its compilation
+
 
 def follow(progress: Iterator[Progress], name: str, say: Callable = print) -> Progress:
     """Run a stage to its end, saying every few seconds where it stands."""
@@ -56,24 +58,11 @@ def follow(progress: Iterator[Progress], name: str, say: Callable = print) -> Pr
     return last
 
 
-def _parts(out: Path) -> dict[str, Path]:
-    sd = out / "miniature-sd"
-    return {
-        "clip": out / "miniature-clip",
-        "vae": sd / "vae",
-        "unet": sd / "unet",
-        "text": sd / "text_encoder",
-        "tokenizer": sd / "tokenizer",
-        "scheduler": sd / "scheduler",
-        "pipeline": sd,
-    }
-
-
 def run_clip(corpus: Corpus, bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
     """Train and save CLIP, and the text encoder and tokenizer it gives the pipeline."""
     clip, tokenizer, progress = train_clip(corpus, bank, stage, work / "clip")
     follow(progress, "clip")
-    paths = _parts(out)
+    paths = saving.parts(out)
     saving.save_clip(clip, tokenizer, paths["clip"])
     saving.save_text_encoder(clip, paths["text"])
     saving.save_tokenizer(tokenizer, paths["tokenizer"])
@@ -87,34 +76,36 @@ def run_vae(bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
     sample = store_latents(vae, bank[:: max(1, len(bank) // 20_000)])
     scaling = 1 / float(sample.float().std())
     vae.register_to_config(scaling_factor=round(scaling, 5))
-    saving.save_half(vae, _parts(out)["vae"])
+    saving.save_half(vae, saving.parts(out)["vae"])
 
 
 def run_decoder(bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
     """Go on with the decoder of the saved autoencoder, under a critic."""
     from diffusers import AutoencoderKL
 
-    folder = _parts(out)["vae"]
+    folder = saving.parts(out)["vae"]
     vae = AutoencoderKL.from_pretrained(folder)
     follow(train_decoder(vae, bank, stage, work / "decoder"), "decoder")
     saving.save_half(vae.to(memory_format=torch.contiguous_format), folder)
 
 
+def begin_unet(args: argparse.Namespace, device: torch.device) -> Begun:
+    """The U-Net to train, compiling in the background: new, or the one in ``--out``."""
+    from diffusers import UNet2DConditionModel
+
+    folder = saving.parts(args.out)["unet"]
+    warm = args.warm and UNet2DConditionModel.from_pretrained(folder)
+    unet, rows = warm or models.new_unet(), _stage("unet", args).batch
+    return unet, rehearsal.begin(unet, rows // processes(), device)
+
+
 def run_unet(
-    corpus: Corpus,
-    bank: Tensor,
-    stage: Stage,
-    out: Path,
-    work: Path,
-    warm: bool = False,
+    corpus: Corpus, bank: Tensor, args: argparse.Namespace, begun: Begun
 ) -> None:
-    """Store the bank's latents, train the U-Net on them and save the pipeline.
+    """Store the bank's latents, train the U-Net on them and save the pipeline."""
+    from diffusers import AutoencoderKL
 
-    ``warm`` begins with the weights in ``out``, for a longer run on another machine.
-    """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    paths, device = _parts(out), bank.device
+    paths, device = saving.parts(args.out), bank.device
     clip = load_clip(paths["clip"], device=device, dtype=torch.float32)
     vae = AutoencoderKL.from_pretrained(paths["vae"]).to(device)
     start = time.monotonic()
@@ -127,51 +118,15 @@ def run_unet(
         store_text(clip.model, clip.tokenizer, [""], device),
     )
     print(f"{len(latents)} latents in {time.monotonic() - start:.0f} s", flush=True)
-    given = UNet2DConditionModel.from_pretrained(paths["unet"]) if warm else None
-    unet, progress = train_unet(pictures, stage, work / "unet", given)
-    follow(progress, "unet")
+    unet, compiled = begun
+    print(f"{compiled.result():.1f} steps a second in rehearsal", flush=True)
+    stage = _stage("unet", args)  # a deadline has come nearer meanwhile
+    follow(train_unet(unet, pictures, stage, args.work / "unet"), "unet")
     if rank() > 0:
         return
     saving.save_half(unet.to(memory_format=torch.contiguous_format), paths["unet"])
     saving.save_scheduler(paths["scheduler"])
     saving.save_index(paths["pipeline"])
-
-
-def measure(stage: str, out: Path, n: int) -> dict[str, Any]:
-    """Measure a saved stage on ``n`` held-out scenes.
-
-    Returns:
-        ``clip``: share of renders whose caption is found first among ``n``; ``vae``
-        and ``decoder``: decibels; ``unet``: share of captions whose picture CLIP finds
-        first.
-    """
-    from ip2p_lib.backbone import load_backbone
-    from ip2p_lib.rendering import render_images
-
-    device, paths = models.pick_device(), _parts(out)
-    corpus = quality.held_out(n)
-    truth = torch.cat([render_codes(c.to(device)) for c in corpus.before.split(128)])
-    if stage in ("vae", "decoder"):
-        from diffusers import AutoencoderKL
-
-        vae = AutoencoderKL.from_pretrained(paths["vae"]).to(device)
-        seen = quality.reconstruct(vae, truth)
-        return {"psnr_db": quality.psnr(truth, seen), "samples": n}
-    clip = load_clip(paths["clip"], device=device, dtype=torch.float32)
-    if stage == "clip":
-        return {"top1": quality.retrieval(clip, truth, corpus.captions), "samples": n}
-    backbone = load_backbone(out / "miniature-sd", device=str(device))
-    steps, cfg_scale = 25, 3.0
-    made = render_images(
-        backbone,
-        corpus.captions,
-        range(n),
-        steps=steps,
-        cfg_scale=cfg_scale,
-        batch_size=128,
-    )
-    share = quality.retrieval(clip, torch.cat(list(made)), corpus.captions)
-    return {"top1": share, "samples": n, "steps": steps, "cfg_scale": cfg_scale}
 
 
 def _arguments() -> argparse.Namespace:
@@ -182,6 +137,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--scenes", type=int, default=200_000)
     parser.add_argument("--seconds", type=float, help="budget of each stage named")
+    parser.add_argument("--deadline", type=float, help="instead: end then, Unix time")
     parser.add_argument("--batch", type=int, help="of each stage named")
     parser.add_argument("--samples", type=int, default=1024, help="held-out scenes")
     parser.add_argument("--warm", action="store_true", help="go on from --out's U-Net")
@@ -208,35 +164,34 @@ def main() -> None:
 def train(args: argparse.Namespace, device: torch.device) -> None:
     """Draw and render scenes once, and run every stage named on them."""
     start = time.monotonic()
+    begun = begin_unet(args, device) if "unet" in args.stages else None
     corpus = _scenes(args.scenes)
     bank = render_bank(torch.cat([corpus.before, corpus.after]), device)
     print(f"{len(bank)} pictures in {time.monotonic() - start:.0f} s", flush=True)
-    run: dict[str, Callable[[Stage], None]] = {
-        "clip": lambda stage: run_clip(corpus, bank, stage, args.out, args.work),
-        "vae": lambda stage: run_vae(bank, stage, args.out, args.work),
-        "decoder": lambda stage: run_decoder(bank, stage, args.out, args.work),
-        "unet": lambda stage: run_unet(
-            corpus, bank, stage, args.out, args.work, args.warm
-        ),
-    }
     for name in args.stages:
-        run[name](_stage(name, args))
-        if rank() == 0:
+        stage, where = _stage(name, args), (args.out, args.work)
+        if name == "clip":
+            run_clip(corpus, bank, stage, *where)
+        elif name == "unet" and begun:
+            run_unet(corpus, bank, args, begun)
+        else:
+            {"vae": run_vae, "decoder": run_decoder}[name](bank, stage, *where)
+        if rank() == 0 and not args.deadline:
             _report(name, args, device)
 
 
 def _stage(name: str, args: argparse.Namespace) -> Stage:
     """A stage's settings, some of them replaced on the command line."""
     stage = STAGES[name]
-    seconds = args.seconds or stage.budget.seconds
-    budget = replace(stage.budget, seconds=seconds)
+    left = args.deadline - time.time() if args.deadline else None
+    budget = replace(stage.budget, seconds=left or args.seconds or stage.budget.seconds)
     return replace(stage, budget=budget, batch=args.batch or stage.batch)
 
 
 def _report(name: str, args: argparse.Namespace, device: torch.device) -> None:
     """Measure a stage that has ended and write the figures down."""
     began = time.monotonic()
-    figures = measure(name, args.out, args.samples)
+    figures = quality.measure(name, args.out, args.samples)
     print(name, figures, flush=True)
     part = "vae" if name == "decoder" else name
     path, seconds = args.results / f"miniature-{part}.json", time.monotonic() - began

@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 SHARD = "14MB"  # no shipped file is larger
 
 
+def parts(out: Path) -> dict[str, Path]:
+    """The folder of every part of the miniature's CLIP and pipeline."""
+    sd = out / "miniature-sd"
+    return {
+        "clip": out / "miniature-clip",
+        "vae": sd / "vae",
+        "unet": sd / "unet",
+        "text": sd / "text_encoder",
+        "tokenizer": sd / "tokenizer",
+        "scheduler": sd / "scheduler",
+        "pipeline": sd,
+    }
+
+
 def save_half(model: nn.Module, folder: Path) -> None:
     """Save a copy of a diffusers or transformers model in half precision."""
     half = copy.deepcopy(model).half()

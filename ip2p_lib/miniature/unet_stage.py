@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ip2p_lib.diffusion import Schedule
 from ip2p_lib.draws import integers, key, uniform
-from ip2p_lib.miniature import models
 from ip2p_lib.miniature.fitting import Progress, fit
 from ip2p_lib.miniature.objectives import unet_loss
 from ip2p_lib.miniature.render import SCENE_COLUMNS, THING_COLUMNS
@@ -74,35 +73,25 @@ class Pictures:
 
 
 def train_unet(
-    pictures: Pictures,
-    stage: Stage,
-    work: Path,
-    start: UNet2DConditionModel | None = None,
-) -> tuple[UNet2DConditionModel, Iterator[Progress]]:
-    """Prepare the ``unet`` stage.
+    unet: UNet2DConditionModel, pictures: Pictures, stage: Stage, work: Path
+) -> Iterator[Progress]:
+    """Prepare the ``unet`` stage; consuming the progress trains.
 
     Args:
-        pictures: on the device to train on; several processes hold each their own.
+        unet: on the device of the pictures; changed in place.
+        pictures: several processes hold each their own.
         stage: budget and batch size.
         work: folder of the resumable state.
-        start: weights to begin with instead of random ones.
     """
     latents, device = pictures.latents, pictures.latents.device
-    unet = (start or models.new_unet()).to(device)
-    if device.type == "cuda":
-        unet.to(memory_format=torch.channels_last)
-        unet.compile(dynamic=False)
-    schedule, each = (
-        Schedule.scaled_linear().to(device),
-        torch.arange(stage.batch, device=device),
-    )
+    schedule, each = Schedule.scaled_linear().to(device), torch.arange(stage.batch)
 
     def loss_of(step: int) -> Tensor:
-        ids = share(each)
+        ids = share(each).to(device)
         rows = integers(key("unet", step), ids, len(latents))
         lost = uniform(key("unet drop", step), ids) < _CAPTION_DROPOUT
         text = torch.where(lost[:, None, None], pictures.null_text, pictures.text[rows])
         chosen = latents[rows].float(), text.float(), pictures.cells[rows].float()
         return unet_loss(unet, schedule, *chosen, ids, step)
 
-    return unet, fit(unet, loss_of, stage.budget, work)
+    return fit(unet, loss_of, stage.budget, work)

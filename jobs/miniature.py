@@ -1,0 +1,141 @@
+"""Train the miniature on from its shipped networks, on all GPUs, up to a deadline.
+
+    python -m jobs.miniature --seconds 1600 --out data --work runs/miniature
+
+The U-Net goes on learning, renders pairs for the triplets in ``--work`` (or for new
+ones), the editor learns from those that pass the filter, and all are measured. Every
+stage is a command of ``ip2p_lib.miniature`` and leaves a log in ``--work``; compilation
+runs beside the stages before it. A stage that fails ends the job, and what the earlier
+ones saved stays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from ip2p_lib.config import DATA
+
+# When a stage ends, as a share of the whole time.
+UNET_ENDS, EDITOR_ENDS = 0.58, 0.95
+
+
+@dataclass
+class Job:
+    """The processes of one run and where they write."""
+
+    out: Path
+    work: Path
+    gpus: int
+    seconds: float
+    began: float = field(default_factory=time.time)
+
+    def say(self, text: str) -> None:
+        """Print a line with the time since the start."""
+        print(f"[{time.time() - self.began:.0f} s] {text}", flush=True)
+
+    def until(self, share: float) -> list[str]:
+        """The argument that gives a stage its deadline."""
+        return ["--deadline", str(self.began + share * self.seconds)]
+
+    def start(
+        self, log: str, module: str, *arguments: str, gpu: int | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start a module: on one GPU, or as one process on each of them."""
+        launcher = ["-m", "torch.distributed.run", "--standalone"]
+        launcher += [f"--nproc_per_node={max(self.gpus, 1)}"]
+        alone = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}
+        command = [sys.executable, *(launcher if gpu is None else [])]
+        command += ["-m", f"ip2p_lib.miniature.{module}", *arguments]
+        with (self.work / f"{log}.log").open("wb") as file:
+            return subprocess.Popen(
+                command, stdout=file, stderr=file, env={**os.environ, **alone}
+            )
+
+    def finish(self, name: str, *running: subprocess.Popen[bytes]) -> None:
+        """Wait for the processes of a stage.
+
+        Raises:
+            SystemExit: one failed.
+        """
+        codes = [process.wait() for process in running]
+        self.say(f"{name} ended")
+        if any(codes):
+            raise SystemExit(f"{name} failed with {codes}: see the logs in {self.work}")
+
+
+def train_unet(job: Job, options: argparse.Namespace) -> None:
+    """The U-Net, from the weights in ``--out``."""
+    arguments = ["unet", "--warm", *job.until(UNET_ENDS)]
+    arguments += ["--out", str(job.out / "models"), "--work", str(job.work / "state")]
+    arguments += ["--batch", str(options.unet_batch * max(job.gpus, 1))]
+    arguments += ["--scenes", str(options.scenes)]
+    job.finish("unet", job.start("unet", "pretrain", *arguments))
+
+
+def make_editor(job: Job, options: argparse.Namespace) -> None:
+    """Pairs on every GPU; the editor compiles meanwhile, then trains on them."""
+    parts, where = max(job.gpus, 1), ["--out", str(job.out), "--work", str(job.work)]
+    if not (job.work / "triplets.jsonl").is_file():
+        job.finish("write", job.start("write", "make_pairs", "write", *where, gpu=0))
+    batch = ["--batch", str(options.editor_batch * parts), "--parts", str(parts)]
+    editor = job.start(
+        "editor", "make_editor", "train", *where, *batch, *job.until(EDITOR_ENDS)
+    )
+    seconds = ["--seconds", str(options.render_seconds)]
+    rendering = [
+        job.start(
+            f"pairs-{part}",
+            "make_pairs",
+            *("render", "--part", f"{part}/{parts}", *seconds, *where),
+            gpu=part,
+        )
+        for part in range(parts)
+    ]
+    job.finish("pairs", *rendering)
+    job.finish("editor", editor)
+
+
+def measure(job: Job, options: argparse.Namespace) -> None:
+    """The U-Net on one GPU, the editor on the last."""
+    results, samples = str(job.out / "results"), str(options.samples)
+    unet = ["unet", "--measure", "--out", str(job.out / "models")]
+    unet += ["--results", results, "--samples", samples]
+    scales = ["--text-scales", "2", "3", "4.5", "--image-scales", "1.3", "1.8"]
+    editor = ["measure", "--out", str(job.out), "--samples", samples, *scales]
+    running = [
+        job.start("measure-unet", "pretrain", *unet, gpu=0),
+        job.start("measure-editor", "make_editor", *editor, gpu=max(job.gpus - 1, 0)),
+    ]
+    job.finish("measure", *running)
+
+
+def main() -> None:
+    """Run the stages in order."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, default=DATA)
+    parser.add_argument("--work", type=Path, default=Path("runs/miniature"))
+    parser.add_argument("--seconds", type=float, default=1600)
+    parser.add_argument("--render-seconds", type=float, default=110)
+    parser.add_argument("--scenes", type=int, default=200_000)
+    parser.add_argument("--unet-batch", type=int, default=2048, help="on each GPU")
+    parser.add_argument("--editor-batch", type=int, default=1536, help="on each GPU")
+    parser.add_argument("--samples", type=int, default=512, help="held-out scenes")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    gpus = torch.cuda.device_count()
+    job = Job(options.out, options.work, gpus, options.seconds)
+    for stage in (train_unet, make_editor, measure):
+        stage(job, options)
+    job.say("done")
+
+
+if __name__ == "__main__":
+    main()
