@@ -61,9 +61,9 @@ def test_pretraining_learns_and_goes_on_where_it_stopped(
         work = tmp_path / "work"
         return list(pretrain_language.pretrain(learner, *rows, budget, work))
 
-    first = train(1.0, model)
+    first = train(2.0, model)
     fresh = pretrain_language.new_model(len(tokenizer), width=36, layers=1)
-    second = train(2.0, fresh)
+    second = train(6.0, fresh)
     assert second[0].step == first[-1].step + 1
     assert second[-1].loss < first[0].loss - 1
 
@@ -94,15 +94,14 @@ def test_the_shipped_model_changes_one_thing_at_a_time() -> None:
     found = pretrain_language.measure(
         load_language_model(pretrain_language.MODELS / "miniature-lm"), n=100
     )
-    # 51 % change exactly one thing with these weights, trained for under a minute; a
-    # model that copies its caption or invents another one would be near zero.
-    assert found["parsed"] >= 0.8
-    assert found["one_change"] >= 0.45
+    # A model that copies its caption or invents another one would be near zero.
+    assert found["parsed"] >= 0.9
+    assert found["one_change"] >= 0.85
 
 
 def test_the_hand_written_set_is_in_the_miniatures_words() -> None:
     written = read_jsonl(pretrain_language.WRITTEN)
-    assert len(written) >= 120
+    assert len(written) >= 400
     assert len({t.instruction for t in written}) == len(written)
     assert len({(t.caption, t.edited_caption) for t in written}) == len(written)
     chinese = sum(t.language == "zh" for t in written) / len(written)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
 
 import pytest
 
 from ip2p_lib import triplets
-from ip2p_lib.triplets import Triplet, TripletError
+from ip2p_lib.config import DATA
+from ip2p_lib.triplets import Triplet, TripletError, read_jsonl
 
 ROSE = Triplet("a sunflower on a beach", "make it a rose", "a rose on a beach")
 CHINESE = Triplet("a cat at night", "把猫换成狗", "a dog at night", "zh")
@@ -115,3 +119,43 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path) -> None:
         triplets.write_jsonl(path, interrupted())
     assert triplets.read_jsonl(path) == [ROSE]
     assert list(tmp_path.iterdir()) == [path]
+
+
+GENERAL = DATA / "triplets" / "general.jsonl"
+
+
+def tokens_at_most(text):
+    """No fewer than CLIP's tokens: three letters or one byte of any script a token."""
+    words = re.findall(r"\w+|[^\w\s]", text)
+    sizes = (len(w.encode()) / (3 if w.isascii() else 1) for w in words)
+    return sum(max(1, math.ceil(size)) for size in sizes) + 2  # start and end
+
+
+def test_the_general_set_is_as_large_as_the_papers_and_no_triplet_comes_twice():
+    general = read_jsonl(GENERAL)  # reading checks every triplet
+    assert len(general) >= 700
+    assert len({t.instruction.lower() for t in general}) == len(general)
+    assert len({(t.caption, t.edited_caption) for t in general}) == len(general)
+    assert len({t.caption for t in general}) == len(general)
+
+
+def test_the_general_set_fits_the_text_encoder():
+    for triplet in read_jsonl(GENERAL):
+        texts = (triplet.caption, triplet.instruction, triplet.edited_caption)
+        assert max(map(tokens_at_most, texts)) <= 77, triplet
+
+
+def test_the_general_sets_families_are_balanced():
+    rows = [json.loads(line) for line in GENERAL.read_text("utf-8").splitlines()]
+    counts = Counter(row["kind"] for row in rows)
+    assert len(counts) == 10
+    assert max(counts.values()) <= 1.25 * min(counts.values())
+
+
+def test_the_general_set_asks_in_many_ways_and_in_two_languages():
+    general = read_jsonl(GENERAL)
+    first = Counter(t.instruction.split()[0].lower() for t in general)
+    assert max(first.values()) <= 0.08 * len(general)
+    assert 0.05 < sum(t.language == "zh" for t in general) / len(general) < 0.2
+    moves = re.compile(r"\b(zoom|rotate|flip|move|swap places|closer|camera)\b")
+    assert sum(bool(moves.search(t.instruction)) for t in general) <= 3
