@@ -12,7 +12,8 @@ from ip2p_lib import language_model, triplets
 from ip2p_lib.config import HELD_OUT, preset
 from ip2p_lib.language_model import LanguageModel, load_writer, write_triplets
 from ip2p_lib.language_service import ServiceError
-from ip2p_lib.miniature.pretrain_language import grammar_triplets, train_tokenizer
+from ip2p_lib.miniature.corpus import grammar_triplets
+from ip2p_lib.miniature.pretrain_language import train_tokenizer
 
 CAPTIONS = ["a cat in a forest", "a dog and a bell on a beach at night", "沙漠里的猫"]
 GOOD = "make it a dog\n%%\na dog in a forest\nEND"

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ip2p_lib.language_model import LanguageModel, load_language_model
 from ip2p_lib.language_tuning import encode
 from ip2p_lib.miniature import pretrain_language
+from ip2p_lib.miniature.corpus import grammar_triplets
 from ip2p_lib.miniature.fitting import Budget
 from ip2p_lib.miniature.parsing import count_changes, read_caption
-from ip2p_lib.miniature.pretrain_language import grammar_triplets
 from ip2p_lib.triplets import read_jsonl, to_completion, to_prompt
 
 

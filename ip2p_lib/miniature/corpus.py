@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ip2p_lib.miniature.render import encode
 from ip2p_lib.miniature.world import caption, sample_edit, sample_scene
+from ip2p_lib.triplets import Triplet, is_unchanged
 
 _CHINESE = 0.2  # share of captions in Chinese
 
@@ -78,3 +80,30 @@ def build_corpus(
         list(chain.from_iterable(edited)),
         list(chain.from_iterable(instructions)),
     )
+
+
+def grammar_triplets(first_seed: int, n: int, wording: str = "train") -> list[Triplet]:
+    """Triplets of the world's grammar, from ``n`` scenes with one edit each.
+
+    Captions of half of the Chinese edits are Chinese too. An edit that its captions do
+    not show (they may leave out "in clear weather") is passed over.
+    """
+    found = []
+    for seed in range(first_seed, first_seed + n):
+        scene = sample_scene(seed)
+        edit = sample_edit(scene, seed, wording=wording)
+        chinese = edit.language == "zh" and random.Random(f"zh {seed}").random() < 0.5
+        language = "zh" if chinese else "en"
+        before = caption(scene, seed, language)
+        after = caption(edit.target, seed, language)
+        if not is_unchanged(before, after):
+            found.append(Triplet(before, edit.instruction, after, edit.language))
+    return found
+
+
+def grammar_in_parallel(n: int) -> list[Triplet]:
+    """``grammar_triplets(0, n)``, by all cores."""
+    size = 5000
+    chunks = [(start, min(size, n - start)) for start in range(0, n, size)]
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        return list(chain.from_iterable(pool.starmap(grammar_triplets, chunks)))
