@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.readme import PICTURE, README, fill
+from jobs.readme import GRID, PICTURE, README, fill
 
 
 def test_the_table_is_the_one_the_results_give() -> None:
@@ -10,8 +10,9 @@ def test_the_table_is_the_one_the_results_give() -> None:
     assert fill(text) == text, "run python -m jobs.readme"
 
 
-def test_the_picture_is_there() -> None:
+def test_the_pictures_are_there() -> None:
     assert PICTURE.read_bytes().startswith(b"\x89PNG")
+    assert GRID.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_readme_without_markers_is_refused() -> None:
