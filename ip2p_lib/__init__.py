@@ -4,7 +4,10 @@ Modules in the order of the paper's pipeline:
 
 - ground: config, draws, images, diffusion, guidance, denoising, teaching
 - pretrained models: weights, backbone
-- section 3.1.1: triplets, language_model, language_service, language_tuning
+- section 3.1.1: triplets, language_model, language_tuning
+- its service: language_service, service_run, service_form, service_faults
+- in batches: batches, batch_files
+- what that costs: ledger, spending
 - section 3.1.2: prompt_to_prompt, rendering, filtering, dataset, shards
 - section 3.2: surgery, latents, checkpoint, training, ema, parallel
 - section 4: editing, baselines, evaluation, figures, widgets

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import html
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -64,18 +65,21 @@ def show_table(
     Raises:
         ValueError: a row has another number of columns.
     """
-    texts = [[str(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    texts = [[" ".join(str(cell).split()) for cell in row] for row in (header, *rows)]
     if {len(row) for row in texts} != {len(header)}:
         raise ValueError(f"Every row must have {len(header)} columns: {list(header)}.")
     rule = ["---", *["---" if words else "--:"] * (len(header) - 1)]
-    lines = [f"| {' | '.join(row)} |" for row in (texts[0], rule, *texts[1:])]
+    marked = [[_as_markdown(cell) for cell in row] for row in texts]
+    lines = [f"| {' | '.join(row)} |" for row in (marked[0], rule, *marked[1:])]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    plain = [
-        "  ".join(map(str.ljust, row, widths)).rstrip().replace("\\|", "|")
-        for row in texts
-    ]
+    plain = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in texts]
     shown = {"text/markdown": "\n".join(lines), "text/plain": "\n".join(plain)}
     display(shown, raw=True)
+
+
+def _as_markdown(cell: str) -> str:
+    """Text as text: captions come from anywhere and must not become part of a page."""
+    return html.escape(cell, quote=False).replace("|", "\\|")
 
 
 def check(attempt: Callable[..., Any], spec: Callable[[Any], None]) -> str:

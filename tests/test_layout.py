@@ -23,7 +23,19 @@ IMPORTS = {
     "draws": "",
     "parallel": "",
     "triplets": "",
-    "language_service": "triplets",
+    "ledger": "",
+    "spending": "config ledger",
+    "service_form": "triplets",
+    "service_faults": "draws",
+    "service_run": "triplets ledger spending service_form service_faults",
+    "language_service": (
+        "triplets ledger spending service_form service_faults service_run"
+    ),
+    "batch_files": "ledger spending service_form",
+    "batches": (
+        "triplets ledger spending service_form service_faults service_run"
+        " batch_files language_service"
+    ),
     "language_model": "config draws triplets language_service",
     "images": "",
     "diffusion": "draws",
@@ -56,6 +68,10 @@ PARTS = {
     "language_tuning": "language_model",
     "shards": "dataset",
     "language_service": "language_model",
+    "service_form": "language_service",
+    "service_faults": "language_service",
+    "service_run": "language_service",
+    "batch_files": "batches",
     "denoising": "guidance",
     "weights": "backbone",
     "latents": "training",

@@ -61,9 +61,19 @@ def test_a_table_is_markdown_and_aligned_text(monkeypatch):
     head, rule, *rows = shown[0]["text/markdown"].splitlines()
     assert (head, rule) == ("| edit | L1 |", "| --- | --: |")
     assert rows == ["| add a\\|b | 0.5 |", "| remove | n |"]
-    assert shown[0]["text/plain"].splitlines()[2] == "remove    n"
+    assert shown[0]["text/plain"].splitlines()[2] == "remove   n"
     with pytest.raises(ValueError, match="must have 1 columns"):
         show_table(["edit"], [["add", 0.5]])
+
+
+def test_a_hostile_caption_stays_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr(teaching, "display", lambda data, raw: shown.append(data))
+    hostile = "a cat<script>alert(1)</script>\n| x |\n\n<img src=x onerror=y> & \x85z"
+    show_table(["caption", "edit"], [[hostile, "add a dog"]], words=True)
+    markdown = shown[0]["text/markdown"]
+    assert "<" not in markdown and len(markdown.splitlines()) == 3
+    assert "&lt;script&gt;" in markdown and "\\| x \\|" in markdown
 
 
 def test_words_in_a_table_stand_on_the_left(monkeypatch):

@@ -1,0 +1,290 @@
+"""A stand-in for a paid service, over real sockets: chat, files, batches, and faults.
+
+It keeps the books that the service would keep: what was asked, answered and billed. Its
+faults come where a test puts them, never by chance, and ``watch`` is called before and
+after every request is handled, so that a test can kill the asking process right there;
+if it says ``"unheard"`` before, the request goes no further.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+GOOD = {"instruction": "make it night", "edited_caption": "a castle at night"}
+# Counted once by OpenAI's o200k_base (the package bpe-openai 0.1.4).
+COUNTS = json.loads((Path(__file__).parent / "o200k_counts.json").read_text())
+
+Page = tuple[int, dict[str, str], bytes]
+
+
+def tokens(text: str) -> int:
+    """As the service counts them; what is in no list has four bytes each."""
+    return COUNTS.get(text, -(-len(text.encode()) // 4))
+
+
+def page(status: int, content: Any, **headers: str) -> Page:
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return status, {"content-type": "application/json"} | names, body
+
+
+def completion(content: Any, usage: Any = None, **more: Any) -> dict[str, Any]:
+    message = {"role": "assistant", "content": content} | more.pop("message", {})
+    choice = {"index": 0, "message": message, "finish_reason": "stop"} | more
+    facts = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+    return {**facts, "choices": [choice]} | ({"usage": usage} if usage else {})
+
+
+def answer(content: Any, **more: Any) -> Page:
+    return page(200, completion(content, **more))
+
+
+def failure(status: int, code: str | None = None, message: str = "", **headers) -> Page:
+    error = {"message": message, "type": "error", "code": code}
+    return page(status, {"error": error}, **{"retry_after_ms": "1"} | headers)
+
+
+def caption_of(request: dict[str, Any]) -> str:
+    return json.loads(request["messages"][-1]["content"])["caption"]
+
+
+class StandInServer(ThreadingHTTPServer):
+    """Answers from ``script`` while it lasts, then as ``write`` says.
+
+    ``fault(n)`` may name a fault of the n-th chat request: a page, or ``"drop"`` (no
+    answer), ``"cut"`` (half of one) or ``"hang"`` (one that comes too late).
+    """
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script: list[Page] = []
+        self.asked: list[dict[str, Any]] = []
+        self.answered: list[str] = []  # captions whose answers were sent in full
+        self.calls: list[str] = []
+        self.read = self.written = 0  # tokens billed
+        self.files: dict[str, dict[str, Any]] = {}
+        self.batches: dict[str, dict[str, Any]] = {}
+        self.lock = threading.RLock()
+        self.busy = 0
+        self.fault: Callable[[int], Page | str | None] = lambda n: None
+        self.watch: Callable[[str, str], Any] = lambda when, call: None
+        self.write: Callable[[str], str] = lambda caption: json.dumps(GOOD)
+        # How the n-th batch ends, and the share of its requests that it finished.
+        self.outcome: Callable[[int], tuple[str, float]] = lambda n: ("completed", 1.0)
+        self.polls = 1  # until a batch ends
+        self.hang = 1.0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def __enter__(self) -> StandInServer:
+        self.thread = threading.Thread(target=self.serve_forever, args=(0.01,))
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.shutdown()
+        self.thread.join()
+        self.server_close()
+
+    def wait_until_idle(self) -> None:
+        """Wait for requests whose asker may be gone."""
+        while self.busy:
+            time.sleep(0.001)
+
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing of clients that were killed."""
+
+    # chat
+
+    def chat(self, body: bytes) -> Page | str:
+        with self.lock:
+            request = json.loads(body)
+            number = len(self.asked)
+            self.asked.append(request)
+            fault = self.fault(number)
+            if isinstance(fault, tuple):
+                return fault
+            if self.script:
+                return self.script.pop(0)
+            sent = page(200, self.complete(request))
+        if fault == "hang":
+            time.sleep(self.hang)
+        return fault or sent
+
+    def complete(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Write a reply and bill it, whether or not it will arrive."""
+        content = self.write(caption_of(request))
+        form = json.dumps(request["response_format"]["json_schema"]["schema"])
+        read = sum(tokens(m["content"]) + 3 for m in request["messages"]) + 3
+        usage = {"prompt_tokens": read + tokens(form)}
+        usage["completion_tokens"] = tokens(content)
+        usage["total_tokens"] = sum(usage.values())
+        self.read += usage["prompt_tokens"]
+        self.written += usage["completion_tokens"]
+        return completion(content, usage)
+
+    # files and batches
+
+    def upload(self, kind: str, body: bytes) -> Page:
+        boundary = kind.partition("boundary=")[2].strip('"').encode()
+        content = name = None
+        for part in body.split(b"--" + boundary):
+            head, _, data = part.partition(b"\r\n\r\n")
+            if b'name="file"' in head:
+                content = data.removesuffix(b"\r\n")
+                name = head.partition(b'filename="')[2].partition(b'"')[0].decode()
+        return page(200, self.store(content, name, "batch"))
+
+    def store(self, content: Any, name: Any, purpose: str) -> dict[str, Any]:
+        file = {"id": f"file-{len(self.files)}", "object": "file", "created_at": 0}
+        file |= {"filename": name, "purpose": purpose, "bytes": len(content)}
+        self.files[file["id"]] = {**file, "content": content}
+        return file
+
+    def create(self, body: bytes) -> Page:
+        request = json.loads(body)
+        batch = {"id": f"batch-{len(self.batches)}", "object": "batch", "created_at": 0}
+        batch |= {
+            "status": "in_progress",
+            "polls": 0,
+            "output_file_id": None,
+            **request,
+        }
+        self.batches[batch["id"]] = batch
+        return page(200, batch)
+
+    def poll(self, name: str) -> Page:
+        batch = self.batches[name]
+        batch["polls"] += 1
+        if batch["polls"] >= self.polls and batch["status"] == "in_progress":
+            self.finish(batch)
+        return page(200, batch)
+
+    def finish(self, batch: dict[str, Any]) -> None:
+        lines = self.files[batch["input_file_id"]]["content"].splitlines()
+        requests = [json.loads(line) for line in lines]
+        batch["status"], share = self.outcome(int(batch["id"].split("-")[1]))
+        done = round(len(requests) * share)
+        good = [
+            self.line(r, {"status_code": 200, "body": self.complete(r["body"])})
+            for r in requests[:done]
+        ]
+        late = {"code": "batch_expired", "message": "late"}
+        bad = [self.line(r, None, late) for r in requests[done:]]
+        self.asked += [r["body"] for r in requests]
+        for name, rows in (("output_file_id", good[::-1]), ("error_file_id", bad)):
+            text = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            if rows:
+                batch[name] = self.store(text, name, "batch_output")["id"]
+
+    @staticmethod
+    def line(request: dict[str, Any], response: Any, error: Any = None) -> Any:
+        return {
+            "custom_id": request["custom_id"],
+            "response": response,
+            "error": error,
+        }
+
+    def listing(self, things: dict[str, dict[str, Any]]) -> Page:
+        rows = [{k: v for k, v in t.items() if k != "content"} for t in things.values()]
+        return page(200, {"object": "list", "data": rows[::-1], "has_more": False})
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: StandInServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
+
+    def handle_call(self) -> None:
+        with self.server.lock:
+            self.server.busy += 1
+        try:
+            self.handle_one()
+        finally:
+            with self.server.lock:
+                self.server.busy -= 1
+
+    def handle_one(self) -> None:
+        size = int(self.headers.get("content-length", 0))
+        body, path = self.rfile.read(size), urlparse(self.path).path
+        call = self.name_call(path)
+        self.server.calls.append(call)
+        if self.server.watch("before", call) == "unheard":
+            self.close_connection = True
+            return
+        sent = self.respond(call, path, body)
+        self.send(sent)
+        if call == "chat" and isinstance(sent, tuple) and sent[0] == 200:
+            self.server.answered.append(caption_of(json.loads(body)))
+        self.server.watch("after", call)
+
+    do_POST = do_GET = handle_call  # noqa: N815 (the base class's names)
+
+    def name_call(self, path: str) -> str:
+        parts = path.removeprefix("/v1/").split("/")
+        match self.command, parts:
+            case "POST", ["chat", "completions"]:
+                return "chat"
+            case "POST", ["files"]:
+                return "upload"
+            case "POST", ["batches"]:
+                return "create"
+            case "GET", ["batches", _]:
+                return "poll"
+            case "GET", ["files", _, "content"]:
+                return "download"
+            case "GET", [("batches" | "files") as things]:
+                return f"list {things}"
+        return "unknown"
+
+    def respond(self, call: str, path: str, body: bytes) -> Page | str:
+        server, last = self.server, path.split("/")[-1]
+        if call == "chat":
+            return server.chat(body)
+        with server.lock:
+            match call:
+                case "upload":
+                    return server.upload(self.headers["content-type"], body)
+                case "create":
+                    return server.create(body)
+                case "poll":
+                    return server.poll(last)
+                case "download":
+                    return page(200, server.files[path.split("/")[-2]]["content"])
+                case "list batches":
+                    return server.listing(server.batches)
+                case "list files":
+                    return server.listing(server.files)
+        return failure(404)
+
+    def send(self, sent: Page | str) -> None:
+        status, headers, body = sent if isinstance(sent, tuple) else page(200, {})
+        if sent in ("drop", "hang"):
+            self.close_connection = True
+            return
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header(
+            "content-length", str(len(body) + (99 if sent == "cut" else 0))
+        )
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
+        self.close_connection = self.close_connection or sent == "cut"
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
