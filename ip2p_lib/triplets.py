@@ -169,14 +169,18 @@ def write_jsonl(path: str | Path, triplets: Iterable[Triplet]) -> Path:
     Returns:
         The path written.
     """
+    rows = (json.dumps(_to_row(t), ensure_ascii=False) for t in triplets)
+    return write_lines(path, rows)
+
+
+def write_lines(path: str | Path, lines: Iterable[str]) -> Path:
+    """Write lines of UTF-8 text, whole or not at all, however many there are."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            for triplet in triplets:
-                row = json.dumps(_to_row(triplet), ensure_ascii=False)
-                file.write(row + "\n")
+            file.writelines(line + "\n" for line in lines)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

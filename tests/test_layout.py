@@ -27,6 +27,7 @@ IMPORTS = {
     "spending": "config ledger",
     "service_form": "triplets",
     "service_faults": "draws",
+    "tuning_files": "triplets service_form",
     "service_run": "triplets ledger spending service_form service_faults",
     "language_service": (
         "triplets ledger spending service_form service_faults service_run"
