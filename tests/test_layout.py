@@ -23,6 +23,7 @@ IMPORTS = {
     "draws": "",
     "parallel": "",
     "triplets": "",
+    "captions": "",
     "ledger": "",
     "spending": "config ledger",
     "service_form": "triplets",
