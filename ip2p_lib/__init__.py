@@ -4,7 +4,8 @@ Modules in the order of the paper's pipeline:
 
 - ground: config, draws, images, diffusion, guidance, denoising, teaching
 - pretrained models: weights, backbone
-- section 3.1.1: captions, triplets, language_model, language_tuning, tuning_files
+- section 3.1.1: captions, triplets, triplet_filter
+- who writes them: language_model, language_tuning, tuning_files
 - its service: language_service, service_run, service_form, service_faults
 - in batches: batches, batch_files
 - what that costs: ledger, spending

@@ -24,6 +24,7 @@ IMPORTS = {
     "parallel": "",
     "triplets": "",
     "captions": "",
+    "triplet_filter": "config triplets",
     "ledger": "",
     "spending": "config ledger",
     "service_form": "triplets",

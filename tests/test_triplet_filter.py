@@ -1,0 +1,67 @@
+"""Every reply that falls has one reason, and the counts add up."""
+
+import pytest
+
+from ip2p_lib.config import DATA
+from ip2p_lib.triplet_filter import filter_replies, word_list
+from ip2p_lib.triplets import Reply, Triplet, read_jsonl, tally
+
+
+def reply(caption="a cat", instruction="make it a dog", edited="a dog", **changes):
+    text = f"{instruction} {edited}"
+    return Reply(caption, text, Triplet(caption, instruction, edited), **changes)
+
+
+def reasons(replies, **options):
+    return [r.reason for r in filter_replies(replies, **options)]
+
+
+def test_each_reply_falls_for_one_reason_and_keeps_its_text():
+    given = [
+        reply(),
+        reply(edited="A  DOG"),  # the same but for case and spaces
+        reply(instruction="make it " + "very " * 80 + "big"),
+        reply(instruction="make it nude"),
+        reply(caption="裸体雕像", edited="雕像"),
+        Reply("a cat", "???", reason="parts"),
+        reply(instruction="now a fox", edited="a fox"),
+    ]
+    found = list(filter_replies(given, tokens=lambda text: len(text.split()) + 2))
+    expected = [None, "duplicate", "length", "moderation", "moderation", "parts", None]
+    assert [r.reason for r in found] == expected
+    assert [r.text for r in found] == [r.text for r in given]
+    assert all((r.triplet is None) == (r.reason is not None) for r in found)
+    counts = tally(found)
+    assert sum(counts.values()) == len(given) and counts["kept"] == 2
+
+
+def test_a_caption_may_be_kept_once_only():
+    given = [reply(), reply(instruction="add a hat", edited="a cat in a hat")]
+    assert reasons(given) == [None, None]
+    assert reasons(given, once_a_caption=True) == [None, "duplicate"]
+
+
+def test_another_moderator_may_judge():
+    assert reasons([reply()], objects=lambda text: "dog" in text) == ["moderation"]
+
+
+@pytest.mark.parametrize(
+    ("text", "blocked"),
+    [
+        ("a naked statue", True),
+        ("Naked!", True),
+        ("a snaked road", False),  # not the whole word
+        ("the Essex coast", False),
+        ("血腥的场面", True),
+        ("一只猫", False),
+    ],
+)
+def test_words_match_whole_in_english_and_anywhere_in_chinese(text, blocked):
+    assert word_list()(text) is blocked
+
+
+@pytest.mark.parametrize("name", ["general", "miniature"])
+def test_the_hand_written_sets_pass(name):
+    triplets = read_jsonl(DATA / "triplets" / f"{name}.jsonl")
+    replies = [Reply(t.caption, "", t) for t in triplets]
+    assert tally(filter_replies(replies)) == {"kept": len(triplets)}
