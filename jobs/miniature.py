@@ -6,13 +6,15 @@ The U-Net goes on learning, renders pairs for the triplets in ``--work`` (or for
 ones), the editor learns from those that pass the filter, and all are measured. Every
 stage is a command of ``ip2p_lib.miniature`` and leaves a log in ``--work``; compilation
 runs beside the stages before it. A stage that fails ends the job, and what the earlier
-ones saved stays.
+ones saved stays. A run that was cut off goes on in the same ``--work``; a new run takes
+a new one.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -85,6 +87,8 @@ def make_editor(job: Job, options: argparse.Namespace) -> None:
     parts, where = max(job.gpus, 1), ["--out", str(job.out), "--work", str(job.work)]
     if not (job.work / "triplets.jsonl").is_file():
         job.finish("write", job.start("write", "make_pairs", "write", *where, gpu=0))
+    for old in job.work.glob("part-*"):
+        shutil.rmtree(old)  # or the editor would not wait for the new ones
     batch = ["--batch", str(options.editor_batch * parts), "--parts", str(parts)]
     editor = job.start(
         "editor", "make_editor", "train", *where, *batch, *job.until(EDITOR_ENDS)

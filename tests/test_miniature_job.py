@@ -1,0 +1,88 @@
+"""The job that trains the miniature: its stages, their order, and what stops it."""
+
+import sys
+
+import pytest
+
+from jobs import miniature
+
+
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, code=0):
+        self.code = code
+
+    def wait(self):
+        return self.code
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """The job on two GPUs, nothing started; it returns what it would start."""
+    started, work = [], tmp_path / "work"
+
+    def start(self, log, module, *arguments, gpu=None):
+        started.append((log, module, gpu, " ".join(arguments)))
+        return Ended(fails == log)
+
+    def job(*arguments, failing=None):
+        nonlocal fails
+        fails = failing
+        command = ["miniature", "--out", str(tmp_path), "--work", str(work)]
+        monkeypatch.setattr(sys, "argv", [*command, *arguments])
+        miniature.main()
+        return started
+
+    fails = None
+    monkeypatch.setattr(miniature.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(miniature.Job, "start", start)
+    work.mkdir()
+    return job, started, work
+
+
+def test_every_gpu_has_its_part(run):
+    job, _, work = run
+    stale = work / "part-0"
+    stale.mkdir()
+    started = job("--seconds", "100")
+    logs = [log for log, *_ in started]
+    expected = ["unet", "write", "editor", "pairs-0", "pairs-1"]
+    assert logs == [*expected, "measure-unet", "measure-editor"]
+    rows = {log: (gpu, arguments) for log, _, gpu, arguments in started}
+    assert rows["unet"][0] is None and "--batch 4096" in rows["unet"][1]
+    assert "--parts 2" in rows["editor"][1] and "--batch 3072" in rows["editor"][1]
+    for part in (0, 1):
+        gpu, arguments = rows[f"pairs-{part}"]
+        assert gpu == part and f"--part {part}/2" in arguments
+    assert not stale.exists(), "the editor would train on an earlier run's pairs"
+
+
+def test_triplets_that_are_there_are_not_written_again(run):
+    job, _, work = run
+    (work / "triplets.jsonl").write_text("")
+    assert "write" not in [log for log, *_ in job()]
+
+
+def test_the_editors_deadline_comes_after_the_unets(run):
+    job, *_ = run
+    rows = {log: arguments.split() for log, _, _, arguments in job("--seconds", "100")}
+    deadlines = [
+        float(rows[log][rows[log].index("--deadline") + 1])
+        for log in ("unet", "editor")
+    ]
+    assert 20 < deadlines[1] - deadlines[0] < 100
+
+
+def test_a_stage_that_fails_ends_the_job_and_says_where_to_look(run):
+    job, started, work = run
+    with pytest.raises(SystemExit, match=f"pairs failed .*{work}"):
+        job(failing="pairs-1")
+    assert started[-1][0] == "pairs-1"
+
+
+def test_a_started_module_leaves_its_log(tmp_path):
+    job = miniature.Job(tmp_path, tmp_path, 0, 1.0)
+    process = job.start("lm", "pretrain_language", "--help", gpu=0)
+    job.finish("language", process)
+    assert "grammar" in (tmp_path / "lm.log").read_text()
