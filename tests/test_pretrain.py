@@ -81,13 +81,13 @@ def test_clip_prefers_the_right_pictures() -> None:
     clip = models.new_clip(tokenizer)
     optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-3)
     losses = []
-    for _ in range(12):
+    for _ in range(30):
         loss = clip_loss(clip, to_unit(bank), ids, instructions)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]  # 0.1 to 0.4 of it, by the random start
 
 
 def test_the_vaes_loss_is_smallest_for_a_perfect_copy() -> None:
