@@ -205,3 +205,25 @@ def test_a_killed_run_leaves_a_readable_notebook(tmp_path):
         child.wait()
         assert len(json.loads(out.read_text())["cells"]) == 500_001
         out.unlink()
+
+
+def test_a_key_in_the_environment_is_in_no_notebook_and_no_report(
+    tmp_path, monkeypatch
+):
+    canary = "sk-Q7wZ41-canary-Lp93Xv"
+    monkeypatch.setenv("OPENAI_API_KEY", canary)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")  # nobody listens
+    asks = (
+        "from ip2p_lib.language_model import load_writer\n"
+        "ask = load_writer('gpt-6-luna')\n"
+        "print(next(ask(['a cat'])))"
+    )
+    path = write_notebook(tmp_path / "01_triplets.ipynb", asks)
+    (run,) = notebooks.run_all([path], tmp_path / "runs", {}, 120)
+    assert "The service does not answer" in run.error
+    written = [p for p in (tmp_path / "runs").rglob("*") if p.is_file()]
+    assert {p.suffix for p in written} >= {".ipynb", ".html", ".json"}
+    for file in written:
+        text = file.read_text("utf-8")
+        pieces = (canary[i : i + 6] for i in range(len(canary) - 5))
+        assert [piece for piece in pieces if piece in text] == [], file.name
