@@ -2,7 +2,7 @@
 
 Modules in the order of the paper's pipeline:
 
-- ground: config, draws, images, diffusion, guidance, denoising, teaching
+- ground: config, files, draws, images, diffusion, guidance, denoising, teaching
 - pretrained models: weights, backbone
 - section 3.1.1: captions, triplets, triplet_filter
 - who writes them: language_model, language_tuning, tuning_files

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ip2p_lib.files import written_whole
 from ip2p_lib.ledger import Answer, Ledger, LedgerError, digest
 from ip2p_lib.service_form import longest_reply, question, read_answer, read_usage
 from ip2p_lib.spending import Price, most_tokens
@@ -72,7 +70,7 @@ class BatchFiles:
     def write(self, part: int, places: Sequence[int]) -> int:
         """Write the requests of a part, as many as a file may hold; how many."""
         taken = size = 0
-        with _written_whole(self.path(part)) as file:
+        with written_whole(self.path(part)) as file:
             for place in places:
                 line = json.dumps(self._line(place), ensure_ascii=False).encode()
                 size += len(line) + 1
@@ -124,19 +122,3 @@ def _outcome(line: bytes) -> tuple[int, Any]:
     except (ValueError, RecursionError):
         pass
     return -1, None
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Any]:
-    """A file that appears on disk complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise

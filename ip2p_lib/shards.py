@@ -16,10 +16,8 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Any
 
 from PIL import Image
 
+from ip2p_lib.files import written_whole
 from ip2p_lib.images import load
 
 PARTS = ("before.webp", "after.webp", "json")
@@ -67,17 +66,8 @@ class Problem:
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Put a whole file in place at once: a reader meets the old one or the new one."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        file.write(data)
     return path
 
 

@@ -13,14 +13,14 @@ Read ``Triplet`` first, then ``to_prompt`` / ``to_completion`` and their inverse
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ip2p_lib.files import written_whole
 
 ASK = "\n##\n"  # ends the caption: here the model starts to write
 SPLIT = "\n%%\n"  # between the instruction and the edited caption
@@ -176,17 +176,8 @@ def write_jsonl(path: str | Path, triplets: Iterable[Triplet]) -> Path:
 def write_lines(path: str | Path, lines: Iterable[str]) -> Path:
     """Write lines of UTF-8 text, whole or not at all, however many there are."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in lines)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with written_whole(path) as file:
+        file.writelines(f"{line}\n".encode() for line in lines)
     return path
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stand_in_server import KEY, StandInServer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 from torch.overrides import TorchFunctionMode
+
+from ip2p_lib.language_service import connect
 
 torch.set_num_threads(1)
 
@@ -264,3 +268,18 @@ def float64_schedulers(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "np", WideNumpy())
     with InFloat64():
         yield
+
+
+@pytest.fixture
+def server() -> Iterator[StandInServer]:
+    """A language service on this machine, without an opinion of its own."""
+    with StandInServer() as server:
+        yield server
+
+
+@pytest.fixture
+def client(server, monkeypatch):
+    """A client of that service, with a key that must not turn up anywhere."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with connect(server.url) as client:
+        yield client

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+KEY = "sk-canary-0123456789abcdef"
 GOOD = {"instruction": "make it night", "edited_caption": "a castle at night"}
 # Counted once by OpenAI's o200k_base (the package bpe-openai 0.1.4).
 COUNTS = json.loads((Path(__file__).parent / "o200k_counts.json").read_text())

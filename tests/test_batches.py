@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from stand_in_server import GOOD, StandInServer, caption_of, completion, page
+from stand_in_server import GOOD, KEY, caption_of, completion, page
 
 from ip2p_lib.batch_files import BatchFiles
 from ip2p_lib.batches import ask_in_batches
@@ -23,20 +23,6 @@ from ip2p_lib.triplets import Triplet, tally
 
 PRICE = Price("m", read=0.1, written=0.5)
 CAPTIONS = [f"caption {place}" for place in range(40)]
-KEY = "sk-canary-0123456789abcdef"
-
-
-@pytest.fixture
-def server() -> Iterator[StandInServer]:
-    with StandInServer() as server:
-        yield server
-
-
-@pytest.fixture
-def client(server, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with connect(server.url) as client:
-        yield client
 
 
 @pytest.fixture

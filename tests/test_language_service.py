@@ -13,14 +13,13 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
 from email.utils import formatdate
 from pathlib import Path
 
 import pytest
 from stand_in_server import (
     GOOD,
-    StandInServer,
+    KEY,
     answer,
     caption_of,
     completion,
@@ -38,23 +37,9 @@ from ip2p_lib.language_service import (
 from ip2p_lib.ledger import Ledger
 from ip2p_lib.triplets import Triplet, tally
 
-KEY = "sk-canary-0123456789abcdef"
 EXAMPLE = Triplet("a cat", "a dog, please", "a dog")
 HASTE = Patience(tries=6, first=0.001, longest=0.01)
 RIGHT = json.dumps(GOOD)
-
-
-@pytest.fixture
-def server() -> Iterator[StandInServer]:
-    with StandInServer() as server:
-        yield server
-
-
-@pytest.fixture
-def client(server, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with connect(server.url) as client:
-        yield client
 
 
 def ask(captions, client, **more):

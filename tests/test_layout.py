@@ -22,7 +22,8 @@ IMPORTS = {
     "config": "",
     "draws": "",
     "parallel": "",
-    "triplets": "",
+    "files": "",
+    "triplets": "files",
     "captions": "",
     "triplet_filter": "config triplets",
     "ledger": "",
@@ -34,7 +35,7 @@ IMPORTS = {
     "language_service": (
         "triplets ledger spending service_form service_faults service_run"
     ),
-    "batch_files": "ledger spending service_form",
+    "batch_files": "files ledger spending service_form",
     "batches": (
         "triplets ledger spending service_form service_faults service_run"
         " batch_files language_service"
@@ -52,7 +53,7 @@ IMPORTS = {
         "triplets draws diffusion guidance denoising prompt_to_prompt backbone"
     ),
     "filtering": "images",
-    "shards": "images triplets",
+    "shards": "files images triplets",
     "dataset": "images shards",
     "surgery": "",
     "checkpoint": "",

@@ -158,6 +158,7 @@ def train_decoder(
         vae.decoder.compile(dynamic=False)
 
     def loss_of(step: int) -> Tensor:
+        """Loss of one batch; its draws hang on the step alone."""
         ids = _ids(stage.batch, device)
         rows = integers(key("decoder", step), ids, len(bank))
         x = to_unit(bank[rows]).contiguous(memory_format=torch.channels_last)

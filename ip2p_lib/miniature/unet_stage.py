@@ -87,6 +87,7 @@ def train_unet(
     schedule, each = Schedule.scaled_linear().to(device), torch.arange(stage.batch)
 
     def loss_of(step: int) -> Tensor:
+        """Loss of one batch; its draws hang on the step alone."""
         ids = share(each).to(device)
         rows = integers(key("unet", step), ids, len(latents))
         lost = uniform(key("unet drop", step), ids) < _CAPTION_DROPOUT
