@@ -103,7 +103,11 @@ def make_editor(job: Job, options: argparse.Namespace) -> None:
         )
         for part in range(parts)
     ]
-    job.finish("pairs", *rendering)
+    try:
+        job.finish("pairs", *rendering)
+    except SystemExit:
+        editor.terminate()  # it would wait for the missing pairs for ever
+        raise
     job.finish("editor", editor)
 
 

@@ -10,11 +10,16 @@ from jobs import miniature
 class Ended:
     """A process that has ended."""
 
+    terminated = 0
+
     def __init__(self, code=0):
         self.code = code
 
     def wait(self):
         return self.code
+
+    def terminate(self):
+        Ended.terminated += 1
 
 
 @pytest.fixture
@@ -76,9 +81,11 @@ def test_the_editors_deadline_comes_after_the_unets(run):
 
 def test_a_stage_that_fails_ends_the_job_and_says_where_to_look(run):
     job, started, work = run
+    before = Ended.terminated
     with pytest.raises(SystemExit, match=f"pairs failed .*{work}"):
         job(failing="pairs-1")
     assert started[-1][0] == "pairs-1"
+    assert Ended.terminated == before + 1, "the editor waits for ever"
 
 
 def test_a_started_module_leaves_its_log(tmp_path):

@@ -204,7 +204,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("stages", nargs="+", choices=["train", "measure"])
     parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, default=Path("runs/editor"))
-    parser.add_argument("--parts", type=int, default=1, help="of pairs, waited for")
+    parser.add_argument("--parts", type=int, default=0, help="of pairs to wait for")
     parser.add_argument("--steps", type=int, help="default: what the time allows")
     parser.add_argument("--batch", type=int, default=2048)
     parser.add_argument("--learning-rate", type=float, default=8e-4)

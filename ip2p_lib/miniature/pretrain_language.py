@@ -44,7 +44,7 @@ WRITTEN = DATA / "triplets" / "miniature.jsonl"
 CONTEXT = 192
 VOCABULARY = 2048
 _STOP = "<|endoftext|>"
-_WRITTEN = 1e-4  # learning rate of stage 2: three times more, and it forgets to copy
+_WRITTEN = 1e-4  # learning rate of stage 2: low, or copying a caption is forgotten
 
 
 def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> GPT2TokenizerFast:

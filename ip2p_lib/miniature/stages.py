@@ -1,7 +1,7 @@
 """The stages of pretraining: what each trains, on which batches, for how long.
 
-On a GPU with 80 GB the shipped weights took these budgets. The U-Net's stage is in
-``unet_stage``: it trains on latents that are stored before.
+Budgets are for one GPU with 80 GB; what the shipped weights took stands in their files in
+``data/results``. The U-Net's stage is in ``unet_stage``: it trains on stored latents.
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ from ip2p_lib.draws import integers, key, normal
 from ip2p_lib.miniature import models
 from ip2p_lib.miniature.corpus import Corpus
 from ip2p_lib.miniature.fitting import Budget, Progress, fit
-from ip2p_lib.miniature.objectives import (
-    clip_loss,
-    decoder_loss,
-    vae_loss,
-)
+from ip2p_lib.miniature.objectives import clip_loss, decoder_loss, vae_loss
 from ip2p_lib.miniature.render import load_sprites, render_codes
 
 if TYPE_CHECKING:
@@ -46,7 +42,7 @@ STAGES = {
     "clip": Stage(Budget(seconds=120, learning_rate=1e-3), batch=768),
     "vae": Stage(Budget(seconds=370, learning_rate=1e-3), batch=192),
     "decoder": Stage(Budget(seconds=300, learning_rate=5e-4), batch=192),
-    # On an H100, steps of fewer rows take as long: the launches of kernels do.
+    # Many rows, or a GPU waits between its kernels for the next one to be launched.
     "unet": Stage(Budget(seconds=600, learning_rate=1.2e-3, warmup=200), batch=2048),
 }
 
