@@ -1,7 +1,7 @@
 """The stages of pretraining: what each trains, on which batches, for how long.
 
-Budgets are for one GPU with 80 GB; what the shipped weights took stands in their files in
-``data/results``. The U-Net's stage is in ``unet_stage``: it trains on stored latents.
+Budgets are for one GPU with 80 GB; what the shipped weights took stands in
+``data/results``. The stage of the U-Net, on stored latents, is in ``unet_stage``.
 """
 
 from __future__ import annotations
