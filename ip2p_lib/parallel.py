@@ -1,9 +1,9 @@
 """One training run on several devices: each process takes its share of every batch.
 
 ``torchrun`` or ``accelerate launch`` start the processes, ``join`` introduces them to
-each other, and every function here does nothing in a run of one process. Draws hang on
-the example, not on the process (see ``draws``), so a run on two devices takes the steps
-of a run on one, up to rounding.
+each other and ``leave`` parts them; every function here does nothing in a run of one
+process. Draws hang on the example, not on the process (see ``draws``), so a run on two
+devices takes the steps of a run on one, up to rounding.
 """
 
 from __future__ import annotations
@@ -28,6 +28,16 @@ def join() -> torch.device:
         return torch.device("cpu")
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def leave() -> None:
+    """Part from the other processes, once all work is done.
+
+    Their connections have threads of their own, which must have ended before Python
+    does: a process that exits with one running may abort.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:

@@ -3,7 +3,8 @@
 It keeps the books that the service would keep: what was asked, answered and billed. Its
 faults come where a test puts them, never by chance, and ``watch`` is called before and
 after every request is handled, so that a test can kill the asking process right there;
-if it says ``"unheard"`` before, the request goes no further.
+if it says ``"unheard"`` before, the request goes no further, and if it says so after,
+no request that the connection may hold by then does.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class StandInServer(ThreadingHTTPServer):
         self.files: dict[str, dict[str, Any]] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.lock = threading.RLock()
-        self.busy = 0
+        self.connected = 0
         self.fault: Callable[[int], Page | str | None] = lambda n: None
         self.watch: Callable[[str, str], Any] = lambda when, call: None
         self.write: Callable[[str], str] = lambda caption: json.dumps(GOOD)
@@ -99,9 +100,9 @@ class StandInServer(ThreadingHTTPServer):
         self.thread.join()
         self.server_close()
 
-    def wait_until_idle(self) -> None:
-        """Wait for requests whose asker may be gone."""
-        while self.busy:
+    def wait_until_read(self) -> None:
+        """Once all askers are gone: wait until what they sent has been handled."""
+        while self.connected:
             time.sleep(0.001)
 
     def handle_error(self, *_: Any) -> None:
@@ -209,16 +210,16 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
 
-    def handle_call(self) -> None:
+    def handle(self) -> None:
         with self.server.lock:
-            self.server.busy += 1
+            self.server.connected += 1
         try:
-            self.handle_one()
+            super().handle()
         finally:
             with self.server.lock:
-                self.server.busy -= 1
+                self.server.connected -= 1
 
-    def handle_one(self) -> None:
+    def handle_call(self) -> None:
         size = int(self.headers.get("content-length", 0))
         body, path = self.rfile.read(size), urlparse(self.path).path
         call = self.name_call(path)
@@ -230,7 +231,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(sent)
         if call == "chat" and isinstance(sent, tuple) and sent[0] == 200:
             self.server.answered.append(caption_of(json.loads(body)))
-        self.server.watch("after", call)
+        if self.server.watch("after", call) == "unheard":
+            self.close_connection = True
 
     do_POST = do_GET = handle_call  # noqa: N815 (the base class's names)
 

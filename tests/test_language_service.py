@@ -346,7 +346,7 @@ def test_killed_20_times_no_answer_is_asked_for_again(server, tmp_path) -> None:
 
         server.watch = kill if turn < kills else lambda when, call: None
         assert child.wait() == (-signal.SIGKILL if turn < kills else 0)
-        server.wait_until_idle()  # what had arrived at the server is on its books
+        server.wait_until_read()  # it is on the books
         now = {caption_of(request) for request in server.asked[asked_before:]}
         asked_before = len(server.asked)
         assert not now & done

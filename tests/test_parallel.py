@@ -56,6 +56,7 @@ def test_one_process_needs_no_launcher(monkeypatch):
     parallel.copy_from_first([rows])
     assert rows.tolist() == [0, 1, 2]
     assert parallel.agree(1.5, torch.device("cpu")) == 1.5
+    parallel.leave()
 
 
 def test_a_batch_too_small_for_its_processes_is_refused(monkeypatch):

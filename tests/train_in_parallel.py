@@ -76,3 +76,4 @@ if __name__ == "__main__":
     found = {**edit_training(), **pretraining(out / "work")}
     number = torch.tensor(parallel.agree(parallel.rank() + 7.0, torch.device("cpu")))
     save_file({**found, "agreed": number}, out / f"rank-{parallel.rank()}.safetensors")
+    parallel.leave()

@@ -31,7 +31,7 @@ from ip2p_lib.miniature import rehearsal, saving
 from ip2p_lib.miniature.corpus import build_corpus
 from ip2p_lib.miniature.render import render_codes
 from ip2p_lib.miniature.world import sample_edit, sample_scene
-from ip2p_lib.parallel import agree, join, processes, rank
+from ip2p_lib.parallel import agree, join, leave, processes, rank
 from ip2p_lib.surgery import widen_conv_in
 
 _SHARE_OF_REHEARSAL = 0.8  # draws, AdamW and the average take the rest of a step
@@ -227,3 +227,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

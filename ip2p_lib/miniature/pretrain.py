@@ -43,7 +43,7 @@ from ip2p_lib.miniature.unet_stage import (
     store_text,
     train_unet,
 )
-from ip2p_lib.parallel import join, processes, rank
+from ip2p_lib.parallel import join, leave, processes, rank
 
 Begun = tuple[Any, Future[float]]  # a U-Net, and its compilation
 
@@ -200,3 +200,4 @@ def _report(name: str, args: argparse.Namespace, device: torch.device) -> None:
 
 if __name__ == "__main__":
     main()
+    leave()
