@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from ip2p_lib.miniature import pretrain_language
 from ip2p_lib.miniature.corpus import grammar_triplets
 from ip2p_lib.miniature.fitting import Budget
 from ip2p_lib.miniature.parsing import count_changes, read_caption
-from ip2p_lib.triplets import read_jsonl, to_completion, to_prompt
+from ip2p_lib.triplets import Reply, read_jsonl, to_completion, to_prompt
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,23 @@ def test_the_shipped_model_changes_one_thing_at_a_time() -> None:
     )
     # A model that copies its caption or invents another one would be near zero.
     assert found["parsed"] >= 0.9
-    assert found["one_change"] >= 0.85
+    assert found["one_change"] >= found["right"] >= 0.85
+    assert found["new"] == 1.0  # nothing is known
+
+
+def test_the_measure_tells_what_is_known_and_what_is_wrong(monkeypatch) -> None:
+    """A writer that answers by heart: half of it in training, a quarter wrong."""
+    triplets = grammar_triplets(pretrain_language.HELD_OUT, 40)
+    texts = [t.instruction for t in triplets]
+    asked = [*texts[:30], *("make it better" for _ in texts[30:])]
+    replies = [
+        Reply(t.caption, "", replace(t, instruction=said))
+        for t, said in zip(triplets, asked, strict=True)
+    ]
+    monkeypatch.setattr(pretrain_language, "write_triplets", lambda *_: replies)
+    found = pretrain_language.measure(None, 40, known=set(triplets[:20]))
+    assert (found["parsed"], found["one_change"]) == (1.0, 1.0)
+    assert (found["right"], found["new"]) == (0.75, 0.5)
 
 
 def test_the_hand_written_set_is_in_the_miniatures_words() -> None:

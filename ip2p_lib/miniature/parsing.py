@@ -1,8 +1,9 @@
-"""Reads captions of the miniature world back into what they say.
+"""Reads captions and instructions of the miniature world back into what they say.
 
-The inverse of ``world.caption``, for captions from elsewhere: from people and from the
-language model. It tells whether a caption is in the world's words at all, and whether
-two captions differ in exactly one thing, as a caption and an edited caption should.
+The inverse of ``world.caption``, for texts from elsewhere: from people and from the
+language model. It tells whether a caption is in the world's words at all, whether two
+captions differ in exactly one thing, as a caption and an edited caption should, and
+whether that is the thing which the instruction names.
 """
 
 from __future__ import annotations
@@ -114,3 +115,88 @@ def count_changes(before: Said, after: Said) -> int:
         # An object in two respects: another name keeps its finish and its accessory.
         changes += sum(a != b for a, b in zip(old, new, strict=True)) - 1
     return changes
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The one thing in which two captions differ."""
+
+    attribute: str  # "name", "finish", "accessory", or an attribute of the scene
+    old: str | None  # None: there was nothing
+    new: str | None  # None: it is gone
+    thing: str | None = None  # whose finish or accessory it is
+
+
+def find_difference(before: Said, after: Said) -> Difference | None:
+    """The difference of two captions, or None if they do not differ in one thing."""
+    if after.rest != before.rest or count_changes(before, after) != 1:
+        return None
+    for name in _TABLES:
+        old, new = getattr(before, name), getattr(after, name)
+        if old != new:
+            return Difference(name, old, new)
+    gone = [*(Counter(before.things) - Counter(after.things))]
+    come = [*(Counter(after.things) - Counter(before.things))]
+    if not gone or not come:
+        lost, found = gone[0][0] if gone else None, come[0][0] if come else None
+        return Difference("name", lost, found)
+    (old, new), (name, *_) = (gone[0], come[0]), gone[0]
+    place = next(i for i in range(3) if old[i] != new[i])
+    attribute = ("name", "finish", "accessory")[place]
+    return Difference(attribute, old[place], new[place], name if place else None)
+
+
+def _nouns(table: dict[str, words.Words]) -> dict[str, str]:
+    """How instructions speak of the values of a table, in both languages."""
+    found = {re.sub(r"^(an?|the) ", "", e.noun): v for v, e in table.items()}
+    return found | {e.zh.rstrip("上里中"): v for v, e in table.items()}
+
+
+_SPOKEN = {
+    "name": _NAMES | _NAMES_ZH,
+    "finish": _nouns(words.FINISHES),
+    "accessory": _nouns(words.ACCESSORIES),
+    **{name: _nouns(table) | _SAID[name] for name, table in _TABLES.items()},
+}
+_WORDS = [word for table in _SPOKEN.values() for word in table]
+_MENTION = re.compile(
+    rf"\b(?:{_either(w for w in _WORDS if w.isascii())})\b"
+    rf"|{_either(w for w in _WORDS if not w.isascii())}"
+)
+_TAKES_AWAY = re.compile(
+    r"\b(remove|delete|erase|disappear|get rid|without|only|take (?!place))|去掉|移除"
+)
+
+
+def _spoken(instruction: str) -> dict[str, set[str]]:
+    """The values that an instruction names, by attribute."""
+    spoken = set(_MENTION.findall(instruction.lower()))
+    return {a: {t[word] for word in spoken & t.keys()} for a, t in _SPOKEN.items()}
+
+
+def names_difference(instruction: str, before: Said, after: Said) -> bool:
+    """Whether an instruction names the one thing in which two captions differ.
+
+    It is read by the words of the world's grammar in it: the new value must be among
+    them, an object that is meant must not be another one, and nothing else may be asked
+    for. A free wording such as "golden hour!" is not understood and counts as no.
+
+    Args:
+        instruction: in English or Chinese.
+        before: what the caption says.
+        after: what the edited caption says.
+    """
+    found = find_difference(before, after)
+    if found is None or bool(_TAKES_AWAY.search(instruction)) != (found.new is None):
+        return False
+    said, there = _spoken(instruction), {thing[0] for thing in before.things}
+    if found.attribute == "name" and found.new is None:
+        stays = "only" in instruction
+        meant = there - {found.old} if stays else {found.old}
+        return said["name"] == meant and not said["accessory"]
+    meant = {found.thing} if found.thing else {found.old, found.new}
+    if found.attribute == "name" and found.old is None:
+        meant = there | {found.new}  # beside what it stands
+    unclear = found.thing and len(there) > 1 and found.thing not in said["name"]
+    named = (found.new or found.old) in said[found.attribute]
+    return named and said["name"] <= meant and not unclear

@@ -15,7 +15,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +31,13 @@ from ip2p_lib.language_model import LanguageModel, load_language_model, write_tr
 from ip2p_lib.language_tuning import completion_loss, encode, fine_tune
 from ip2p_lib.miniature.corpus import grammar_in_parallel, grammar_triplets
 from ip2p_lib.miniature.fitting import Budget, Progress, fit
-from ip2p_lib.miniature.parsing import count_changes, read_caption
-from ip2p_lib.miniature.saving import save_half
-from ip2p_lib.triplets import (
-    read_jsonl,
-    tally,
-    to_completion,
-    to_prompt,
+from ip2p_lib.miniature.parsing import (
+    find_difference,
+    names_difference,
+    read_caption,
 )
+from ip2p_lib.miniature.saving import save_half
+from ip2p_lib.triplets import Triplet, read_jsonl, tally, to_completion, to_prompt
 
 WRITTEN = DATA / "triplets" / "miniature.jsonl"
 CONTEXT = 192
@@ -131,25 +130,36 @@ def save(model: GPT2LMHeadModel, tokenizer: Any, folder: Path) -> None:
         (folder / name).write_text(text, "utf-8")
 
 
-def measure(writer: LanguageModel, n: int = 300) -> dict[str, Any]:
+def measure(
+    writer: LanguageModel, n: int = 300, known: Collection[Triplet] = ()
+) -> dict[str, Any]:
     """Let a model write for ``n`` held-out captions, and read what it wrote.
+
+    Args:
+        writer: the model.
+        n: number of captions.
+        known: triplets that it was trained on.
 
     Returns:
         outcomes: counted replies; parsed: share that are triplets; one_change: share
-        whose edited caption says the caption with exactly one thing changed; wordings:
-        how many instructions differ; commonest: share of the most frequent one.
+        whose edited caption says the caption with exactly one thing changed; right:
+        share where that is what the instruction names; new: share of the triplets that
+        are not ``known``; wordings: how many instructions differ; commonest: share of
+        the most frequent one.
     """
     captions = [triplet.caption for triplet in grammar_triplets(HELD_OUT, n)]
     replies = list(write_triplets(writer, captions))
     kept = [reply.triplet for reply in replies if reply.triplet]
     said = [(read_caption(t.caption), read_caption(t.edited_caption)) for t in kept]
     wordings = Counter(triplet.instruction for triplet in kept)
-    right = [count_changes(*pair) == 1 and not pair[1].rest for pair in said]
+    asked = [(t.instruction, *pair) for t, pair in zip(kept, said, strict=True)]
     return {
         "captions": len(captions),
         "outcomes": tally(replies),
         "parsed": len(kept) / len(captions),
-        "one_change": sum(right) / len(captions),
+        "one_change": sum(find_difference(*p) is not None for p in said) / n,
+        "right": sum(names_difference(*row) for row in asked) / n,
+        "new": sum(triplet not in known for triplet in kept) / max(len(kept), 1),
         "wordings": len(wordings),
         "commonest": max(wordings.values(), default=0) / len(captions),
     }
@@ -177,6 +187,7 @@ def run_written(args: argparse.Namespace, device: str) -> None:
     Measured without it, after 70 triplets, and after all; the last one is saved.
     """
     began, written, rows = time.monotonic(), read_jsonl(args.written), []
+    known = {*grammar_in_parallel(args.scenes), *written}
     for n in (0, 70, len(written)):
         writer = load_language_model(args.work / "grammar", device=device)
         if n:
@@ -187,7 +198,7 @@ def run_written(args: argparse.Namespace, device: str) -> None:
             losses = list(fine_tune(writer.model, *learnt, learning_rate=_WRITTEN))
             print(f"{n} triplets: loss {losses[0]:.2f} to {losses[-1]:.2f}", flush=True)
             writer.model.eval()
-        rows.append({"written": n, **measure(writer, args.samples)})
+        rows.append({"written": n, **measure(writer, args.samples, known)})
         print(rows[-1], flush=True)
     save(writer.model, writer.tokenizer, args.out)
     path, seconds = args.results / "miniature-lm.json", time.monotonic() - began
