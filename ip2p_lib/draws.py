@@ -63,7 +63,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def _words(key: int, ids: Tensor, n: int) -> Tensor:
+def _words(key: int | Tensor, ids: Tensor, n: int) -> Tensor:
     """64 random bits for every (id, counter): int64 of shape (B, n).
 
     Ids and counters are mixed apart and then together, so that two samples never read
@@ -75,8 +75,9 @@ def _words(key: int, ids: Tensor, n: int) -> Tensor:
         )
     rows = _mix(_mix(ids * GOLDEN_GAMMA + key))
     counters = torch.arange(1, n + 1, device=ids.device)
-    columns = _mix(counters * GOLDEN_GAMMA + (key ^ MIX_1))
-    return _mix(rows[:, None] + columns[None, :])
+    each = key[:, None] if isinstance(key, Tensor) else key
+    columns = _mix(counters * GOLDEN_GAMMA + (each ^ MIX_1))
+    return _mix(rows[:, None] + columns)
 
 
 def _unit(words: Tensor) -> Tensor:
@@ -101,12 +102,12 @@ def uniform(key: int, ids: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
     return (_shift_right(words, 40).float() * 2.0**-24).reshape(-1, *shape)
 
 
-def normal(key: int, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
+def normal(key: int | Tensor, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal numbers by the Box-Muller transform.
 
     Args:
-        key: the purpose, from ``key``.
-        ids: (B,) int64 sample ids. Row b depends on ``ids[b]`` alone.
+        key: the purpose, from ``key``; or (B,) int64, one a sample.
+        ids: (B,) int64 sample ids. Row b depends on ``ids[b]`` and its key alone.
         shape: of one sample's block, such as (4, 64, 64).
     Returns:
         (B, *shape) float32 on the device of ``ids``. The transform runs in float64, so
