@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ip2p_lib.images import to_tensor
+from ip2p_lib.pairs import PackedPair, Pair, Problem
 from ip2p_lib.shards import (
-    Pair,
-    Problem,
     index_shard,
+    read_packed_shard,
     read_pair,
     read_shard,
     write_bytes,
@@ -28,6 +29,8 @@ from ip2p_lib.shards import (
 )
 
 MANIFEST = "manifest.json"
+FORMAT = 1  # of the manifest and the shards; one without a number is of this format
+T = TypeVar("T")
 
 
 class DatasetError(ValueError):
@@ -44,7 +47,7 @@ def write_manifest(
 ) -> Path:
     """Declare a run finished: ``shards`` in order, ``facts`` such as its settings."""
     total = sum(shard["pairs"] for shard in shards)
-    manifest = {"pairs": total, "shards": list(shards), **facts}
+    manifest = {"format": FORMAT, "pairs": total, "shards": list(shards), **facts}
     data = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
     return write_bytes(Path(folder) / MANIFEST, data)
 
@@ -72,7 +75,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none, so no run has finished here.
-        DatasetError: it cannot be read.
+        DatasetError: it cannot be read, or another version wrote it.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -82,9 +85,30 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         )
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
-    except ValueError as error:
+        _check_manifest(manifest)
+    except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path} is damaged ({error}); render again.") from error
+    if manifest.get("format", FORMAT) != FORMAT:
+        raise DatasetError(
+            f"{path} is of format {manifest['format']}, this version reads {FORMAT}. "
+            "Read it with the version that wrote it."
+        )
     return manifest
+
+
+def _check_manifest(manifest: Any) -> None:
+    counts = [manifest["pairs"], *(shard["pairs"] for shard in manifest["shards"])]
+    if not all(isinstance(n, int) and n >= 0 for n in counts):
+        raise ValueError(f"{counts} are no numbers of pairs")
+    for shard in manifest["shards"]:
+        if Path(shard["name"]).name != shard["name"]:
+            raise ValueError(f"{shard['name']!r} is no file of its folder")
+
+
+def stored_bytes(folder: str | Path) -> int:
+    """Size of a data set's shards; errors as ``read_manifest``."""
+    paths = [Path(folder) / shard["name"] for shard in read_manifest(folder)["shards"]]
+    return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def read_shards(
@@ -102,21 +126,62 @@ def read_shards(
         FileNotFoundError: no finished data set.
         DatasetError: a pair cannot be used, or more than ``max_bad`` of them cannot.
     """
+    return _read(folder, read_shard, problems, max_bad)
+
+
+def read_packed_shards(
+    folder: str | Path, *, problems: list[Problem] | None = None, max_bad: float = 0.05
+) -> Iterator[PackedPair]:
+    """As ``read_shards``, the pictures verified but still encoded: for copying them."""
+    return _read(folder, read_packed_shard, problems, max_bad)
+
+
+def _read(
+    folder: str | Path,
+    read: Callable[[Path, int], Iterator[T | Problem]],
+    problems: list[Problem] | None,
+    max_bad: float,
+) -> Iterator[T]:
     manifest = read_manifest(folder)
-    allowed = 0 if problems is None else max_bad * manifest["pairs"]
+    items = itertools.chain.from_iterable(
+        read(Path(folder) / shard["name"], shard["pairs"])
+        for shard in manifest["shards"]
+    )
+    return usable(items, problems, manifest["pairs"], max_bad)
+
+
+def usable(
+    items: Iterable[T | Problem],
+    problems: list[Problem] | None,
+    total: int | None = None,
+    max_bad: float = 1.0,
+) -> Iterator[T]:
+    """Pass on what can be used, and collect the problems among it.
+
+    Args:
+        items: in the order read.
+        problems: a list that collects; without it, the first one stops the reading.
+        total: how many items there should be, if that is known.
+        max_bad: share of the total that may be problems.
+
+    Raises:
+        DatasetError: a problem that may not be collected.
+    """
     found: list[Problem] = [] if problems is None else problems
-    for shard in manifest["shards"]:
-        for item in read_shard(Path(folder) / shard["name"], shard["pairs"]):
-            if isinstance(item, Pair):
-                yield item
-                continue
-            found.append(item)
-            if len(found) > allowed:
-                raise DatasetError(
-                    f"{len(found)} of {manifest['pairs']} pairs in {folder} cannot be "
-                    f"used; the last is {item}. Copy the data set again, or pass "
-                    "problems=[] and a higher max_bad to go on without them."
-                )
+    limit = math.inf if total is None else max_bad * total
+    allowed = 0 if problems is None else limit
+    for item in items:
+        if not isinstance(item, Problem):
+            yield item
+            continue
+        found.append(item)
+        if len(found) > allowed:
+            share = f"{len(found)}{'' if total is None else f' of {total}'} pairs"
+            raise DatasetError(
+                f"{share} cannot be used; the last is {item}. Mend or copy the data "
+                "set again, or pass problems=[] (and a higher max_bad, where there is "
+                "one) to go on without them."
+            )
 
 
 class PairDataset(Dataset[Pair]):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +19,20 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
     made if it is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with partial.open("xb") as file:  # with the rights of any new file
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed writers left in a folder where nobody else is writing now."""
+    for path in folder.glob(".*-*"):
+        if re.fullmatch(r"\..+-[0-9a-f]{8}", path.name):
+            path.unlink()

@@ -62,3 +62,33 @@ def test_memory_stays_flat_over_half_a_million_captions(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 500_000 and peak < 2**20
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """A file of 1,000 captions in ten row groups, as data sets on the Hub are."""
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {"url": ["x"] * 1000, "TEXT": [f"caption  {i}" for i in range(1000)]}
+    path = tmp_path / "captions.parquet"
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=100)
+    return path
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_real_data_set_is_read(parquet, streaming):
+    from datasets import load_dataset
+
+    rows = load_dataset(
+        "parquet",
+        data_files={"train": str(parquet)},
+        split="train",
+        streaming=streaming,
+        cache_dir=str(parquet.parent / "cache"),
+    )
+    expected = [f"caption {i}" for i in range(1000)]
+    assert list(captions_of(rows)) == expected
+    assert list(islice(captions_of(rows, "TEXT"), 5)) == expected[:5]
+    with pytest.raises(ValueError, match=r"'title'; the keys are \['TEXT', 'url'\]"):
+        next(captions_of(rows, "title"))

@@ -14,7 +14,8 @@ from ip2p_lib.dataset import (
     stack,
     write_shards,
 )
-from ip2p_lib.shards import Pair, index_shard
+from ip2p_lib.pairs import Pair
+from ip2p_lib.shards import index_shard
 
 
 def make_pair(i):
@@ -55,6 +56,32 @@ def test_without_a_manifest_the_run_is_unfinished(folder):
         next(read_shards(folder))
     with pytest.raises(FileNotFoundError, match="not finished"):
         PairDataset(folder)
+
+
+def test_the_paper_s_facts_of_a_pair_may_be_unknown(tmp_path):
+    """As of pictures that nobody rendered here."""
+    made = make_pair(0)
+    pair = Pair("a", made.before, made.after, "", "make it blue", "")
+    write_shards([pair], tmp_path)
+    (back,) = read_shards(tmp_path)
+    assert (back.seed, back.p, back.cfg_scale, back.steps) == (None,) * 4
+    assert (back.caption, back.edited_caption, back.scores) == ("", "", {})
+
+
+@pytest.mark.parametrize(
+    ("texts", "reason"),
+    [
+        (("a cat", " ", "a dog"), "its instruction is empty"),
+        (("", "make it a dog", "a dog"), "its caption is empty"),
+        (("a cat", "make it a dog", ""), "its edited caption is empty"),
+        ((None, "make it a dog", ""), "is no text"),
+    ],
+)
+def test_a_pair_with_an_empty_text_is_never_written(tmp_path, texts, reason):
+    made = make_pair(0)
+    with pytest.raises(ValueError, match=f"'b' cannot be used: .*{reason}"):
+        write_shards([Pair("b", made.before, made.after, *texts)], tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_damaged_manifest_is_said(folder):
