@@ -96,6 +96,8 @@ class Scale:
     clip: Source
     language_model: Source
     triplets: int  # captions taken through the pipeline in one notebook run
+    # To fine-tune with LoRA where ``language_model`` is a service and there is no key.
+    open_language_model: Source | None = None
     rendering: Rendering = field(default_factory=Rendering)
     filtering: Filtering = field(default_factory=Filtering)
     training: Training = field(default_factory=Training)
@@ -153,6 +155,10 @@ _SD15 = replace(
     _PAPER,
     name="sd15",
     triplets=8,
+    # Apache-2.0; 3 GB in bfloat16, so that it trains beside its adapter on 16 GB.
+    open_language_model=Source(
+        "Qwen/Qwen2.5-1.5B-Instruct", "989aa7980e4cf806f80c7fef2b1adb7bc71aa306"
+    ),
     rendering=replace(_PAPER.rendering, steps=50, candidates=4, batch_size=2),
     training=replace(_PAPER.training, steps=200, batch_size=16),
     editing=replace(_PAPER.editing, steps=50),

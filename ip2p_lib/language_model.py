@@ -2,30 +2,36 @@
 
 The authors fine-tuned GPT-3 on 700 hand-written triplets and sampled an instruction and
 an edited caption for each of 454,445 captions. GPT-3 is gone; here the same job is done
-by a causal language model in a local folder, which continues ``to_prompt(caption)``, or
-by any service that speaks the OpenAI protocol and is shown a few examples.
+by a causal language model, which continues ``to_prompt(caption)``, or by any service
+that speaks the OpenAI protocol and is shown a few examples. The model is a small one in
+a local folder, or an open one from the Hub with an adapter trained on triplets.
 
-Here is the local model: read ``write_triplets`` and ``_choose``. The service is in
-``language_service``, and ``load_writer`` is either. All take captions and yield one
-``Reply`` each, in order, holding no more than a batch; a reply that is no triplet is
-not an error but counted under its reason (``triplets.tally``).
+Here the local model writes: read ``write_triplets`` and ``_choose``. It is loaded in
+``language_loading``, the service is in ``language_service``, and ``load_writer`` is
+either. All take captions and yield one ``Reply`` each, in order, holding no more than a
+batch; a reply that is no triplet is not an error but counted under its reason
+(``triplets.tally``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from ip2p_lib.config import Source
 from ip2p_lib.draws import key, uniform
+from ip2p_lib.language_loading import (
+    LanguageModel,
+    context_length,
+    load_language_model,
+)
 from ip2p_lib.language_service import ask_service, connect
 from ip2p_lib.triplets import (
     END,
@@ -39,38 +45,12 @@ from ip2p_lib.triplets import (
 if TYPE_CHECKING:
     from openai import OpenAI
 
+__all__ = ["LanguageModel", "load_language_model", "load_writer", "write_triplets"]
+
 # Sampling of the released ``generate_txt_dataset.py``; its top_p of 1 cuts nothing.
 TEMPERATURE = 0.7
 FREQUENCY_PENALTY = 0.1
 MAX_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class LanguageModel:
-    """A causal language model and its tokenizer."""
-
-    model: Any
-    tokenizer: Any
-
-
-def load_language_model(
-    source: str | Path | Source, *, device: str | torch.device | None = None
-) -> LanguageModel:
-    """Load a model from a local folder, in float32.
-
-    Raises:
-        FileNotFoundError: the folder holds no model.
-    """
-    folder = Path(source.path_or_id if isinstance(source, Source) else source)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"There is no language model in {folder}. Check the path, or train one: "
-            "python -m ip2p_lib.miniature.pretrain_language."
-        )
-    model = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model = model.to(device, torch.float32).eval()
-    return LanguageModel(model, AutoTokenizer.from_pretrained(folder))
 
 
 def write_triplets(
@@ -149,7 +129,7 @@ def _continue(
 ) -> list[str]:
     """Continue the prompts of B captions, each up to its end marker."""
     model, tokenizer = writer.model, writer.tokenizer
-    half = model.config.max_position_embeddings // 2
+    half = context_length(model) // 2
     prompts = [to_prompt(caption) for caption in captions]
     read = tokenizer(
         prompts,
@@ -191,6 +171,7 @@ def _read_completion(caption: str, text: str) -> Reply:
 
 def load_writer(
     source: str | Path | Source,
+    adapter: str | Path | None = None,
     *,
     run_seed: int = 0,
     client: OpenAI | None = None,
@@ -200,16 +181,21 @@ def load_writer(
     """Whoever writes the triplets at one scale: captions in, replies out.
 
     Args:
-        source: a folder is a local model, anything else a service's model name.
-        run_seed, device: for a local model.
+        source: a folder, or a Hub id with a revision, is a local model; any other name
+            is a service's.
+        adapter, run_seed, device: for a local model.
         client, examples: for a service, see ``ask_service``.
 
     Raises:
         FileNotFoundError, ServiceError: the model is not there.
+        ValueError: the adapter is another model's, or meant for a service.
     """
     name = source.path_or_id if isinstance(source, Source) else str(source)
-    if Path(name).is_absolute() or Path(name).is_dir():
-        model = load_language_model(name, device=device)
+    pinned = isinstance(source, Source) and source.revision is not None
+    if pinned or Path(name).is_absolute() or Path(name).is_dir():
+        model = load_language_model(source, adapter, device=device)
         return partial(write_triplets, model, run_seed=run_seed)
+    if adapter is not None:
+        raise ValueError(f"{name} is a service's model, which takes no adapter.")
     client = client or connect()
     return partial(ask_service, model=name, client=client, examples=examples)

@@ -3,11 +3,14 @@
 The authors trained GPT-3 for one epoch on their 700 triplets through OpenAI's service.
 The same act on a model of one's own is short enough to read: ``encode`` lays out the
 rows, ``completion_loss`` is the loss of the completions only, ``fine_tune`` the loop.
-Any model that transformers loads with ``AutoModelForCausalLM`` will do.
+A model of ``AutoModelForCausalLM`` will do if its logits are what its output layer
+gives (GPT-2, Llama, Qwen; Gemma 2 bends them). Where ``add_lora`` was called, or parts
+are frozen otherwise, the rest is trained.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,7 +28,7 @@ def encode(tokenizer: Any, triplets: Sequence[Triplet]) -> tuple[Tensor, Tensor]
     """Rows of text as the model reads them, and the part it is to learn.
 
     Args:
-        tokenizer: its ``eos_token`` ends each row, its ``pad_token`` fills it up.
+        tokenizer: its ``eos_token``, if it has one, ends each row.
         triplets: N of them.
     Returns:
         tokens, labels (N, L) int64: prompt, completion and stop token; labels hold the
@@ -34,7 +37,7 @@ def encode(tokenizer: Any, triplets: Sequence[Triplet]) -> tuple[Tensor, Tensor]
         ValueError: a row is longer than ``tokenizer.model_max_length``.
     """
     prompts = tokenizer([to_prompt(t.caption) for t in triplets])["input_ids"]
-    completions = [to_completion(t) + tokenizer.eos_token for t in triplets]
+    completions = [to_completion(t) + (tokenizer.eos_token or "") for t in triplets]
     replies = tokenizer(completions, add_special_tokens=False)["input_ids"]
     rows = list(zip(prompts, replies, strict=True))
     longest = max(len(prompt + reply) for prompt, reply in rows)
@@ -43,7 +46,8 @@ def encode(tokenizer: Any, triplets: Sequence[Triplet]) -> tuple[Tensor, Tensor]
             f"A triplet takes {longest} tokens, and the model reads at most "
             f"{tokenizer.model_max_length}. Leave out the longest captions."
         )
-    tokens = torch.full((len(rows), longest), tokenizer.pad_token_id)
+    # What fills a row up comes after its last token: no model looks there.
+    tokens = torch.full((len(rows), longest), tokenizer.pad_token_id or 0)
     labels = torch.full((len(rows), longest), _IGNORED)
     for row, (prompt, reply) in enumerate(rows):
         tokens[row, : len(prompt + reply)] = torch.tensor(prompt + reply)
@@ -53,12 +57,18 @@ def encode(tokenizer: Any, triplets: Sequence[Triplet]) -> tuple[Tensor, Tensor]
 
 def completion_loss(model: Any, tokens: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy of the next token, over the completions of a batch (B, L)."""
-    learnt = labels[:, 1:] != _IGNORED
+    learnt = _learnt(labels)
     used = int(learnt.any(dim=0).nonzero().max()) + 1
-    states = model.base_model(input_ids=tokens[:, :used]).last_hidden_state
+    read = model.base_model(input_ids=tokens[:, :used], use_cache=False)
     # Only where there is a loss: half of the tokens are prompt or padding.
-    logits = model.get_output_embeddings()(states[learnt[:, :used]])
-    return F.cross_entropy(logits, labels[:, 1:][learnt])
+    logits = model.get_output_embeddings()(read.last_hidden_state[learnt[:, :used]])
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(wide), labels[:, 1:][learnt])
+
+
+def _learnt(labels: Tensor) -> Tensor:
+    """(B, L - 1) bool: from which tokens the next one is to be learnt."""
+    return labels[:, 1:] != _IGNORED
 
 
 def fine_tune(
@@ -69,6 +79,8 @@ def fine_tune(
     epochs: int = 1,
     learning_rate: float = 3e-4,
     batch_size: int = 8,
+    micro_batch_size: int | None = None,
+    checkpointing: bool = False,
 ) -> Iterator[float]:
     """Train on encoded triplets, by default the paper's single epoch.
 
@@ -76,16 +88,60 @@ def fine_tune(
         model: changed in place; leave it in training mode for dropout.
         tokens, labels: from ``encode``, on the model's device.
         epochs, learning_rate, batch_size: of AdamW, its other settings at torch's.
+        micro_batch_size: rows at once; fewer take less memory and change nothing else.
+        checkpointing: keep few activations and compute the others twice, for memory.
     Yields:
         The loss of each step, taken before the step.
+    Raises:
+        FloatingPointError: the loss is NaN or infinite; that step is not taken.
     """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    ids = torch.arange(len(tokens), device=tokens.device)
+    learner = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learner, lr=learning_rate)
+    # Gradients that pass through float16 would vanish if they were not scaled up.
+    half = model.dtype is torch.float16
+    scaler = torch.amp.GradScaler(tokens.device.type, enabled=half)
+    if checkpointing:
+        _checkpoint(model)
+    for rows in _batches(len(tokens), epochs, batch_size, tokens.device):
+        parts = rows.split(micro_batch_size or batch_size)
+        optimizer.zero_grad()
+        loss = _add_gradients(model, [(tokens[p], labels[p]) for p in parts], scaler)
+        scaler.step(optimizer)
+        scaler.update()
+        yield loss
+
+
+def _checkpoint(model: Any) -> None:
+    """Let every block keep its input only; transformers 5.2x renames the switch."""
+    new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+    switch = getattr(model, new if hasattr(model, new) else old)
+    # Reentrant, the default of old, gives no gradients behind frozen embeddings.
+    switch({"use_reentrant": False})
+
+
+def _batches(
+    n: int, epochs: int, batch_size: int, device: torch.device
+) -> Iterator[Tensor]:
+    """Every row once an epoch, in an order of the epoch's own."""
+    ids = torch.arange(n, device=device)
     for epoch in range(epochs):
         order = uniform(key("fine-tune", epoch), ids).argsort()
-        for chosen in order.split(batch_size):
-            loss = completion_loss(model, tokens[chosen], labels[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            yield loss.item()
+        yield from order.split(batch_size)
+
+
+def _add_gradients(
+    model: Any, batches: list[tuple[Tensor, Tensor]], scaler: torch.amp.GradScaler
+) -> float:
+    """Gradients and value of the mean loss over all tokens of several batches."""
+    counts = [int(_learnt(labels).sum()) for _, labels in batches]
+    total = 0.0
+    for batch, count in zip(batches, counts, strict=True):
+        loss = completion_loss(model, *batch) * (count / sum(counts))
+        scaler.scale(loss).backward()
+        total += loss.item()
+    if not math.isfinite(total):
+        raise FloatingPointError(
+            f"The loss is {total}, and the step was not taken. Load the model again "
+            "and choose a lower learning rate."
+        )
+    return total

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import pytest
 import torch
+from open_models import TEXTS, TRIPLETS, new_model, new_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from ip2p_lib.config import DATA, preset
+from ip2p_lib.language_model import load_language_model
 from ip2p_lib.language_tuning import completion_loss, encode, fine_tune
+from ip2p_lib.lora import add_lora, lora_weights
 from ip2p_lib.miniature.pretrain_language import train_tokenizer
-from ip2p_lib.triplets import Triplet, parse_completion, to_completion, to_prompt
+from ip2p_lib.triplets import (
+    Triplet,
+    parse_completion,
+    read_jsonl,
+    to_completion,
+    to_prompt,
+)
 
-TRIPLETS = [
-    Triplet("a cat in a forest", "make it a dog", "a dog in a forest"),
-    Triplet("a castle", "at night", "a castle at night under the moon"),
-    Triplet("沙漠里的猫", "变成夜晚", "夜晚沙漠里的猫", "zh"),
-]
+KINDS = ["gpt2", "qwen2", "llama"]
 
 
 @pytest.fixture
 def tokenizer():
-    return train_tokenizer([to_prompt(t.caption) + to_completion(t) for t in TRIPLETS])
+    return train_tokenizer(TEXTS)
 
 
 @pytest.fixture
@@ -43,10 +49,29 @@ def test_a_row_is_the_papers_and_only_its_completion_is_learnt(tokenizer) -> Non
         assert parse_completion(triplet.caption, reply) == triplet
 
 
-def test_the_loss_is_transformers_own(tokenizer, model) -> None:
-    """Which shifts the labels itself and averages over those that are not -100."""
+@pytest.mark.parametrize("end", ["<|endoftext|>", None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tokenizer_of_the_hub_gives_the_same_rows(kind: str, end) -> None:
+    """With no padding token and no length; with a first token; with no end."""
+    tokenizer = new_tokenizer(kind, eos_token=end)
+    assert tokenizer.pad_token is None and tokenizer.model_max_length > 1e18
     tokens, labels = encode(tokenizer, TRIPLETS)
-    model = model.double().eval()
+    for row, learnt, triplet in zip(tokens, labels, TRIPLETS, strict=True):
+        reply = to_completion(triplet) + (end or "")
+        assert tokenizer.decode(learnt[learnt >= 0]) == reply
+        stop = int((learnt >= 0).nonzero().max()) + 1
+        first = "<|endoftext|>" * (kind == "llama")
+        assert (
+            tokenizer.decode(row[:stop]) == first + to_prompt(triplet.caption) + reply
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_transformers_own(kind: str) -> None:
+    """Which shifts the labels itself and averages over those that are not -100."""
+    tokenizer = new_tokenizer(kind)
+    model = new_model(kind, len(tokenizer)).double()
+    tokens, labels = encode(tokenizer, TRIPLETS)
     mask = torch.ones_like(tokens)
     theirs = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
     ours = completion_loss(model, tokens, labels)
@@ -86,3 +111,110 @@ def test_a_triplet_too_long_for_the_model_is_refused(tokenizer) -> None:
     long = Triplet("cat " * 300, "shorter", "a cat")
     with pytest.raises(ValueError, match="at most 192"):
         encode(tokenizer, [*TRIPLETS, long])
+
+
+def learner(kind: str, lora: bool = True, dtype=torch.float32):
+    """A small model in training, without dropout, and six rows for it."""
+    tokenizer = new_tokenizer(kind)
+    model = new_model(kind, len(tokenizer), resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    model.to(dtype).train()
+    rows = [part.repeat(2, 1) for part in encode(tokenizer, TRIPLETS)]
+    return add_lora(model) if lora else model, rows
+
+
+def weights_of(model) -> dict[str, torch.Tensor]:
+    learnt = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    return {name: weight.detach().clone() for name, weight in learnt}
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_small_portions_add_up_to_the_batch(kind: str, lora: bool) -> None:
+    settings = {"batch_size": 6, "epochs": 3}
+    whole, data = learner(kind, lora)
+    parts, _ = learner(kind, lora)
+    # In float64: Adam makes a step of any gradient, even of one that is rounding alone.
+    expected = list(fine_tune(whole.double(), *data, **settings))
+    losses = list(fine_tune(parts.double(), *data, **settings, micro_batch_size=4))
+    assert losses == pytest.approx(expected, rel=1e-6)
+    others = weights_of(parts)
+    for name, weight in weights_of(whole).items():
+        torch.testing.assert_close(others[name], weight, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpointing_computes_twice_and_learns_the_same(kind: str) -> None:
+    calls = 0
+
+    def count(module, _) -> None:
+        nonlocal calls
+        calls += type(module).__name__.endswith("MLP")
+
+    def train(**settings) -> tuple[list[float], int]:
+        nonlocal calls
+        calls, (model, rows) = 0, learner(kind)
+        handle = torch.nn.modules.module.register_module_forward_pre_hook(count)
+        losses = list(fine_tune(model, *rows, batch_size=6, epochs=3, **settings))
+        handle.remove()
+        return losses, calls
+
+    losses, once = train()
+    others, twice = train(checkpointing=True)
+    assert others == pytest.approx(losses, rel=1e-5)
+    assert twice == 2 * once == 2 * 2 * 3  # two blocks, three steps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_half_precision_base_trains_its_float32_matrices(kind: str, dtype) -> None:
+    """As float32 does, to what half precision resolves; the base is left as it was."""
+    expected_model, rows = learner(kind)
+    model, _ = learner(kind, dtype=dtype)
+    base = {n: w.clone() for n, w in model.state_dict().items() if ".lora_" not in n}
+    settings = {"batch_size": 6, "epochs": 6, "learning_rate": 1e-2}
+    expected = list(fine_tune(expected_model, *rows, **settings))
+    losses = list(fine_tune(model, *rows, **settings))
+    assert losses == pytest.approx(expected, rel=0.05)
+    assert losses[-1] < 0.8 * losses[0]
+    assert {w.dtype for w in lora_weights(model).values()} == {torch.float32}
+    assert {w.dtype for w in base.values()} == {dtype}
+    for name, weight in base.items():
+        assert torch.equal(model.state_dict()[name], weight), name
+
+
+def test_a_step_without_a_finite_loss_is_not_taken() -> None:
+    model, rows = learner("qwen2")
+    steps = fine_tune(model, *rows, batch_size=2)
+    next(steps)
+    before = weights_of(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:] = torch.nan
+    with pytest.raises(FloatingPointError, match="not taken"):
+        next(steps)
+    for name, weight in weights_of(model).items():
+        assert torch.equal(weight, before[name])
+
+
+def test_an_epoch_of_lora_teaches_what_one_of_all_weights_does() -> None:
+    """On triplets held out of the set written by hand, with a twentieth of the numbers.
+
+    Each with a learning rate of its own: higher ones lower this loss further, and the
+    model forgets how to copy a caption.
+    """
+    written = read_jsonl(DATA / "triplets" / "miniature.jsonl")
+    held_out = written[::13]
+    learnt = [triplet for triplet in written if triplet not in held_out]
+    gains = []
+    for lora, rate in ((False, 1e-4), (True, 7e-4)):
+        pupil = load_language_model(preset("miniature").language_model, device="cpu")
+        test, train = (encode(pupil.tokenizer, part) for part in (held_out, learnt))
+        if lora:
+            add_lora(pupil.model, rank=8)
+        with torch.no_grad():
+            before = completion_loss(pupil.model, *test)
+        list(fine_tune(pupil.model, *train, learning_rate=rate))
+        with torch.no_grad():
+            gains.append(float(before - completion_loss(pupil.model, *test)))
+    every_weight, with_lora = gains
+    assert every_weight > 0.5
+    assert with_lora > 0.8 * every_weight

@@ -1,0 +1,153 @@
+"""What one epoch of LoRA on an open model of 1.5 billion parameters takes of a GPU.
+
+    python benchmarks/language_lora.py           writes data/results/language-lora.json
+    python benchmarks/language_lora.py --tiny    the same on any machine, in small
+
+The architecture is that of Qwen2.5-1.5B-Instruct. Its weights are random here, for time
+and memory do not depend on them, and the tokens are the miniature's, more to a word
+than Qwen's own: real triplets take no longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+
+from ip2p_lib.adapter_files import WEIGHTS, save_lora
+from ip2p_lib.config import DATA, RESULTS, preset
+from ip2p_lib.evaluation import write_results
+from ip2p_lib.language_model import LanguageModel, write_triplets
+from ip2p_lib.language_tuning import encode, fine_tune
+from ip2p_lib.lora import add_lora, count_parameters
+from ip2p_lib.triplets import read_jsonl
+
+STEPS, WARM_UP, BATCH, RANK = 20, 3, 8, 8
+LARGE = {
+    "hidden_size": 1536,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "intermediate_size": 8960,
+    "vocab_size": 151_936,
+    "max_position_embeddings": 32_768,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": True,
+}
+TINY = LARGE | {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "intermediate_size": 96,
+    "vocab_size": 4096,
+}
+
+
+def build(settings: dict[str, Any], device: torch.device) -> LanguageModel:
+    """A model of random weights, and a tokenizer that uses a part of its vocabulary."""
+    folder = preset("miniature").language_model.path_or_id
+    tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=2048)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with device:
+        model = AutoModelForCausalLM.from_config(Qwen2Config(**settings), dtype=dtype)
+    return LanguageModel(model, tokenizer)
+
+
+def train(
+    writer: LanguageModel, n: int, micro: int, checkpointing: bool
+) -> dict[str, Any]:
+    """Take ``n`` steps; the first few are a warm-up."""
+    triplets = read_jsonl(DATA / "triplets" / "general.jsonl")
+    device = writer.model.device
+    tokens, labels = (part.to(device) for part in encode(writer.tokenizer, triplets))
+    steps = fine_tune(
+        writer.model.train(),
+        tokens,
+        labels,
+        batch_size=BATCH,
+        micro_batch_size=micro,
+        checkpointing=checkpointing,
+    )
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = []
+    for _ in range(n):
+        began = time.monotonic()
+        next(steps)  # gives the loss, so that the GPU has done with the step
+        seconds.append(time.monotonic() - began)
+    median = statistics.median(seconds[WARM_UP:])
+    lengths = (labels >= 0).int().cumsum(dim=1).argmax(dim=1) + 1.0
+    return {
+        "micro_batch_size": micro,
+        "checkpointing": checkpointing,
+        "steps_per_second": round(1 / median, 3),
+        "tokens_per_second": round(BATCH * float(lengths.mean()) / median, 1),
+        "seconds_an_epoch": round(len(triplets) / BATCH * median, 1),
+        "triplets": len(triplets),
+        "peak_gib": peak(device),
+    }
+
+
+def peak(device: torch.device) -> float | None:
+    """Most memory that tensors took on a GPU, in GiB."""
+    if device.type != "cuda":
+        return None
+    return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+
+
+def generate(writer: LanguageModel, captions: int = 8) -> dict[str, Any]:
+    """Let the model write for a while; with random weights it never comes to an end."""
+    texts, began = ["a cat in a forest"] * captions, time.monotonic()
+    list(write_triplets(writer, texts, max_tokens=64))
+    seconds = time.monotonic() - began
+    return {"written_tokens_per_second": round(captions * 64 / seconds, 1)}
+
+
+def adapter_megabytes(writer: LanguageModel) -> float:
+    """What LoRA's matrices take on disk, in MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = preset("miniature").language_model  # any: it is thrown away
+        path = save_lora(writer.model, folder, base) / WEIGHTS
+        return round(path.stat().st_size / 1e6, 1)
+
+
+def main() -> None:
+    """Train in three ways, from the fastest to the one that needs least memory."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--tiny", action="store_true", help="a model for any machine")
+    parser.add_argument("--out", type=Path, default=RESULTS / "language-lora.json")
+    args = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and not args.tiny:
+        parser.error("1.5 billion parameters want a GPU; --tiny runs without one.")
+    began, writer = time.monotonic(), build(TINY if args.tiny else LARGE, device)
+    add_lora(writer.model, rank=RANK)
+    trained, everything = count_parameters(writer.model)
+    ways = [(BATCH, False), (2, False), (2, True)]
+    rows = [train(writer, 5 if args.tiny else STEPS, *way) for way in ways]
+    writer.model.eval()
+    facts = {
+        "parameters": everything,
+        "trained": trained,
+        "adapter_mb": adapter_megabytes(writer),
+        **generate(writer),
+    }
+    for row in itertools.chain(rows, [facts]):
+        print(row)
+    if not args.tiny:
+        seconds = round(time.monotonic() - began, 1)
+        print(
+            write_results(
+                args.out, rows, seed=0, seconds=seconds, device=device, **facts
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()
