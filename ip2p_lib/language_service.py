@@ -1,8 +1,9 @@
 """Triplets from any service that speaks the OpenAI protocol (section 3.1.1).
 
 The authors fine-tuned GPT-3 on their examples and asked it about 454,445 captions. Here
-a model of today is shown a few examples and asked about any number of captions, up to
-eight at a time. Read ``ask_service``, then ``service_run``: the fate of one caption.
+a model of today is shown a few examples, or a fine-tuned one is asked as theirs was
+(``asking``), about any number of captions and up to eight at a time. Read
+``ask_service``, then ``service_run``: the fate of one caption.
 
 Every caption ends in exactly one state. Faults that pass are waited for, faults of one
 caption cost that caption, and a fault that concerns all of them stops the run after one
@@ -20,9 +21,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
+from ip2p_lib.asking import FormName, form_of
 from ip2p_lib.ledger import Ledger
 from ip2p_lib.service_faults import PATIENCE, Patience, ServiceError
-from ip2p_lib.service_form import lead, question, response_format, with_defaults
 from ip2p_lib.service_run import ServiceRun
 from ip2p_lib.spending import Budget, Estimate, Price, estimate, find_price, price_of
 from ip2p_lib.triplets import Reply, Triplet
@@ -58,17 +59,19 @@ def estimate_cost(
     captions: Iterable[str],
     *,
     model: str,
+    form: FormName = "chat",
     examples: Sequence[Triplet] = (),
     price: Price | None = None,
 ) -> Estimate:
     """What ``ask_service`` would cost, before its first request.
 
     Raises:
-        ValueError: the price table does not have the model, and no price is given.
+        ValueError: the price table does not have the model, and no price is given; or
+            the form does not take examples.
     """
-    questions = (question(caption)["content"] for caption in captions)
-    form = response_format()["json_schema"]["schema"]
-    return estimate(questions, price or price_of(model), lead(examples), form)
+    way = form_of(form, examples)
+    questions = (way.question(caption) for caption in captions)
+    return estimate(questions, price or price_of(model), *way.sizes())
 
 
 def ask_service(
@@ -76,6 +79,7 @@ def ask_service(
     *,
     model: str,
     client: OpenAI | None = None,
+    form: FormName = "chat",
     examples: Sequence[Triplet] = (),
     attempts: int = 2,
     in_flight: int = 8,
@@ -91,25 +95,24 @@ def ask_service(
         captions: any number, read at most twice ``in_flight`` ahead.
         model, price: the service's name, and the price table's price where ``None``.
         client: from ``connect``; made from the environment when ``None``.
-        examples: triplets shown before each caption (few-shot).
+        form: ``"chat"``, or ``"completion"`` for a model fine-tuned on triplets.
+        examples: triplets shown before each caption (few-shot), in chats only.
         attempts: how often a caption is asked about while replies lack the form.
         in_flight: requests at once; the first goes alone, to try the key.
         ledger: of this run; what it has answered is not asked again.
         ceiling: dollars that the ledger's run may cost at most.
-        options: for the service, such as ``temperature=0.7``; the least
-            ``reasoning_effort`` known and a longest reply are added.
+        options: for the service, such as ``temperature=0.7``; the form adds its own.
 
     Raises:
         ServiceError, CeilingError, LedgerError: no caption can be answered, affordably,
             or in this ledger. Replies yielded before are good.
     """
     client, price = client or connect(), find_price(model, price, ceiling)
-    options, start = with_defaults(options, price.effort), lead(examples)
+    way = form_of(form, examples)
+    options = way.defaults(options, price.effort)
     with nullcontext(ledger) if ledger else Ledger() as book:
         budget = Budget(price, ceiling, book.totals())
-        run = ServiceRun(
-            client, model, start, options, attempts, book, budget, patience
-        )
+        run = ServiceRun(client, model, way, options, attempts, book, budget, patience)
         yield from _in_order(run, captions, in_flight)
 
 

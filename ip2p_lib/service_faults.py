@@ -14,18 +14,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import mktime_tz, parsedate_tz
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 _PASSING = (408, 409, 425, 429)  # and 500 or more
 _OF_ONE = (400, 413, 422)
 _OF_THE_ACCOUNT = ("insufficient_quota", "billing_hard_limit_reached")
 
 
 class ServiceError(RuntimeError):
-    """A service that cannot go on: said in words, without the key."""
+    """A service that cannot go on: said in words, without the key.
+
+    ``status`` is that of its answer, where it gave one and it matters.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,41 @@ class Patience:
 
 
 PATIENCE = Patience()
+
+
+def patiently(send: Callable[[], T], model: str, patience: Patience = PATIENCE) -> T:
+    """Send what costs nothing, and again while the fault may pass.
+
+    Args:
+        send: by a client that does not itself send again (``max_retries=0``).
+        model: that it concerns.
+        patience: the limits.
+
+    Returns:
+        What ``send`` returns.
+
+    Raises:
+        ServiceError: the fault does not pass, in words.
+    """
+    tries = 0
+    while True:
+        tries += 1
+        result, fault = _tried(send)
+        if fault is None:
+            return result
+        if not is_passing(fault) or tries >= patience.tries:
+            status = getattr(fault, "status_code", None)
+            raise ServiceError(explain(fault, model), status)
+        time.sleep(pause(fault, tries, 0, patience))
+
+
+def _tried(send: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    import openai
+
+    try:
+        return send(), None
+    except openai.APIError as error:
+        return None, error
 
 
 def is_passing(error: Any) -> bool:
@@ -149,7 +192,10 @@ def explain(error: Any, model: str) -> str:
             f"{model!r}. Check OPENAI_API_KEY."
         )
     if status == 404:
-        return f"The service has no model {model!r}. Choose another model."
+        return (
+            f"The service has no model {model!r}, or does not let it be asked in this "
+            "way. Choose another model."
+        )
     if error.code in _OF_THE_ACCOUNT:
         return "The account has no credit left. Add some, then go on."
     if status == 429:

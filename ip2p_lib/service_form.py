@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -23,7 +23,7 @@ LONGEST_REPLY = 256  # tokens, as in the released ``generate_txt_dataset.py``
 _LIMITS = ("max_completion_tokens", "max_tokens")
 _FENCE = re.compile(r"\A\s*```(?:json)?\s*(.*?)\s*```\s*\Z", re.DOTALL)
 # Characters that steer a terminal or turn the direction of writing.
-_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069]")
+CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069]")
 
 _TASK = (
     "You help to build a data set for editing pictures. You are given the caption of a "
@@ -34,6 +34,9 @@ _TASK = (
     "that the edited picture would have, changing nothing but what the edit changes. "
     "Write in the language of the caption."
 )
+
+
+Reader = Callable[[str, str], Reply]  # caption and what the model wrote about it
 
 
 class EditReply(BaseModel):
@@ -98,32 +101,6 @@ def longest_reply(options: dict[str, Any]) -> int:
     return max(options[name] for name in _LIMITS if name in options)
 
 
-def read_answer(caption: str, body: Any) -> Reply:
-    """Read one chat completion, whatever it is.
-
-    Args:
-        caption: the caption asked about.
-        body: the decoded JSON of the service's answer.
-
-    Returns:
-        A reply with a triplet, or with the one reason why there is none.
-    """
-    match body:
-        case {"choices": [{"message": dict(message)} as choice, *_]}:
-            return _read_choice(caption, message, choice.get("finish_reason"))
-    return Reply(caption, "", reason="schema")
-
-
-def _read_choice(caption: str, message: dict[str, Any], finish: Any) -> Reply:
-    refusal, content = message.get("refusal"), message.get("content")
-    text = mended(content) if isinstance(content, str) else ""
-    if refusal or finish == "content_filter":
-        return Reply(caption, mended(str(refusal or text)), reason="refused")
-    if finish == "length":
-        return Reply(caption, text, reason="unfinished")
-    return read_text(caption, text)
-
-
 def read_text(caption: str, text: str) -> Reply:
     """Read what the model wrote: JSON of the form, perhaps fenced as Markdown."""
     fenced = _FENCE.match(text)
@@ -131,13 +108,45 @@ def read_text(caption: str, text: str) -> Reply:
         found = EditReply.model_validate_json(fenced[1] if fenced else text)
     except (ValidationError, ValueError):
         return Reply(caption, text, reason="schema")
-    if _CONTROL.search(found.instruction + found.edited_caption):
+    if CONTROL.search(found.instruction + found.edited_caption):
         return Reply(caption, text, reason="schema")
     try:
         triplet = make_triplet(caption, found.instruction, found.edited_caption)
     except TripletError as error:
         return Reply(caption, text, reason=error.reason)
     return Reply(caption, text, triplet)
+
+
+def read_answer(caption: str, body: Any, read: Reader = read_text) -> Reply:
+    """Read one answer of a service, of a chat or a completion, whatever it is.
+
+    Args:
+        caption: the caption asked about.
+        body: the decoded JSON of the service's answer.
+        read: reads what the model wrote.
+
+    Returns:
+        A reply with a triplet, or with the one reason why there is none.
+    """
+    match body:
+        case {"choices": [{"message": dict(message)} as choice, *_]}:
+            return _read_choice(caption, message, choice.get("finish_reason"), read)
+        case {"choices": [{"text": str(text)} as choice, *_]}:
+            message = {"content": text}
+            return _read_choice(caption, message, choice.get("finish_reason"), read)
+    return Reply(caption, "", reason="schema")
+
+
+def _read_choice(
+    caption: str, message: dict[str, Any], finish: Any, read: Reader
+) -> Reply:
+    refusal, content = message.get("refusal"), message.get("content")
+    text = mended(content) if isinstance(content, str) else ""
+    if refusal or finish == "content_filter":
+        return Reply(caption, mended(str(refusal or text)), reason="refused")
+    if finish == "length":
+        return Reply(caption, text, reason="unfinished")
+    return read(caption, text)
 
 
 def read_usage(body: Any) -> tuple[int, int] | None:
@@ -147,3 +156,11 @@ def read_usage(body: Any) -> tuple[int, int] | None:
             sane = 0 <= read < 10**9 and 0 <= written < 10**9
             return (read, written) if sane else None
     return None
+
+
+def decoded(text: str) -> Any:
+    """The JSON of an answer; ``None`` if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # brackets can be nested without end
+        return None

@@ -3,7 +3,8 @@
 ``ServiceRun.answer`` takes a caption to exactly one state:
 
 - it is in the ledger: nothing is sent;
-- a reply, good or not (the reasons of ``triplets.Reply``; ``schema`` is asked again);
+- a reply, good or not (the reasons of ``triplets.Reply``; what lacks the form is
+  asked for again);
 - ``rejected``: the service takes other captions but not this one;
 - ``unanswered``: faults that should pass did not, while other captions were answered;
 - the run ends, in words.
@@ -14,11 +15,11 @@ ledger, send it, write down what came, give back what it did not cost.
 
 from __future__ import annotations
 
-import json
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ip2p_lib.asking import Form
 from ip2p_lib.ledger import Answer, Ledger, LedgerError
 from ip2p_lib.service_faults import (
     Patience,
@@ -30,13 +31,12 @@ from ip2p_lib.service_faults import (
     pause,
 )
 from ip2p_lib.service_form import (
-    EditReply,
+    Reader,
+    decoded,
     longest_reply,
-    question,
     read_answer,
     read_text,
     read_usage,
-    response_format,
 )
 from ip2p_lib.spending import Budget, most_tokens
 from ip2p_lib.triplets import Reply
@@ -54,7 +54,7 @@ class ServiceRun:
 
     client: OpenAI
     model: str
-    lead: list[dict[str, str]]
+    form: Form
     options: dict[str, Any]
     attempts: int
     ledger: Ledger
@@ -81,7 +81,9 @@ class ServiceRun:
         """
         try:
             known = self.ledger.find(place, caption)
-            return recall(caption, known) if known else self._ask(place, caption)
+            if known is None:
+                return self._ask(place, caption)
+            return recall(caption, known, self.form.read)
         except Exception as error:
             self.fault = self.fault or error
         self.stop.set()
@@ -89,14 +91,14 @@ class ServiceRun:
 
     def _ask(self, place: int, caption: str) -> Reply:
         """Ask until a reply has the form, or the attempts are used up."""
-        messages = [*self.lead, question(caption)]
+        request = self.form.request(caption)
         for left in reversed(range(self.attempts)):
-            found = self._send_patiently(place, caption, messages)
+            found = self._send_patiently(place, caption, request)
             if isinstance(found, Reply):
                 return found
             body, reserved = found
-            reply = read_answer(caption, body)
-            final = reply.reason != "schema" or not left
+            reply = read_answer(caption, body, self.form.read)
+            final = reply.reason not in self.form.lacking or not left
             self._settle(place, reply, body, reserved, final)
             if final:
                 return reply
@@ -114,7 +116,7 @@ class ServiceRun:
         self.answered, self.silent = True, 0
 
     def _send_patiently(
-        self, place: int, caption: str, messages: list[Any]
+        self, place: int, caption: str, request: dict[str, Any]
     ) -> tuple[Any, int] | Reply:
         """Send, and again while the fault may pass.
 
@@ -124,7 +126,7 @@ class ServiceRun:
         tries = 0
         while True:
             tries += 1
-            body, reserved, error = self._send(place, caption, messages)
+            body, reserved, error = self._send(place, caption, request)
             if error is None:
                 return body, reserved
             if not is_passing(error) or tries >= self._most_tries():
@@ -145,24 +147,20 @@ class ServiceRun:
         raise ServiceError(explain(error, self.model))
 
     def _send(
-        self, place: int, caption: str, messages: list[Any]
+        self, place: int, caption: str, request: dict[str, Any]
     ) -> tuple[Any, int, Any]:
         """Send once: the body, what was reserved, and the fault if there was one."""
         import openai
 
         if self.stop.is_set():
             raise self.fault or ServiceError("The run was stopped.")
-        sent = {"messages": messages, "form": response_format()}
-        reserved = self.budget.reserve(most_tokens(sent), longest_reply(self.options))
+        most_read, most_written = most_tokens(request), longest_reply(self.options)
+        reserved = self.budget.reserve(most_read, most_written)
         self.ledger.intend([(place, caption, reserved, None)])
         try:
-            raw = self.client.chat.completions.with_raw_response.parse(
-                model=self.model,
-                messages=messages,
-                response_format=EditReply,
-                **self.options,
-            )
-            return _decoded(raw.text), reserved, None
+            endpoint = self.form.endpoint(self.client).with_raw_response
+            raw = endpoint.create(model=self.model, **request, **self.options)
+            return decoded(raw.text), reserved, None
         except openai.APIError as error:
             # It names the request and part of the key, so it goes no further than
             # _give_up, and is not chained to what is raised there.
@@ -178,15 +176,18 @@ class ServiceRun:
             self.budget.release(reserved)
 
 
-def recall(caption: str, known: Answer) -> Reply:
-    """The reply that an answer in the ledger stands for."""
-    if known.reason is None:
-        return read_text(caption, known.text)
-    return Reply(caption, known.text, reason=known.reason)
+def recall(caption: str, known: Answer, read: Reader = read_text) -> Reply:
+    """The reply that an answer in the ledger stands for.
 
-
-def _decoded(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # brackets can be nested without end
-        return None
+    Raises:
+        LedgerError: it was good, but in another form than ``read`` reads.
+    """
+    if known.reason is not None:
+        return Reply(caption, known.text, reason=known.reason)
+    reply = read(caption, known.text)
+    if reply.triplet is None:
+        raise LedgerError(
+            f"The ledger's answer about {caption!r} is in another form. Ask in the "
+            "form that the run began with, or give the new run a new name."
+        )
+    return reply

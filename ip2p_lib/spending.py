@@ -20,7 +20,7 @@ import json
 import math
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -33,8 +33,7 @@ PRICES = DATA / "prices.json"
 DOLLAR = 10**12  # money is counted in millionths of a millionth
 _PIECES = re.compile(r"[A-Za-z]{1,9}|\d{1,3}|[^\x00-\x7f]|[^\sA-Za-z0-9]+")
 _NOTHING = Totals()
-_REQUEST = 11  # tokens by which an answer is longer than its question, in our triplets
-_MARKUP, _MOST_MARKUP = 4, 16  # tokens round each message: usual, and more than ever
+MARKUP, _MOST_MARKUP = 4, 16  # tokens round each message: usual, and more than ever
 
 
 class CeilingError(RuntimeError):
@@ -114,10 +113,11 @@ def most_tokens(request: Mapping[str, Any]) -> int:
     """More tokens than any service can read in a request: its bytes, and markup.
 
     Args:
-        request: ``messages`` and whatever else is sent, such as ``response_format``.
+        request: ``messages`` or a ``prompt``, and whatever else is sent, such as
+            ``response_format``.
     """
     size = len(json.dumps(request, ensure_ascii=False).encode("utf-8"))
-    return size + _MOST_MARKUP * (len(request["messages"]) + 1)
+    return size + _MOST_MARKUP * (len(request.get("messages", ())) + 1)
 
 
 def likely_tokens(text: str) -> int:
@@ -146,29 +146,20 @@ class Estimate:
 
 
 def estimate(
-    questions: Iterable[str],
-    price: Price,
-    lead: Sequence[Mapping[str, str]],
-    form: Mapping[str, Any] | None = None,
+    questions: Iterable[str], price: Price, beside: int, longer: float
 ) -> Estimate:
     """Estimate a run before its first request.
 
     Args:
         questions: what is asked, one text a request; each is read once.
         price: the model's.
-        lead: the messages before each question: the task, then question and answer
-            of each example. They say how much longer than its question an answer is.
-        form: the schema that the service adds to what the model reads.
+        beside: tokens that a request has beside its question.
+        longer: tokens by which an answer is longer than its question.
     """
-    sizes = [likely_tokens(message["content"]) for message in lead]
-    fixed = sum(sizes) + _MARKUP * (len(sizes) + 1)
-    fixed += likely_tokens(json.dumps(form)) if form else 0
-    asked, told = sizes[1::2], sizes[2::2]
-    longer = (sum(told) - sum(asked)) / len(told) if told else _REQUEST
     count = size = 0
     for text in questions:
         count, size = count + 1, size + likely_tokens(text)
-    read, written = count * fixed + size, round(count * longer) + size
+    read, written = count * beside + size, round(count * longer) + size
     return Estimate(
         model=price.model,
         captions=count,

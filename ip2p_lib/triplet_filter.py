@@ -6,15 +6,15 @@ that falls keeps its text and gets exactly one reason, so ``triplets.tally`` add
 
     parts, blank, lines, unchanged, ...   found while the reply was read
     length       a text is longer than the text encoder reads
-    moderation   a text that must not be learnt from
-    duplicate    the same triplet, or the same caption if so asked, came before
+    duplicate    the same triplet, or the same caption if so asked, was kept before
+    moderation   a text that must not be learnt from; last, as a service takes time
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +24,8 @@ from ip2p_lib.triplets import Reply, Triplet
 BLOCKED = DATA / "triplets" / "blocked_words.txt"
 LONGEST = 77  # tokens that Stable Diffusion's text encoder reads, markers included
 
-Objection = Callable[[str], bool]  # whether a text must not be learnt from
+# Whether any of a triplet's texts must not be learnt from.
+Objection = Callable[[Sequence[str]], bool]
 
 
 def word_list(path: str | Path = BLOCKED) -> Objection:
@@ -34,14 +35,14 @@ def word_list(path: str | Path = BLOCKED) -> Objection:
         path: one word a line; lines that begin with # are remarks.
 
     Returns:
-        A function that says whether a text holds one: whole words in the Latin script,
-        any occurrence in Chinese.
+        A function that says whether any of some texts holds one: whole words in the
+        Latin script, any occurrence in Chinese.
     """
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     words = [w.strip().lower() for w in lines if w.strip() and not w.startswith("#")]
     patterns = (rf"\b{re.escape(w)}\b" if w.isascii() else re.escape(w) for w in words)
     blocked = re.compile("|".join(patterns))
-    return lambda text: bool(blocked.search(text.lower()))
+    return lambda texts: any(blocked.search(text.lower()) for text in texts)
 
 
 def filter_replies(
@@ -59,7 +60,8 @@ def filter_replies(
             those before, only 16 bytes a triplet are remembered.
         tokens: counts a text's tokens, markers included; ``None`` checks no length.
         longest: that a text may be.
-        objects: from ``word_list`` or a service; ``None`` is the shipped word list.
+        objects: from ``word_list`` or ``moderation.service_moderation``; ``None`` is
+            the shipped word list.
         once_a_caption: keep the first triplet of a caption only, as the authors do.
     """
     objects, seen = objects or word_list(), set()
@@ -72,10 +74,10 @@ def filter_replies(
         texts = (triplet.caption, triplet.instruction, triplet.edited_caption)
         if tokens and max(map(tokens, texts)) > longest:
             yield replace(reply, triplet=None, reason="length")
-        elif any(map(objects, texts)):
-            yield replace(reply, triplet=None, reason="moderation")
         elif mark in seen:
             yield replace(reply, triplet=None, reason="duplicate")
+        elif objects(texts):
+            yield replace(reply, triplet=None, reason="moderation")
         else:
             seen.add(mark)
             yield reply

@@ -1,4 +1,4 @@
-"""A stand-in for a paid service, over real sockets: chat, files, batches, and faults.
+"""A stand-in for a paid service over real sockets: its endpoints, and its faults.
 
 It keeps the books that the service would keep: what was asked, answered and billed. Its
 faults come where a test puts them, never by chance, and ``watch`` is called before and
@@ -20,6 +20,9 @@ from urllib.parse import urlparse
 
 KEY = "sk-canary-0123456789abcdef"
 GOOD = {"instruction": "make it night", "edited_caption": "a castle at night"}
+# What a good answer says, in each form of asking.
+RIGHT = {"chat": json.dumps(GOOD), "completion": "\n%%\n".join(GOOD.values())}
+FORMS = tuple(RIGHT)
 # Counted once by OpenAI's o200k_base (the package bpe-openai 0.1.4).
 COUNTS = json.loads((Path(__file__).parent / "o200k_counts.json").read_text())
 
@@ -44,8 +47,17 @@ def completion(content: Any, usage: Any = None, **more: Any) -> dict[str, Any]:
     return {**facts, "choices": [choice]} | ({"usage": usage} if usage else {})
 
 
-def answer(content: Any, **more: Any) -> Page:
-    return page(200, completion(content, **more))
+def continuation(text: Any, usage: Any = None, **more: Any) -> dict[str, Any]:
+    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": "stop"}
+    facts = {"id": "1", "object": "text_completion", "created": 0, "model": "m"}
+    return {**facts, "choices": [choice | more]} | ({"usage": usage} if usage else {})
+
+
+BODIES = {"chat": completion, "completion": continuation}
+
+
+def answer(content: Any, form: str = "chat", **more: Any) -> Page:
+    return page(200, BODIES[form](content, **more))
 
 
 def failure(status: int, code: str | None = None, message: str = "", **headers) -> Page:
@@ -53,14 +65,20 @@ def failure(status: int, code: str | None = None, message: str = "", **headers) 
     return page(status, {"error": error}, **{"retry_after_ms": "1"} | headers)
 
 
+def form_of(request: dict[str, Any]) -> str:
+    return "chat" if "messages" in request else "completion"
+
+
 def caption_of(request: dict[str, Any]) -> str:
+    if form_of(request) == "completion":
+        return request["prompt"].removesuffix("\n##\n")
     return json.loads(request["messages"][-1]["content"])["caption"]
 
 
 class StandInServer(ThreadingHTTPServer):
     """Answers from ``script`` while it lasts, then as ``write`` says.
 
-    ``fault(n)`` may name a fault of the n-th chat request: a page, or ``"drop"`` (no
+    ``fault(n)`` may name a fault of the n-th question: a page, or ``"drop"`` (no
     answer), ``"cut"`` (half of one) or ``"hang"`` (one that comes too late).
     """
 
@@ -80,7 +98,11 @@ class StandInServer(ThreadingHTTPServer):
         self.connected = 0
         self.fault: Callable[[int], Page | str | None] = lambda n: None
         self.watch: Callable[[str, str], Any] = lambda when, call: None
-        self.write: Callable[[str], str] = lambda caption: json.dumps(GOOD)
+        self.write: Callable[[str], str] | None = None  # a good answer
+        self.flags: Callable[[str], Any] | None = None  # no moderation
+        self.moderated: list[list[str]] = []
+        self.models: list[Any] | None = None  # no list of them
+        self.listing_fault = failure(404)  # what is said where there is none
         # How the n-th batch ends, and the share of its requests that it finished.
         self.outcome: Callable[[int], tuple[str, float]] = lambda n: ("completed", 1.0)
         self.polls = 1  # until a batch ends
@@ -108,9 +130,9 @@ class StandInServer(ThreadingHTTPServer):
     def handle_error(self, *_: Any) -> None:
         """Say nothing of clients that were killed."""
 
-    # chat
+    # chat, completions and moderation
 
-    def chat(self, body: bytes) -> Page | str:
+    def ask(self, body: bytes) -> Page | str:
         with self.lock:
             request = json.loads(body)
             number = len(self.asked)
@@ -127,15 +149,31 @@ class StandInServer(ThreadingHTTPServer):
 
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
         """Write a reply and bill it, whether or not it will arrive."""
-        content = self.write(caption_of(request))
-        form = json.dumps(request["response_format"]["json_schema"]["schema"])
-        read = sum(tokens(m["content"]) + 3 for m in request["messages"]) + 3
-        usage = {"prompt_tokens": read + tokens(form)}
+        form = form_of(request)
+        content = self.write(caption_of(request)) if self.write else RIGHT[form]
+        usage = {"prompt_tokens": self.count(request)}
         usage["completion_tokens"] = tokens(content)
         usage["total_tokens"] = sum(usage.values())
         self.read += usage["prompt_tokens"]
         self.written += usage["completion_tokens"]
-        return completion(content, usage)
+        return BODIES[form](content, usage)
+
+    @staticmethod
+    def count(request: dict[str, Any]) -> int:
+        if form_of(request) == "completion":
+            return tokens(request["prompt"])
+        form = json.dumps(request["response_format"]["json_schema"]["schema"])
+        read = sum(tokens(m["content"]) + 3 for m in request["messages"]) + 3
+        return read + tokens(form)
+
+    def moderate(self, body: bytes) -> Page:
+        request, number = json.loads(body), len(self.moderated)
+        self.moderated.append(request["input"])
+        fault = self.fault(number)
+        if fault or self.flags is None:
+            return fault or failure(404)
+        results = [{"flagged": self.flags(text)} for text in request["input"]]
+        return page(200, {"id": "1", "model": request["model"], "results": results})
 
     # files and batches
 
@@ -229,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         sent = self.respond(call, path, body)
         self.send(sent)
-        if call == "chat" and isinstance(sent, tuple) and sent[0] == 200:
+        if call in FORMS and isinstance(sent, tuple) and sent[0] == 200:
             self.server.answered.append(caption_of(json.loads(body)))
         if self.server.watch("after", call) == "unheard":
             self.close_connection = True
@@ -241,6 +279,10 @@ class _Handler(BaseHTTPRequestHandler):
         match self.command, parts:
             case "POST", ["chat", "completions"]:
                 return "chat"
+            case "POST", ["completions"]:
+                return "completion"
+            case "POST", ["moderations"]:
+                return "moderate"
             case "POST", ["files"]:
                 return "upload"
             case "POST", ["batches"]:
@@ -249,18 +291,24 @@ class _Handler(BaseHTTPRequestHandler):
                 return "poll"
             case "GET", ["files", _, "content"]:
                 return "download"
-            case "GET", [("batches" | "files") as things]:
+            case "GET", [("batches" | "files" | "models") as things]:
                 return f"list {things}"
         return "unknown"
 
     def respond(self, call: str, path: str, body: bytes) -> Page | str:
         server, last = self.server, path.split("/")[-1]
-        if call == "chat":
-            return server.chat(body)
+        if call in FORMS:
+            return server.ask(body)
         with server.lock:
             match call:
                 case "upload":
                     return server.upload(self.headers["content-type"], body)
+                case "moderate":
+                    return server.moderate(body)
+                case "list models" if server.models is None:
+                    return server.listing_fault
+                case "list models":
+                    return page(200, {"object": "list", "data": server.models})
                 case "create":
                     return server.create(body)
                 case "poll":

@@ -7,7 +7,7 @@ import random
 from datetime import date
 
 import pytest
-from stand_in_server import COUNTS, StandInServer, failure
+from stand_in_server import COUNTS, FORMS, StandInServer, failure
 
 from ip2p_lib.language_service import (
     Patience,
@@ -19,6 +19,7 @@ from ip2p_lib.ledger import Ledger, Totals
 from ip2p_lib.service_form import longest_reply, with_defaults
 from ip2p_lib.spending import (
     DOLLAR,
+    PRICES,
     Budget,
     CeilingError,
     Price,
@@ -50,9 +51,36 @@ def test_the_price_table_says_where_it_is_from_and_when() -> None:
     assert (price.read, price.written, price.effort) == (0.10, 0.50, "none")
     assert price.checked == date(2026, 11, 22)
     assert price.batched().cost(10**6, 10**6) == 0.3 * DOLLAR
-    assert all(0 < p.read <= p.written for p in read_prices().values())
     with pytest.raises(ValueError, match=r"no price of 'gpt-7'.*gpt-6-luna"):
         price_of("gpt-7")
+
+
+@pytest.mark.parametrize("model", sorted(read_prices()))
+def test_each_row_of_the_price_table_is_well_formed(model) -> None:
+    row = json.loads(PRICES.read_text())["models"][model]
+    assert list(row) == ["read", "written", "batch", "effort", "shutdown"]
+    price = price_of(model)
+    assert 0 < price.read <= price.written <= 100  # dollars per million tokens
+    assert price.batch == 0.5 and price.effort in (None, "none", "minimal", "low")
+    assert price.shutdown is None or price.shutdown > price.checked
+    assert price.batched().cost(10**6, 10**6) * 2 == price.cost(10**6, 10**6)
+
+
+@pytest.mark.parametrize(
+    ("model", "read", "written"),
+    [
+        ("gpt-4o-mini", 0.15, 0.60),
+        ("gpt-4.1-mini", 0.40, 1.60),
+        ("gpt-4.1", 2.00, 8.00),
+        ("gpt-4o", 2.50, 10.00),
+    ],
+)
+def test_older_models_are_in_the_table_for_as_long_as_they_last(
+    model, read, written
+) -> None:
+    price = price_of(model)
+    assert (price.read, price.written, price.effort) == (read, written, None)
+    assert price.shutdown == date(2027, 1, 14)
 
 
 @pytest.mark.parametrize("dollars", [0.0, 0.05, 0.1, 0.3, 1.1, 2.5, 0.000123])
@@ -143,7 +171,9 @@ def one_random_run(server, client, chance) -> tuple[float, float, bool]:
     captions = chance.sample(CAPTIONS, chance.randrange(1, 9))
     ceiling = chance.uniform(0.2, 30) * price.cost(1500, 500) / DOLLAR
     more = {"model": "m", "price": price, "patience": HASTE, "ceiling": ceiling}
-    more |= {"client": client, "max_completion_tokens": 500}
+    form = chance.choice(FORMS)
+    limit = {"chat": "max_completion_tokens", "completion": "max_tokens"}[form]
+    more |= {"client": client, "form": form, limit: 500}
     ended = False
     with Ledger() as ledger:
         for _ in range(2):  # a second run knows what the first has spent

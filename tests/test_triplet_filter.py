@@ -41,8 +41,25 @@ def test_a_caption_may_be_kept_once_only():
     assert reasons(given, once_a_caption=True) == [None, "duplicate"]
 
 
-def test_another_moderator_may_judge():
-    assert reasons([reply()], objects=lambda text: "dog" in text) == ["moderation"]
+def test_another_moderator_may_judge_each_triplet_once():
+    asked = []
+
+    def objects(texts):
+        asked.append(tuple(texts))
+        return "a fox" in texts
+
+    given = [
+        reply(),
+        reply(),
+        reply(edited="a fox"),
+        Reply("a cat", "", reason="parts"),
+    ]
+    expected = [None, "duplicate", "moderation", "parts"]
+    assert reasons(given, objects=objects) == expected
+    assert asked == [
+        ("a cat", "make it a dog", "a dog"),
+        ("a cat", "make it a dog", "a fox"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +74,8 @@ def test_another_moderator_may_judge():
     ],
 )
 def test_words_match_whole_in_english_and_anywhere_in_chinese(text, blocked):
-    assert word_list()(text) is blocked
+    assert word_list()([text]) is blocked
+    assert word_list()(["a cat", text, "a dog"]) is blocked
 
 
 @pytest.mark.parametrize("name", ["general", "miniature"])
