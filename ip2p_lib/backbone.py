@@ -73,6 +73,11 @@ class Backbone:
         """(1, L, D) embedding of the empty text, the null conditioning of 3.2.1."""
         return self.encode_text([""])
 
+    def fits(self, texts: Sequence[str]) -> list[bool]:
+        """Whether the text encoder reads each text whole, markers included."""
+        length = self.text_encoder.config.max_position_embeddings
+        return [len(ids) <= length for ids in self.tokenizer(list(texts)).input_ids]
+
     def tokenize(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
         """Texts to (B, L) int64 token ids, padded to the text encoder's length.
 

@@ -6,6 +6,7 @@ InstructPix2Pix code shares is the *self*-attention of every layer, by copying t
 first picture's scores, before the softmax, over the second's
 (``stable_diffusion/ldm/modules/attention.py``); the main text of the paper speaks of
 cross-attention, its appendix A.2 and the code do not use it, and we follow the code.
+The original, which edits cross-attention word by word, is in ``cross_attention``.
 
 Scores are q k^T, so to copy them is to use the first picture's q and k:
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 SELF_ATTENTION = "attn1.processor"  # how diffusers names it in a transformer block
+CROSS_ATTENTION = "attn2.processor"
 
 
 @dataclass
@@ -43,6 +45,17 @@ class Sharing:
     """
 
     source: Tensor | None = None
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(rows, tokens, heads * d) to (rows, heads, tokens, d)."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def project_out(attn: Any, x: Tensor) -> Tensor:
+    """(rows, heads, tokens, d) through the layer's last projection and dropout."""
+    out: Tensor = attn.to_out[1](attn.to_out[0](x.transpose(1, 2).flatten(2)))
+    return out
 
 
 class SharedSelfAttention:
@@ -61,8 +74,7 @@ class SharedSelfAttention:
         """
         x, source = hidden_states, self.sharing.source
         q, k, v = (
-            to(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for to in (attn.to_q, attn.to_k, attn.to_v)
+            split_heads(to(x), attn.heads) for to in (attn.to_q, attn.to_k, attn.to_v)
         )  # each (rows, heads, tokens, C / heads)
         if source is not None:
             if len(source) != len(x):
@@ -70,8 +82,32 @@ class SharedSelfAttention:
                     f"Sharing.source names {len(source)} rows, the batch has {len(x)}."
                 )
             q, k = q[source], k[source]
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return attn.to_out[1](attn.to_out[0](x))  # projection, dropout
+        return project_out(attn, F.scaled_dot_product_attention(q, k, v))
+
+
+@contextmanager
+def installed(
+    unet: UNet2DConditionModel, ending: str, processor: Any
+) -> Iterator[None]:
+    """Give the attention layers of one kind a processor inside a ``with`` block.
+
+    Args:
+        unet: with Stable Diffusion 1.5's transformer blocks.
+        ending: of the layers' names, ``SELF_ATTENTION`` or ``CROSS_ATTENTION``.
+        processor: for all of them; the old ones return at exit, also on errors.
+    Raises:
+        ValueError: the U-Net has no such layer.
+    """
+    old = dict(unet.attn_processors)
+    chosen = [name for name in old if name.endswith(ending)]
+    if not chosen:
+        kind = "self" if ending == SELF_ATTENTION else "cross"
+        raise ValueError(f"This U-Net has no {kind}-attention in a transformer block.")
+    try:
+        unet.set_attn_processor(old | dict.fromkeys(chosen, processor))
+        yield
+    finally:
+        unet.set_attn_processor(dict(old))
 
 
 @contextmanager
@@ -86,19 +122,9 @@ def sharing(unet: UNet2DConditionModel) -> Iterator[Sharing]:
     Raises:
         ValueError: the U-Net has no transformer block.
     """
-    old = dict(unet.attn_processors)
     state = Sharing()
-    shared = {
-        name: SharedSelfAttention(state) if name.endswith(SELF_ATTENTION) else processor
-        for name, processor in old.items()
-    }
-    if shared == old:
-        raise ValueError("This U-Net has no self-attention in a transformer block.")
-    try:
-        unet.set_attn_processor(shared)
+    with installed(unet, SELF_ATTENTION, SharedSelfAttention(state)):
         yield state
-    finally:
-        unet.set_attn_processor(old)
 
 
 def is_active(p: Tensor, step: int, steps: int) -> Tensor:

@@ -26,8 +26,9 @@ from ip2p_lib import draws
 from ip2p_lib.backbone import Backbone
 from ip2p_lib.diffusion import Denoiser, StepNoise, sample, timesteps
 from ip2p_lib.guidance import classifier_free
-from ip2p_lib.prompt_to_prompt import is_active, sharing, source_rows
+from ip2p_lib.paired_sampling import sample_pairs
 from ip2p_lib.triplets import Triplet
+from ip2p_lib.word_edits import WordEdit, plan
 
 SEED_BITS = 48  # a seed survives any JSON reader, also one that reads floats
 
@@ -51,8 +52,9 @@ class Candidate:
 
     triplet: Triplet
     seed: int  # of the initial and the ancestral noise, the same for both pictures
-    p: float  # share of steps with shared attention, in [0, 1]
+    p: float  # share of steps with shared self-attention, in [0, 1]
     cfg_scale: float  # guidance scale of both pictures
+    words: WordEdit | None = None  # of the original Prompt-to-Prompt; not the paper's
 
 
 @dataclass
@@ -106,7 +108,7 @@ def render(
     batch_size: int,
     sampler: str = "euler_ancestral",
 ) -> Iterator[list[RenderedPair]]:
-    """Render candidates in batches, sharing self-attention within each pair.
+    """Render candidates in batches, sharing attention within each pair.
 
     Args:
         backbone: its ``unet`` may be compiled; every batch but the last has one shape.
@@ -118,7 +120,8 @@ def render(
         One list of pairs a batch, in the order of ``candidates``.
     Raises:
         ValueError: p outside [0, 1], a batch size below 1, an unfit sampler or steps
-            (see ``diffusion.timesteps``), or a caption too long for the text encoder.
+            (see ``diffusion.timesteps``), a caption too long for the text encoder, or
+            words that its captions do not have (see ``word_edits.plan``).
     """
     for candidate in candidates:
         if not 0 <= candidate.p <= 1:
@@ -225,17 +228,14 @@ def _render_batch(
     """Both pictures of N candidates: (2N, 3, H, W), all ``before`` first."""
     p = torch.tensor([c.p for c in batch], dtype=torch.float64)
     cfg = torch.tensor([c.cfg_scale for c in batch]).repeat(2)
-    # All steps' row indices go to the device at once; none is waited for later.
-    sources = torch.stack([source_rows(is_active(p, i, steps)) for i in range(steps)])
+    before = [c.triplet.caption for c in batch]
+    after = [c.triplet.edited_caption for c in batch]
+    edits = [c.words for c in batch]
+    words = plan(backbone, edits, before, after) if any(edits) else None
     noise = _noise(backbone, [c.seed for c in batch], copies=2)
-    guided, by_step = _guided(backbone, text, cfg), iter(sources.to(backbone.device))
-    with sharing(backbone.unet) as state:
-
-        def denoise(x: Tensor, t: Tensor) -> Tensor:  # called once a step, in order
-            state.source = next(by_step)
-            return guided(x, t)
-
-        return _sample(backbone, denoise if p.any() else guided, noise, steps, sampler)
+    walk = noise, backbone.schedule, steps, sampler
+    guided = _guided(backbone, text, cfg)
+    return backbone.decode(sample_pairs(backbone.unet, guided, *walk, p, words))
 
 
 @torch.no_grad()

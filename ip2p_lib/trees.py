@@ -87,7 +87,8 @@ def plant(
         table: of ``stepping.step_table``.
         sampler: the table's.
     Raises:
-        ValueError: a p outside [0, 1], or a caption too long for the text encoder.
+        ValueError: a p outside [0, 1], a caption too long for the text encoder, or a
+            candidate whose cross-attention is edited.
     """
     for triplet, family in groupby(candidates, lambda c: c.triplet):
         text = backbone.encode_text([triplet.caption, triplet.edited_caption])
@@ -95,6 +96,8 @@ def plant(
             tree = sorted(twins, key=lambda c: -c.p)
             if not 0 <= tree[-1].p <= tree[0].p <= 1:
                 raise ValueError(f"p is a share of steps in [0, 1]: {tree}.")
+            if any(c.words for c in tree):
+                raise ValueError("Words are not edited in trees: use render.")
             x = begin(_noise(backbone, tree[0].seed), table, sampler)[0]
             source = Walk(list(tree), text[0], x, x)
             yield [source, Walk(tree, text[1], x, x, source)]
@@ -107,7 +110,5 @@ def noise_key(step: int) -> int:
 
 def _noise(backbone: Backbone, seed: int) -> Tensor:
     ids = torch.tensor([seed], device=backbone.device)
-    dtype = torch.promote_types(
-        backbone.dtype, torch.float32
-    )  # as the walk is taken in
+    dtype = torch.promote_types(backbone.dtype, torch.float32)  # as ``rendering``
     return draws.normal(noise_key(-1), ids, backbone.latent_shape).to(dtype)

@@ -21,29 +21,30 @@ def unet(tiny_backbone):
     return copy.deepcopy(tiny_backbone.unet).double()
 
 
-def inputs(rows):
+def inputs(rows, size=(8, 8)):
     ids = torch.arange(rows)
-    x = draws.normal(draws.key("p2p", "x"), ids, (4, 8, 8)).double()
+    x = draws.normal(draws.key("p2p", "x"), ids, (4, *size)).double()
     text = draws.normal(draws.key("p2p", "text"), ids, (77, 16)).double()
     return x, torch.tensor(500), text
 
 
 @torch.no_grad()
-def predict(unet, rows):
-    return unet(*inputs(rows)).sample
+def predict(unet, rows, size=(8, 8)):
+    return unet(*inputs(rows, size)).sample
 
 
+@pytest.mark.parametrize("size", [(8, 8), (8, 12)])
 @pytest.mark.parametrize(
     "active", [[True], [True, False, True], [False, False], [True, True]]
 )
-def test_it_equals_materialised_maps(unet, materialised_sharing, active):
+def test_it_equals_materialised_maps(unet, materialised_sharing, active, size):
     rows = 4 * len(active)
     with sharing(unet) as state:
         state.source = source_rows(torch.tensor(active))
-        ours = predict(unet, rows)
+        ours = predict(unet, rows, size)
     materialised_sharing.active = active
     materialised_sharing.install(unet)
-    assert (ours - predict(unet, rows)).abs().max() < 1e-12
+    assert (ours - predict(unet, rows, size)).abs().max() < 1e-12
 
 
 def test_sharing_changes_the_second_picture_and_only_it(unet):

@@ -13,6 +13,7 @@ from ip2p_lib.slots import Preview, render_in_slots
 from ip2p_lib.stepping import advance, begin, step_table
 from ip2p_lib.trees import draw_trees
 from ip2p_lib.triplets import Triplet
+from ip2p_lib.word_edits import WordEdit
 
 CAT = Triplet("a photo of the cat", "make it a dog", "a photo of the dog")
 HOUSE = Triplet("house by the river", "add a horse", "horse at a house by the river")
@@ -200,3 +201,9 @@ def test_bad_settings_are_refused(backbone, change, words):
 def test_a_p_that_is_no_share_is_refused(backbone, p):
     with pytest.raises(ValueError, match="share of steps"):
         flat(render_in_slots(backbone, [replace(TREE[0], p=p)], steps=3, slots=2))
+
+
+def test_words_are_not_lost_in_silence(backbone):
+    edited = replace(TREE[0], words=WordEdit("replace", 0.5))
+    with pytest.raises(ValueError, match="use render"):
+        flat(render_in_slots(backbone, [edited], steps=3, slots=2))

@@ -1,0 +1,220 @@
+"""Whole walks with edited words equal the method run pair by pair with its maps."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from materialised_words import MaterialisedWords, Pair, mask
+
+from ip2p_lib import draws
+from ip2p_lib.backbone import load_backbone
+from ip2p_lib.paired_sampling import sample_pairs
+from ip2p_lib.rendering import Candidate, render
+from ip2p_lib.triplets import Triplet
+from ip2p_lib.word_edits import LocalBlend, WordEdit
+
+STEPS = 6
+SIZE, GRID = 16, (4, 4)  # of the latents, and of the coarsest maps
+EXACT = 1e-9
+
+
+def same(*words):
+    return [(word, word) for word in words]
+
+
+def candidate(pair, seed, p, tau, cfg=4.0):
+    """What the library is asked for a pair that was written by hand."""
+    before, after = (tuple(sorted(words)) for words in pair.marks)
+    blend = pair.threshold and LocalBlend(before, after, pair.threshold)
+    weights = tuple(pair.weights.items())
+    words = WordEdit(pair.kind, tau, weights, blend)
+    first, second = pair.captions
+    return Candidate(Triplet(first, "edit it", second), seed, p, cfg, words)
+
+
+SWAP = Pair([*same("a", "photo", "of", "the"), ("cat", "elephant")], "replace")
+ADDED = Pair([*same("a", "dog"), (None, "with"), (None, "hats"), *same("in", "tree")])
+REWEIGHTED = Pair(same("a", "house", "by", "river"), weights={"river": 2.0})
+BLENDED = replace(SWAP, marks=({"cat"}, {"elephant"}), threshold=0.9)
+ONE_SIDED = replace(ADDED, marks=(set(), {"hats"}), threshold=0.98)
+PAIRS = [SWAP, ADDED, REWEIGHTED, BLENDED, ONE_SIDED]
+CANDIDATES = [
+    candidate(pair, seed, p, tau)
+    for pair, seed, p, tau in zip(
+        PAIRS,
+        range(5),
+        (0.0, 0.5, 0.9, 0.0, 0.7),
+        (0.5, 1.0, 0.3, 0.9, 0.5),
+        strict=True,
+    )
+]
+
+
+def flat(batches):
+    return [pair for batch in batches for pair in batch]
+
+
+def gap(a, b):
+    return (a - b).abs().max().item()
+
+
+def rendered(backbone, candidates, batch_size=5, sampler="ddim"):
+    return flat(
+        render(
+            backbone, candidates, steps=STEPS, batch_size=batch_size, sampler=sampler
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_sd_folder):
+    """In float64, with attention that matters, and latents that leave room to blend."""
+    backbone = load_backbone(tiny_sd_folder, device="cpu", dtype=torch.float64)
+    for name, weight in backbone.unet.named_parameters():
+        if "attn" in name:
+            weight.data *= 3
+    backbone.unet.register_to_config(sample_size=SIZE)
+    return backbone
+
+
+@pytest.fixture(scope="module")
+def pairs(backbone):
+    return rendered(backbone, CANDIDATES)
+
+
+@torch.no_grad()
+def by_hand(backbone, pair, candidate, sharing):
+    """One pair in four rows; Algorithm 1 of Hertz et al. with all maps written out."""
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    scheduler.set_timesteps(STEPS)
+    unet = copy.deepcopy(backbone.unet)
+    words = MaterialisedWords(backbone.tokenizer, [pair], places=16)
+    sharing.install(unet)
+    words.install(unet)
+    text = backbone.encode_text(["", "", *pair.captions])
+    noise = draws.key("rendering", "noise", -1)
+    x = draws.normal(noise, torch.tensor([candidate.seed]), (4, SIZE, SIZE)).double()
+    x = x.repeat(2, 1, 1, 1)
+    masks = []
+    for i, t in enumerate(scheduler.timesteps):
+        sharing.active = [candidate.p > i / (STEPS - 1)]
+        words.active = [candidate.words.tau > i / (STEPS - 1)]
+        uncond, cond = unet(x.repeat(2, 1, 1, 1), t, text).sample.chunk(2)
+        eps = uncond + candidate.cfg_scale * (cond - uncond)
+        x = scheduler.step(eps, t, x).prev_sample
+        if pair.threshold:
+            m = [
+                mask(heat, GRID, (SIZE, SIZE), pair.threshold)
+                for heat in words.heat[:, 0]
+            ]
+            masks.append(m[0] | m[1])
+            x[1] = torch.where(masks[-1], x[1], x[0])
+    return backbone.decode(x), masks
+
+
+@pytest.mark.usefixtures("float64_schedulers")
+def test_a_batch_of_all_kinds_equals_the_method_by_hand(backbone, materialised_sharing):
+    ours = rendered(backbone, CANDIDATES)  # here, so that all embed t in float64
+    for pair, made, result in zip(PAIRS, CANDIDATES, ours, strict=True):
+        (before, after), masks = by_hand(backbone, pair, made, materialised_sharing)
+        assert gap(result.before, before) < EXACT and gap(result.after, after) < EXACT
+        assert all(m.any() for m in masks)
+        assert not masks or not all(m.all() for m in masks), "it blends"
+
+
+def test_batch_size_and_order_do_not_matter(backbone, pairs):
+    backwards = rendered(backbone, CANDIDATES[::-1], batch_size=2)[::-1]
+    for one, other in zip(pairs, backwards, strict=True):
+        assert gap(one.before, other.before) < EXACT
+        assert gap(one.after, other.after) < EXACT
+
+
+def test_the_first_picture_knows_nothing_of_the_second(backbone, pairs):
+    plain = rendered(backbone, [replace(c, words=None, p=0.0) for c in CANDIDATES])
+    for one, other in zip(pairs, plain, strict=True):
+        assert gap(one.before, other.before) < EXACT
+
+
+def test_an_edit_that_is_never_active_is_no_edit(backbone):
+    never = [replace(c, words=WordEdit("refine", tau=0.0)) for c in CANDIDATES]
+    plain = [replace(c, words=None) for c in CANDIDATES]
+    for one, other in zip(*map(rendered, [backbone] * 2, (never, plain)), strict=True):
+        assert torch.equal(one.after, other.after)
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpm_solver_pp"])
+def test_borrowing_words_brings_the_pictures_closer(backbone, sampler):
+    edited = [candidate(SWAP, seed, 0.0, 1.0) for seed in range(6)]
+    plain = [replace(c, words=None) for c in edited]
+    near, far = (
+        sum(gap(r.before, r.after) for r in rendered(backbone, c, 6, sampler))
+        for c in (edited, plain)
+    )
+    assert near < far
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "ddim", "dpm_solver_pp"])
+def test_a_blend_keeps_the_first_latent_outside_its_mask(
+    backbone, monkeypatch, sampler
+):
+    monkeypatch.setattr(backbone, "decode", lambda latents: latents)
+    for pair, expected in ((SWAP, False), (BLENDED, True)):
+        asked = [candidate(pair, 3, 0.0, 0.9)]
+        (found,) = rendered(backbone, asked, sampler=sampler)
+        equal = (found.before == found.after).all(dim=0)
+        assert equal.any() == expected and not equal.all()
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "ddim", "dpm_solver_pp"])
+def test_a_blend_that_lets_everything_through_changes_nothing(backbone, sampler):
+    """The walk that blends is the one that does not, for every sampler."""
+    everywhere = replace(BLENDED, threshold=-1.0)
+    (free,), (blended,) = (
+        rendered(backbone, [candidate(p, 3, 0.5, 0.9)], sampler=sampler)
+        for p in (SWAP, everywhere)
+    )
+    assert gap(free.after, blended.after) < EXACT
+    assert gap(free.before, blended.before) < EXACT
+
+
+def test_the_unet_gets_its_attention_back(backbone):
+    before = backbone.unet.attn_processors
+    bad = replace(CANDIDATES[3], triplet=Triplet("a cat", "add a dog", "a cat dog"))
+    with pytest.raises(ValueError, match="a word for a word"):
+        rendered(backbone, [CANDIDATES[0], bad], batch_size=1)
+    now = backbone.unet.attn_processors
+    assert all(now[name] is before[name] for name in before)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5])
+def test_attention_is_touched_only_where_something_is_shared(backbone, p):
+    seen = []
+
+    def denoise(x, t):
+        seen.append(dict(backbone.unet.attn_processors))
+        return x
+
+    before = backbone.unet.attn_processors
+    noise = torch.zeros(2, 4, SIZE, SIZE, dtype=torch.float64)
+    sample_pairs(
+        backbone.unet,
+        denoise,
+        lambda step: noise,
+        backbone.schedule,
+        2,
+        "ddim",
+        torch.tensor([p], dtype=torch.float64),
+    )
+    for processors in seen:
+        replaced = [name for name in before if processors[name] is not before[name]]
+        assert replaced == [name for name in before if p and "attn1" in name]
+    assert len(seen) == 2

@@ -1,0 +1,185 @@
+"""Tokens are matched as a reader would match the words, in any language."""
+
+from zlib import crc32
+
+import pytest
+import torch
+
+from ip2p_lib import draws
+from ip2p_lib.config import MODELS
+from ip2p_lib.word_alignment import (
+    Block,
+    align,
+    changed,
+    positions,
+    refinement,
+    replacement,
+)
+
+END = 99
+
+
+def ids(words, length=8):
+    """One token a word, the same for the same word; marked and padded."""
+    tokens = [crc32(word.encode()) for word in words.split()]
+    return ([98, *tokens] + [END] * length)[:length]
+
+
+def aligned(before, after):
+    return align(ids(before), ids(after), END)
+
+
+@pytest.fixture(scope="module")
+def miniature_tokenizer():
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(MODELS / "miniature-sd" / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("a cat", "a dog", [("equal", 0, 2, 0, 2), ("replace", 2, 3, 2, 3)]),
+        ("a cat", "a sad cat", [("insert", 2, 2, 2, 3), ("equal", 2, 3, 3, 4)]),
+        ("a sad cat", "a cat", [("delete", 2, 3, 2, 2), ("equal", 3, 4, 2, 3)]),
+        ("a cat", "a cat", [("equal", 0, 3, 0, 3)]),
+    ],
+)
+def test_blocks_cover_both_captions(before, after, expected):
+    blocks = aligned(before, after)
+    n, m = (1 + len(text.split()) for text in (before, after))
+    assert [b for b in blocks if b in expected] == expected
+    assert blocks[-1] == Block("end", n, 8, m, 8)
+    for start, stop in ((1, 2), (3, 4)):  # i1, i2 and j1, j2
+        covered = [i for b in blocks for i in range(b[start], b[stop])]
+        assert covered == list(range(8))
+
+
+def test_replacement_hands_over_word_for_word():
+    routing = replacement(aligned("a cat in hats", "a dog in rain"))
+    assert torch.equal(routing.route, torch.eye(8))
+    assert not routing.own.any()
+
+
+def test_a_word_of_other_length_gets_its_share():
+    """hot dog (2, 3) becomes extra large pizza (2, 3, 4): a third of the sum each."""
+    routing = replacement(aligned("a hot dog now", "a extra large pizza now"))
+    expected = torch.zeros(8, 8)
+    expected[0, 0] = expected[1, 1] = 1
+    expected[2:4, 2:5] = 1 / 3
+    expected[4, 5] = 1
+    expected[5, 6] = expected[6, 7] = expected[7, 7] = 1  # ends and padding
+    assert torch.equal(routing.route, expected)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("a cat", "a dog"), ("a dog", "a tall tree"), ("a tall tree", "a dog")],
+)
+def test_replacement_keeps_what_each_place_pays(before, after):
+    scores = draws.normal(draws.key("alignment"), torch.arange(5), (8,))
+    maps = scores.double().softmax(-1)
+    edited = maps @ replacement(aligned(before, after)).route.double()
+    torch.testing.assert_close(edited.sum(-1), maps.sum(-1))
+
+
+@pytest.mark.parametrize(("before", "after"), [("cat", "sad cat"), ("sad cat", "cat")])
+def test_replacement_refuses_added_and_dropped_words(before, after):
+    with pytest.raises(ValueError, match="a word for a word"):
+        replacement(aligned(before, after))
+
+
+def test_refinement_borrows_what_is_shared_and_keeps_the_rest():
+    routing = refinement(aligned("a cat sits", "a sad cat runs"))
+    assert routing.own.tolist() == [0, 0, 1, 0, 1, 0, 0, 0]
+    pairs = routing.route.nonzero().tolist()
+    assert pairs == [[0, 0], [1, 1], [2, 3], [4, 5], [5, 6], [6, 7], [7, 7]]
+    assert routing.route[3].sum() == 0  # sits
+
+
+def test_equal_captions_share_everything():
+    routing = refinement(aligned("a cat", "a cat"))
+    assert torch.equal(routing.route, torch.eye(8)) and not routing.own.any()
+
+
+def test_the_differing_words_are_found():
+    assert changed(aligned("a cat sits", "a sad cat runs")) == ([3], [2, 4])
+    assert changed(aligned("a cat", "a cat")) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [([1, 2], [1, END]), ([1, END], [1, END, END])]
+)
+def test_captions_without_end_or_of_two_lengths_are_refused(before, after):
+    with pytest.raises(ValueError, match=f"end with token {END} and are padded"):
+        align(before, after, END)
+
+
+@pytest.mark.parametrize("tokenizer", ["tiny_tokenizer", "miniature_tokenizer"])
+@pytest.mark.parametrize(
+    ("caption", "phrase"),
+    [
+        ("a photo of the cat", "cat"),
+        ("The  Caterpillar and the CAT", "cat"),
+        ("a horse on a horse", "horse"),
+        ("a watercolour of a fir tree at night", "Fir  tree"),
+        ("the dog's house, at night", "house"),
+        ("café with a cat", "café"),
+        ("森林里有戴蝴蝶结的郁金香，日落", "郁金香"),
+        ("村庄里有龙，夜晚", "夜晚"),
+    ],
+)
+def test_a_phrase_is_found_in_any_language(request, tokenizer, caption, phrase):
+    """The tokens found spell the phrase, with at most a neighbour's letters besides."""
+    tokenizer = request.getfixturevalue(tokenizer)
+    found = positions(tokenizer, caption, phrase)
+    all_ids = tokenizer(caption).input_ids
+    assert found == sorted(set(found)) and 0 < found[0] <= found[-1] < len(all_ids) - 1
+    spelled = tokenizer.decode([all_ids[i] for i in found]).replace(" ", "")
+    wanted = phrase.lower().replace(" ", "")
+    count = 2 if caption == "a horse on a horse" else 1
+    assert spelled.count(wanted) == count
+    if caption.isascii():
+        assert spelled == wanted * count
+
+
+@pytest.mark.parametrize("phrase", ["dog", "ca", "at", "photo cat"])
+def test_a_phrase_that_is_not_there_is_refused(tiny_tokenizer, phrase):
+    with pytest.raises(ValueError, match=f"'{phrase}' is not in 'a photo of the cat'"):
+        positions(tiny_tokenizer, "a photo of the cat", phrase)
+
+
+def test_an_empty_phrase_is_refused(tiny_tokenizer):
+    with pytest.raises(ValueError, match="at least one word"):
+        positions(tiny_tokenizer, "a cat", "  ")
+
+
+def test_letters_the_tokenizer_lacks_are_refused():
+    class Blind:
+        """Gives every text the pieces of another."""
+
+        def __call__(self, text):
+            return type("Ids", (), {"input_ids": [0, 1, 2]})
+
+        def convert_ids_to_tokens(self, ids):
+            return ["<|endoftext|>" for _ in ids]
+
+    with pytest.raises(ValueError, match="does not know every letter of 'a cat'"):
+        positions(Blind(), "a cat", "cat")
+
+
+def test_real_captions_of_the_miniature_align(miniature_tokenizer):
+    """Several tokens a word and a change in mid-sentence, in Chinese too."""
+    end = miniature_tokenizer.eos_token_id
+    for before, after, dropped, new in (
+        ("a castle at night", "a castle wearing a bow at night", "", "wearing a bow"),
+        ("村庄里有龙，夜晚", "村庄里有龙，日落", "夜晚", "日落"),
+    ):
+        first, second = (
+            miniature_tokenizer(t, padding="max_length", max_length=77).input_ids
+            for t in (before, after)
+        )
+        old_at, new_at = changed(align(first, second, end))
+        for ids_, at, words in ((first, old_at, dropped), (second, new_at, new)):
+            spelled = miniature_tokenizer.decode([ids_[i] for i in at])
+            assert spelled.replace(" ", "") == words.replace(" ", "")
