@@ -2,14 +2,14 @@
 
 A checkpoint is a folder of two files: the tensors (safetensors, named by their own
 SHA-256) and ``manifest.json``, which names them. The manifest is put in place last, by
-one rename, so a folder is either complete or has no manifest that names it; every byte
-is verified on reading. Nothing here is ever unpickled. The paper says nothing of this;
-``training`` decides what to save.
+one rename, so a folder is either complete or has no manifest that names it. A save
+ends by reading back what it wrote, a load begins so, and nothing is deleted unless a
+newer checkpoint reads back intact. Nothing here is ever unpickled. The paper says
+nothing of this; ``training`` decides what to save, ``recovery`` when.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -23,6 +23,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ip2p_lib.disk_faults import require_room, told_in_words
+from ip2p_lib.files import written_whole
+
 MANIFEST = "manifest.json"
 
 
@@ -32,12 +35,21 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What ``load`` read; ``refused`` says which newer checkpoints were damaged."""
+    """What ``load`` read; ``refused`` says which newer ones were passed over, and why.
+
+    ``newest`` is the highest number that was seen, refused or not.
+    """
 
     folder: Path
     tensors: dict[str, Tensor]
     state: dict[str, Any]
     refused: tuple[str, ...] = ()
+    newest: int = 0
+
+
+def size_of(tensors: dict[str, Tensor]) -> int:
+    """Bytes that the tensors take, in memory and on disk."""
+    return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def save(folder: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
@@ -49,41 +61,68 @@ def save(folder: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) 
         state: JSON values, such as the number of the step.
 
     Returns:
-        ``folder``.
+        ``folder``, once every byte has been read back and is right.
 
     Raises:
-        OSError: the disk is full or not writable; an older checkpoint is untouched.
+        OSError: the disk is full or not writable; older checkpoints are untouched.
+        CheckpointError: the disk gave back other bytes than were written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _require_space(folder, sum(t.numel() * t.element_size() for t in tensors.values()))
-    partial = folder / f".partial-{os.getpid()}"
-    try:
-        cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        save_file(cpu, partial)
-        _sync(partial)
-        digest = _sha256(partial)
-        file = f"{digest[:16]}.safetensors"
-        os.replace(partial, folder / file)
-        body = {"file": file, "sha256": digest, "state": state}
-        partial.write_text(json.dumps({"body": body, "sha256": _seal(body)}, indent=1))
-        _sync(partial)
-        os.replace(partial, folder / MANIFEST)
-        _sync(folder)
-    except (OSError, SafetensorError) as error:
-        if _is_full(error):
-            raise _no_room(folder, "the disk filled up while writing") from error
-        raise
-    finally:
-        partial.unlink(missing_ok=True)
-    for old in folder.iterdir():  # of the checkpoint replaced, or of a killed save
-        if old.name not in (file, MANIFEST):
-            old.unlink()
+    size = size_of(tensors)
+    require_room(folder, size)
+    with told_in_words(folder, size):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file, digest = _write_tensors(folder, tensors)
+            body = {"file": file, "sha256": digest, "state": state}
+            with written_whole(folder / MANIFEST) as manifest:
+                manifest.write(_encode(body))
+            _sync(folder)
+            _sync(folder.parent)
+        finally:
+            _sweep(folder)
+    verify(folder)
     return folder
 
 
-def _seal(body: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def _sweep(folder: Path) -> None:
+    """Remove what no manifest names: of a replaced, a failed or a killed save."""
+    try:
+        named = {MANIFEST, json.loads((folder / MANIFEST).read_bytes())["body"]["file"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        named = {MANIFEST}
+    for stray in folder.iterdir():
+        if stray.name not in named:
+            stray.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> tuple[str, str]:
+    """Write the tensors whole; returns the file's name and SHA-256."""
+    partial = folder / f".partial-{os.getpid()}"
+    cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    try:
+        save_file(cpu, partial)
+        _sync(partial)
+        digest = _sha256(partial)
+        os.replace(partial, folder / f"{digest[:16]}.safetensors")
+    except SafetensorError as error:
+        raise _as_os_error(error) from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return f"{digest[:16]}.safetensors", digest
+
+
+def _as_os_error(error: SafetensorError) -> Exception:
+    """Read the system's number out of the words of safetensors, which hide it."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
+
+
+def _encode(body: dict[str, Any]) -> bytes:
+    seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"body": body, "sha256": seal}, indent=1).encode()
 
 
 def _sha256(path: Path) -> str:
@@ -102,42 +141,20 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _require_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise _no_room(
-            folder, f"{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} free"
-        )
-
-
-def _no_room(folder: Path, detail: str) -> OSError:
-    return OSError(
-        errno.ENOSPC,
-        f"No room for a checkpoint ({detail}). Older checkpoints are untouched; free "
-        "some space or save elsewhere",
-        str(folder),
-    )
-
-
-def _is_full(error: Exception) -> bool:
-    """Recognise a full disk; safetensors reports it as an error of its own."""
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space" in str(error)
-
-
-def load(folder: str | Path) -> Checkpoint:
-    """Read one checkpoint and verify every byte of it.
+def verify(folder: str | Path) -> dict[str, Any]:
+    """Check every byte of a checkpoint against its SHA-256; returns the manifest.
 
     Raises:
         FileNotFoundError: there is no checkpoint in ``folder``.
-        CheckpointError: it is incomplete or damaged; the message says where.
+        CheckpointError: it is damaged, or a file of it is missing.
     """
     folder = Path(folder)
     if not _is_complete(folder):
         raise FileNotFoundError(f"No complete checkpoint in {folder}: no {MANIFEST}.")
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        body = manifest["body"]
-        intact = _seal(body) == manifest["sha256"]
+        written = (folder / MANIFEST).read_bytes()
+        body = json.loads(written)["body"]
+        intact = written == _encode(body)  # so no byte goes unnoticed, not even a space
         intact = intact and _sha256(folder / body["file"]) == body["sha256"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(
@@ -148,13 +165,19 @@ def load(folder: str | Path) -> Checkpoint:
             f"The checkpoint {folder} is damaged: its SHA-256 differs from the one it "
             "was saved with. Use an older checkpoint."
         )
+    return body
+
+
+def load(folder: str | Path) -> Checkpoint:
+    """Read one checkpoint and verify every byte of it; errors as in ``verify``."""
+    body, folder = verify(folder), Path(folder)
     return Checkpoint(folder, load_file(folder / body["file"]), body["state"])
 
 
-def _numbered(root: Path) -> list[Path]:
-    """List the folders ``<word>-<number>`` under ``root``, highest number first."""
-    found = {f: re.search(r"-(\d+)$", f.name) for f in root.glob("*-*") if f.is_dir()}
-    numbers = {folder: int(match[1]) for folder, match in found.items() if match}
+def _numbered(*roots: Path) -> list[Path]:
+    """List the folders ``<word>-<number>`` under all roots, highest number first."""
+    folders = [f for root in roots for f in root.glob("*-*") if f.is_dir()]
+    numbers = {f: int(m[1]) for f in folders if (m := re.search(r"-(\d+)$", f.name))}
     return sorted(numbers, key=lambda folder: -numbers[folder])
 
 
@@ -162,31 +185,42 @@ def _is_complete(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def latest(root: str | Path) -> Checkpoint | None:
-    """Read the newest intact checkpoint among ``root/step-<number>``.
+def latest(*roots: str | Path) -> Checkpoint | None:
+    """Read the newest intact checkpoint among ``<root>/step-<number>`` of all roots.
 
-    Damaged ones are passed over and named in ``refused``. None means that nothing was
-    ever saved here: damage is never mistaken for a fresh start.
+    Damaged and half-written ones are passed over and named in ``refused``; of two with
+    one number, that of the earlier root is preferred. None means that nothing was ever
+    saved here: damage is never mistaken for a fresh start.
 
     Raises:
         CheckpointError: there are checkpoints, but every one is damaged.
     """
     refused: list[str] = []
-    for folder in filter(_is_complete, _numbered(Path(root))):
+    folders = _numbered(*map(Path, roots))
+    for folder in folders:
         try:
-            return replace(load(folder), refused=tuple(refused))
-        except CheckpointError as error:
+            newest = int(folders[0].name.rpartition("-")[2])
+            return replace(load(folder), refused=tuple(refused), newest=newest)
+        except (CheckpointError, FileNotFoundError) as error:
             refused.append(str(error))
-    if refused:
+    if any(map(_is_complete, folders)):
         raise CheckpointError(
-            f"No checkpoint under {root} is intact. To start over, choose another "
-            "folder or remove this one. " + " ".join(refused)
+            f"No checkpoint under {' or '.join(map(str, roots))} is intact. To start "
+            "over, choose another folder or remove this one. " + " ".join(refused)
         )
     return None
 
 
-def prune(root: str | Path, keep: int) -> None:
+def prune(root: str | Path, keep: int, *, intact: Path | None = None) -> None:
     """Remove all but the ``keep`` newest checkpoints, and what killed saves left.
+
+    Counting starts at the newest that reads back intact, and damaged ones above it stay
+    where they are; if none is intact, no complete checkpoint is removed.
+
+    Args:
+        root: holds the folders ``<word>-<number>``.
+        keep: at least 1.
+        intact: a checkpoint just verified, if any: it is not read again.
 
     Raises:
         ValueError: ``keep`` is below 1.
@@ -194,7 +228,16 @@ def prune(root: str | Path, keep: int) -> None:
     if keep < 1:
         raise ValueError(f"At least one checkpoint must be kept, not {keep}.")
     folders = _numbered(Path(root))
-    kept = list(filter(_is_complete, folders))[:keep]
+    complete = list(filter(_is_complete, folders))
+    newest = next((f for f in complete if f == intact or _is_intact(f)), None)
+    first = complete.index(newest) if newest else len(complete)
     for folder in folders:
-        if folder not in kept:
+        if folder not in complete or folder in complete[first + keep :]:
             shutil.rmtree(folder)
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        return bool(verify(folder))
+    except CheckpointError:
+        return False

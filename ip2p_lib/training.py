@@ -1,8 +1,9 @@
 """Teach the widened U-Net to edit (sections 3.2 and 3.2.1).
 
 Read ``edit_loss`` first: it is equation 1. ``train`` repeats it, a generator that takes
-one optimiser step, yields it, and leaves plots, logs and saving to the caller. The VAE
-never runs here: see ``latents``, which also tells why a resumed run is exact.
+one optimiser step, yields it, and leaves plots, logs and saving to the caller, whom
+``recovery`` helps. The VAE never runs here: see ``latents``, which also tells why a
+resumed run is exact.
 """
 
 from __future__ import annotations
@@ -20,19 +21,18 @@ from torch import Tensor, nn
 from ip2p_lib import checkpoint
 from ip2p_lib.diffusion import Schedule, add_noise
 from ip2p_lib.draws import integers, key, normal, uniform
-from ip2p_lib.ema import EMA, named_weights
+from ip2p_lib.ema import EMA
 from ip2p_lib.guidance import drop_conditioning
 from ip2p_lib.latents import Batch, Latents, select, visits_of_step
-from ip2p_lib.parallel import add_up, share
+from ip2p_lib.micro_batches import gradients
+from ip2p_lib.parallel import share
+from ip2p_lib.train_state import TrainState
 
 if TYPE_CHECKING:
     from ip2p_lib.config import Training
 
 CHECK_EVERY = 25  # steps between looks at a GPU's not-finite flag: each look waits
-NO_ROOM = (
-    "Not even one example fits into memory. Use a smaller resolution, call "
-    "unet.enable_gradient_checkpointing(), or free what other notebooks hold."
-)
+LOG = "log"  # name of the tensor in a checkpoint that is no part of a TrainState
 
 
 def edit_loss(
@@ -71,29 +71,6 @@ def edit_loss(
     sample = torch.cat([noisy, image], dim=1)
     eps = unet(sample, t, encoder_hidden_states=text, return_dict=False)[0]
     return nn.functional.mse_loss(eps.float(), noise)
-
-
-@dataclass
-class TrainState:
-    """All that training changes; ``step`` counts the optimiser steps taken."""
-
-    unet: nn.Module
-    optimizer: torch.optim.AdamW
-    ema: EMA
-    failed: Tensor  # first step that was not finite, -1 so far; on the U-Net's device
-    step: int = 0
-    micro_batch: int | None = None  # halved when memory runs out; None is all at once
-
-    def check(self) -> None:
-        """Raise FloatingPointError if a step was not finite; waits for the GPU."""
-        failed = int(self.failed)
-        if failed >= 0:
-            self.step = failed
-            raise FloatingPointError(
-                f"The loss or its gradient became NaN or infinite in step {failed}, "
-                "which was not taken. Resume from the last checkpoint with a lower "
-                "learning rate, or without autocast."
-            )
 
 
 def start(unet: nn.Module, settings: Training) -> TrainState:
@@ -136,7 +113,7 @@ def train(
 ) -> Iterator[TrainStep]:
     """Train from ``state.step`` up to ``settings.steps``, yielding every step.
 
-    A loss that is not finite raises FloatingPointError, on a GPU some steps later.
+    A step that is not finite is refused by FloatingPointError, on a GPU a little late.
 
     Args:
         state: from ``start``, perhaps after ``resume``; changed in place.
@@ -160,27 +137,10 @@ def train(
     while state.step < settings.steps:
         lr, where = learning_rate(settings, state.step), latents.condition.device
         visits = share(visits_of_step(run_seed, state.step, size, n, where))
-        loss = _gradients(state, visits, backward)
+        loss = gradients(state, visits, backward)
         norm = _update(state, loss, lr, settings.max_grad_norm)
         yield TrainStep(state.step, loss, norm, lr)
     state.check()
-
-
-def _gradients(
-    state: TrainState, visits: Tensor, backward: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Add up gradients of micro-batches (halved if memory runs out) and processes."""
-    while True:
-        size = state.micro_batch or len(visits)
-        try:
-            loss = torch.stack([backward(part) for part in visits.split(size)]).sum()
-            add_up([loss, *(weight.grad for weight in state.unet.parameters())])
-            return loss
-        except torch.OutOfMemoryError as error:
-            if size == 1:
-                raise torch.OutOfMemoryError(NO_ROOM) from error
-            state.micro_batch = (size + 1) // 2
-            state.optimizer.zero_grad()
 
 
 def _update(state: TrainState, loss: Tensor, lr: float, max_norm: float) -> Tensor:
@@ -201,48 +161,55 @@ def _update(state: TrainState, loss: Tensor, lr: float, max_norm: float) -> Tens
     return grad_norm
 
 
-def _tensors(state: TrainState) -> dict[str, Tensor]:
-    """Name every tensor a run depends on; these are the live ones, not copies."""
-    tensors: dict[str, Tensor] = {}
-    for name, weight in named_weights(state.unet).items():
-        tensors |= {f"unet/{name}": weight, f"ema/{name}": state.ema.weights[name]}
-        for kind, tensor in state.optimizer.state[weight].items():
-            tensors[f"{kind}/{name}"] = tensor
-    return tensors
-
-
-def save(root: str | Path, state: TrainState, *, keep: int = 2) -> Path:
+def save(
+    root: str | Path,
+    state: TrainState,
+    *,
+    keep: int = 2,
+    log: Tensor | None = None,
+) -> Path:
     """Write ``root/step-0000123``, then remove all but the ``keep`` newest.
 
-    Errors as ``TrainState.check`` and ``checkpoint.save``; older ones then stay.
+    Nothing that is not finite is ever written. Errors as ``TrainState.require_finite``
+    and ``checkpoint.save``; older checkpoints then stay.
+
+    Args:
+        root: holds the run's checkpoints.
+        state: at the end of a step, as ``train`` yields it.
+        keep: at least 1.
+        log: what else the run remembers of its steps, of any shape.
     """
-    state.check()
-    facts = {"step": state.step, "ema_updates": state.ema.updates}
+    state.require_finite()
+    tensors = state.tensors() | ({} if log is None else {LOG: log})
     folder = Path(root) / f"step-{state.step:07d}"
-    checkpoint.save(folder, _tensors(state), facts)
-    checkpoint.prune(root, keep)
+    checkpoint.save(folder, tensors, state.facts())
+    checkpoint.prune(root, keep, intact=folder)
     return folder
 
 
-@torch.no_grad()
-def resume(root: str | Path, state: TrainState) -> checkpoint.Checkpoint | None:
-    """Go on from the newest complete checkpoint under ``root``; None if there is none.
+def resume(
+    root: str | Path, state: TrainState, *, mirror: str | Path | None = None
+) -> checkpoint.Checkpoint | None:
+    """Go on from the newest intact checkpoint; None if there is none.
+
+    Args:
+        root: holds the run's checkpoints.
+        state: of the same U-Net, from ``start``; changed in place.
+        mirror: a second folder of checkpoints, used if it holds a newer one.
 
     Raises:
         CheckpointError: there are checkpoints, but every one is damaged.
         ValueError: the checkpoint is of another U-Net.
     """
-    if (found := checkpoint.latest(root)) is None:
+    found = checkpoint.latest(*(folder for folder in (root, mirror) if folder))
+    if found is None:
         return None
-    tensors = _tensors(state)
-    shapes = [{k: v.shape for k, v in t.items()} for t in (tensors, found.tensors)]
-    if shapes[0] != shapes[1]:
+    tensors = {name: t for name, t in found.tensors.items() if name != LOG}
+    try:
+        state.restore(tensors, found.state)
+    except ValueError as error:
         raise ValueError(
-            f"The checkpoint {found.folder} is of a U-Net with other weights. Resume "
-            "with the U-Net that was trained, or choose another folder."
-        )
-    for name, tensor in tensors.items():
-        tensor.copy_(found.tensors[name])
-    state.step, state.ema.updates = found.state["step"], found.state["ema_updates"]
-    state.failed.fill_(-1)
+            f"{found.folder} cannot be resumed: {error} Resume with the U-Net that was "
+            "trained, or choose another folder."
+        ) from error
     return found

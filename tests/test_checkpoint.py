@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import subprocess
 import sys
 from collections import namedtuple
@@ -11,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ip2p_lib import checkpoint
-from ip2p_lib.checkpoint import CheckpointError, latest, load, prune, save
+from ip2p_lib import checkpoint, disk_faults
+from ip2p_lib.checkpoint import CheckpointError, latest, load, prune, save, verify
 
 TENSORS = {
     "float": torch.arange(6.0).reshape(2, 3),
@@ -26,6 +25,14 @@ def equal(a, b):
     return a.keys() == b.keys() and all(
         torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a
     )
+
+
+def save_steps(root, *steps):
+    return [save(root / f"step-{step}", TENSORS, {"step": step}) for step in steps]
+
+
+def names(root):
+    return {path.name for path in root.iterdir()}
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -43,58 +50,114 @@ def test_a_checkpoint_can_be_replaced_in_place(tmp_path):
 
 
 def test_the_newest_is_the_one_with_the_highest_number(tmp_path):
-    for step in (9, 100, 20):
-        save(tmp_path / f"step-{step}", TENSORS, {"step": step})
-    assert latest(tmp_path).state["step"] == 100
+    save_steps(tmp_path, 9, 100, 20)
+    assert latest(tmp_path).state["step"] == latest(tmp_path).newest == 100
     assert latest(tmp_path / "elsewhere") is None
 
 
+def test_of_two_folders_the_newer_checkpoint_counts_and_the_first_breaks_ties(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    save_steps(here, 1, 2)
+    (newest,) = save_steps(there, 3)
+    assert latest(here, there).folder == newest
+    (tie,) = save_steps(here, 3)
+    assert latest(here, there).folder == tie
+    spoil(tie / checkpoint.MANIFEST, 0)
+    found = latest(here, there)
+    assert found.folder == newest and str(tie) in found.refused[0]
+
+
+def spoil(path, place):
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
 def test_pruning_keeps_the_newest_and_clears_what_a_killed_save_left(tmp_path):
-    for step in (1, 2, 3):
-        save(tmp_path / f"step-{step}", TENSORS, {"step": step})
+    save_steps(tmp_path, 1, 2, 3)
     (tmp_path / "step-4").mkdir()
     (tmp_path / "step-4" / ".partial-77").write_bytes(b"half")
     (tmp_path / "notes-of-mine").mkdir()
     prune(tmp_path, keep=2)
-    left = {folder.name for folder in tmp_path.iterdir()}
-    assert left == {"step-2", "step-3", "notes-of-mine"}
+    assert names(tmp_path) == {"step-2", "step-3", "notes-of-mine"}
     with pytest.raises(ValueError, match="At least one"):
         prune(tmp_path, keep=0)
 
 
-def damage(path, position, generator):
-    """Flip one bit, or cut the file off, at a share of its length."""
+@pytest.mark.parametrize("damaged", [[3], [3, 2], [3, 2, 1]])
+def test_nothing_is_deleted_unless_a_newer_one_reads_back_intact(tmp_path, damaged):
+    save_steps(tmp_path, 0, 1, 2, 3)
+    for step in damaged:
+        spoil(next((tmp_path / f"step-{step}").glob("*.safetensors")), -1)
+    prune(tmp_path, keep=1)
+    assert names(tmp_path) == {f"step-{step}" for step in range(3 - len(damaged), 4)}
+    assert latest(tmp_path).state["step"] == 3 - len(damaged)
+
+
+def test_a_disk_that_gives_back_other_bytes_is_noticed_by_the_save(
+    tmp_path, monkeypatch
+):
+    save_steps(tmp_path, 1)
+    real = checkpoint._write_tensors
+
+    def unfaithful(folder, tensors):
+        file, digest = real(folder, tensors)
+        spoil(folder / file, -1)
+        return file, digest
+
+    monkeypatch.setattr(checkpoint, "_write_tensors", unfaithful)
+    with pytest.raises(CheckpointError, match="step-2 is damaged"):
+        save_steps(tmp_path, 2)
+    assert latest(tmp_path).state["step"] == 1
+
+
+def damage(folder, generator):
+    """One of: a flipped bit, a cut, a lost file, contents of two files swapped."""
+
+    def choose(n):
+        return int(torch.randint(n, (), generator=generator))
+
+    files = sorted(folder.iterdir())
+    path, kind = files[choose(2)], choose(8)
     data = bytearray(path.read_bytes())
-    at = int(position * len(data))
-    if torch.rand((), generator=generator) < 0.5:
-        data[at] ^= 1 << int(torch.randint(8, (), generator=generator))
+    at = choose(len(data))
+    if kind < 4:
+        data[at] ^= 1 << choose(8)
         path.write_bytes(data)
-    else:
+    elif kind < 6:
         path.write_bytes(data[:at])
+    elif kind == 6:
+        path.unlink()
+    else:
+        files[0].rename(folder / "aside")
+        files[1].rename(files[0])
+        (folder / "aside").rename(files[1])
+    return f"{path.name} {kind} {at}"
 
 
-def test_any_flipped_bit_or_cut_is_noticed_and_the_previous_one_used(tmp_path):
-    save(tmp_path / "step-1", TENSORS, {"step": 1})
-    generator, noticed = torch.Generator().manual_seed(0), 0
-    for _ in range(100):
-        folder = save(tmp_path / "step-2", TENSORS, {"step": 2})
-        files = sorted(folder.iterdir())
-        position = torch.rand((), generator=generator).item()
-        damage(files[int(2 * position * 7919) % 2], position, generator)
-        try:
-            found = latest(tmp_path)
-        except CheckpointError:
-            pytest.fail("an intact checkpoint was there")
-        if found.state["step"] == 2:  # a flip that spells the same JSON
-            assert equal(found.tensors, TENSORS)
-            continue
-        assert found.state["step"] == 1 and "step-2" in found.refused[0]
-        noticed += 1
-    assert noticed > 95
+@pytest.mark.parametrize("seed", range(4))
+def test_any_damage_is_noticed_and_the_previous_one_used_and_both_named(tmp_path, seed):
+    (old,) = save_steps(tmp_path, 1)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(25):
+        checkpoint.shutil.rmtree(tmp_path / "step-2", ignore_errors=True)
+        (new,) = save_steps(tmp_path, 2)
+        what = damage(new, generator)
+        found = latest(tmp_path)
+        assert found.folder == old and found.newest == 2, what
+        assert len(found.refused) == 1 and str(new) in found.refused[0], what
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "*.safetensors"])
+def test_a_file_of_another_checkpoint_is_damage(tmp_path, name):
+    first = save(tmp_path / "step-1", {"x": torch.zeros(2)}, {"step": 1})
+    second = save(tmp_path / "step-2", {"x": torch.ones(2)}, {"step": 2})
+    next(second.glob(name)).write_bytes(next(first.glob(name)).read_bytes())
+    assert latest(tmp_path).folder == first
 
 
 def test_when_all_are_damaged_nothing_starts_over_in_silence(tmp_path):
-    folder = save(tmp_path / "step-1", TENSORS, {"step": 1})
+    (folder,) = save_steps(tmp_path, 1)
     (folder / "manifest.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"start over.*step-1 cannot be read"):
         latest(tmp_path)
@@ -102,95 +165,49 @@ def test_when_all_are_damaged_nothing_starts_over_in_silence(tmp_path):
         load(tmp_path / "step-7")
 
 
-def test_missing_tensors_are_damage_too(tmp_path):
-    folder = save(tmp_path / "step-1", TENSORS, {"step": 1})
-    next(folder.glob("*.safetensors")).unlink()
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load(folder)
-
-
 def test_a_full_disk_is_said_before_writing(tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")(10, 10, 5)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OSError, match=r"0 MB are needed, 0 free.*Older.*untouched"):
-        save(tmp_path / "step-1", TENSORS, {})
+    (old,) = save_steps(tmp_path, 1)
+    usage = namedtuple("usage", "total used free")(10, 10, 500_000)
+    monkeypatch.setattr(disk_faults.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"4.0 MB are needed and 0.5 MB free") as caught:
+        save(tmp_path / "step-2", {"x": torch.ones(1_000_000)}, {})
+    assert caught.value.errno == errno.ENOSPC
+    assert names(tmp_path) == {"step-1"} and verify(old)
 
 
-@pytest.mark.parametrize("call", range(7))
-def test_a_disk_that_fills_up_leaves_the_old_checkpoint(tmp_path, monkeypatch, call):
-    save(tmp_path, TENSORS, {"step": 1})
-    calls = iter(range(100))
-
-    def fails(function):
-        def run(*args, **options):
-            if next(calls) == call:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            return function(*args, **options)
-
-        return run
-
-    monkeypatch.setattr(checkpoint, "save_file", fails(checkpoint.save_file))
-    monkeypatch.setattr(checkpoint.os, "replace", fails(os.replace))
-    monkeypatch.setattr(checkpoint.os, "fsync", fails(os.fsync))
-    if call < 6:
-        with pytest.raises(OSError, match="No room for a checkpoint"):
-            save(tmp_path, {"new": torch.ones(2)}, {"step": 2})
-        assert next(calls) == call + 1, "the fault did not happen"
-    else:
-        save(tmp_path, {"new": torch.ones(2)}, {"step": 2})
-        assert next(calls) == call, "a place that can fail is not tested"
-    committed = call >= 5  # the last fsync is of the folder, after the rename
-    assert load(tmp_path).state["step"] == (2 if committed else 1)
-    assert not list(tmp_path.glob(".partial*"))
-
-
-KILLS = """
-import json, os, shutil, sys
-from pathlib import Path
-import torch
-from ip2p_lib import checkpoint
-
-def killed_before(n, function, calls=[0]):
-    def run(*args, **options):
-        calls[0] += 1
-        if calls[0] == n:
-            os._exit(9)
-        return function(*args, **options)
-    return run
-
-root, report = Path(sys.argv[1]), []
-for n in range(1, 9):
-    run = root / str(n)
-    checkpoint.save(run / "step-1", {"x": torch.ones(3)}, {"step": 1})
-    child = os.fork()
-    if child == 0:
-        checkpoint.save_file = killed_before(n, checkpoint.save_file)
-        checkpoint.os.fsync = killed_before(n, os.fsync)
-        checkpoint.os.replace = killed_before(n, os.replace)
-        checkpoint.shutil.rmtree = killed_before(n, shutil.rmtree)
-        checkpoint.save(run / "step-2", {"x": torch.ones(3) * 2}, {"step": 2})
-        checkpoint.prune(run, keep=1)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    found = checkpoint.latest(run)
-    assert float(found.tensors["x"][0]) == found.state["step"]
-    checkpoint.save(run / "step-3", {"x": torch.ones(3)}, {"step": 3})
-    checkpoint.prune(run, keep=1)
-    assert [p.name for p in run.iterdir()] == ["step-3"]
-    report.append((code, found.state["step"]))
-print(json.dumps(report))
-"""
-
-
-def test_a_kill_at_any_point_leaves_a_whole_checkpoint(tmp_path):
-    root = Path(checkpoint.__file__).parent.parent
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What ``kill_saves`` reports: real kills, and a real limit on written bytes."""
+    script = Path(__file__).with_name("kill_saves.py")
     run = subprocess.run(
-        [sys.executable, "-c", KILLS, str(tmp_path)],
+        [sys.executable, str(script), str(tmp_path_factory.mktemp("saves"))],
         capture_output=True,
         text=True,
-        cwd=root,
-        check=False,
+        env={**checkpoint.os.environ, "PYTHONPATH": str(script.parents[1])},
     )
     assert run.returncode == 0, run.stderr
-    outcomes = json.loads(run.stdout)
-    assert outcomes == [[9, 1]] * 5 + [[9, 2]] * 2 + [[0, 2]]
+    return json.loads(run.stdout)
+
+
+def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(outcomes):
+    rows = outcomes["at_points"]
+    assert [code for _, code, *_ in rows] == [-9] * 8, "a kill did not happen"
+    assert [step for _, _, step, *_ in rows] == [1] * 6 + [2] * 2
+    for name, _, _, folders, files in rows:
+        assert folders == ["step-3"], name
+        assert files == [".json", ".safetensors"], f"{name}: strays after the next save"
+
+
+def test_a_kill_while_the_only_old_one_is_deleted_leaves_the_new_one(outcomes):
+    rows = outcomes["while_pruning"]
+    assert [row[1:] for row in rows] == [[-9, 2]] * 10
+
+
+def test_a_disk_that_fills_up_anywhere_is_explained_and_leaves_the_old_checkpoint(
+    outcomes,
+):
+    rows = outcomes["on_a_full_disk"]
+    assert len(rows) == 10
+    for offset, words, step, left in rows:
+        assert "MB are needed" in words and "MB free" in words, offset
+        assert step == 1 and left == ["step-1"], offset

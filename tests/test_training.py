@@ -126,9 +126,7 @@ def run(unet, latents=LATENTS, settings=SETTINGS, seed=7, **options):
 
 def everything(state):
     """Bytes of the weights, the average and AdamW's state."""
-    return {
-        k: v.detach().numpy().tobytes() for k, v in training._tensors(state).items()
-    }
+    return {k: v.detach().numpy().tobytes() for k, v in state.tensors().items()}
 
 
 @pytest.fixture(scope="module")
@@ -174,26 +172,43 @@ def test_adamw_and_warm_up_equal_torchs(unet, straight):
 
 
 class Greedy(nn.Module):
-    """A U-Net that runs out of memory above some number of rows."""
+    """A U-Net that runs out of memory above some number of rows, from a call on."""
 
-    def __init__(self, unet, most):
+    def __init__(self, unet, most, from_call=0):
         super().__init__()
-        self.module, self.most, self.sizes = unet, most, []
+        self.module, self.most, self.from_call, self.sizes = unet, most, from_call, []
 
     def forward(self, sample, *args, **options):
         self.sizes.append(len(sample))
-        if len(sample) > self.most:
+        if len(sample) > self.most and len(self.sizes) > self.from_call:
             raise torch.OutOfMemoryError
         return self.module(sample, *args, **options)
 
 
-def test_running_out_of_memory_changes_the_parts_and_not_the_steps(unet, straight):
-    state, losses = run(Greedy(unet, most=1))
-    assert state.unet.sizes[:4] == [4, 2, 1, 1] and state.micro_batch == 1
+@pytest.mark.parametrize(("at", "most"), [(0, 1), (1, 2), (2, 1), (3, 2), (4, 1)])
+def test_running_out_of_memory_changes_the_parts_and_not_the_steps(
+    unet, straight, at, most
+):
+    parts = [2, 2] if most == 2 else [2, 1, 1, 1, 1]
+    words = f"in step {at + 1} with 4 examples at once. From here on {most} at a time"
+    with pytest.warns(UserWarning, match=words) as said:
+        state, losses = run(Greedy(unet, most, from_call=at))
+    assert len(said) == 1, "said more than once"
+    assert state.unet.sizes[: at + 1 + len(parts)] == [4] * (at + 1) + parts
+    assert state.micro_batch == most
     assert losses == pytest.approx(straight[1], abs=1e-6)
-    whole, parts = training._tensors(straight[0]), training._tensors(state)
-    gap = max((whole[k] - parts[k]).abs().max() for k in whole if k.startswith("unet"))
+    whole, split = straight[0].tensors(), state.tensors()
+    gap = max((whole[k] - split[k]).abs().max() for k in whole if k.startswith("unet"))
     assert gap < 1e-4  # AdamW divides rounding by tiny gradients
+
+
+def test_a_resumed_run_goes_on_in_the_same_parts(unet, tmp_path):
+    until = replace(SETTINGS, steps=3)
+    with pytest.warns(UserWarning, match="2 at a time"):
+        save(tmp_path, run(Greedy(unet, most=2), settings=until)[0])
+    fresh = start(deepcopy(unet), SETTINGS)
+    resume(tmp_path, fresh)
+    assert fresh.micro_batch == 2, "other parts would round otherwise"
 
 
 def test_without_room_for_one_example_the_message_says_what_to_do(unet):
@@ -214,19 +229,37 @@ class Spoiled(nn.Module):
         return (eps * self.value if self.calls == self.call else eps,)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("call", [1, 4])
-def test_a_step_that_is_not_finite_is_named_and_never_taken(
-    unet, value, call, tmp_path
+@pytest.mark.parametrize(
+    ("call", "value"),
+    [(1, math.nan), (2, math.inf), (3, math.nan), (4, math.inf), (6, math.nan)],
+)
+def test_a_step_that_is_not_finite_is_named_and_never_taken_nor_saved(
+    unet, call, value, tmp_path
 ):
     state = start(Spoiled(deepcopy(unet), call, value), SETTINGS)
-    with pytest.raises(FloatingPointError, match=f"in step {call - 1}"):
-        list(train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7))
+    words = rf"Step {call} was refused.*rate is too high.*float16.*last checkpoint"
+    with pytest.raises(FloatingPointError, match=words):
+        for _ in train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7):
+            save(tmp_path, state)
     with pytest.raises(FloatingPointError):
         save(tmp_path, state)
     before = replace(SETTINGS, steps=call - 1)
     assert everything(state) == everything(run(unet, settings=before)[0])
     assert state.step == call - 1
+    fresh = start(deepcopy(unet), SETTINGS)
+    assert bool(resume(tmp_path, fresh)) == (call > 1)
+    assert fresh.step == call - 1, "what is on disk is the last finite step"
+
+
+@pytest.mark.parametrize("kind", ["unet", "ema", "exp_avg_sq"])
+def test_a_state_that_is_not_finite_is_never_saved(unet, kind, tmp_path):
+    """A huge rate makes infinite weights of finite gradients, unseen by the loss."""
+    state = start(deepcopy(unet), SETTINGS)
+    with torch.no_grad():
+        state.tensors()[f"{kind}/conv_in.bias"][1] = math.inf
+    with pytest.raises(FloatingPointError, match=rf"{kind}/conv_in.bias is NaN or inf"):
+        save(tmp_path, state)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gpu_that_is_not_waited_for_takes_no_step_after_a_bad_one(unet):
