@@ -94,19 +94,13 @@ def world_captions(first_seed: int, n: int) -> list[str]:
 
 def readable(backbone: Backbone, triplets: Sequence[Triplet]) -> list[Triplet]:
     """The triplets whose three texts the text encoder reads whole."""
-    limit = backbone.text_encoder.config.max_position_embeddings
-
-    def lengths(texts: list[str]) -> list[int]:
-        return [len(ids) for ids in backbone.tokenizer(texts).input_ids]
-
-    rows = zip(
-        triplets,
-        lengths([t.caption for t in triplets]),
-        lengths([t.instruction for t in triplets]),
-        lengths([t.edited_caption for t in triplets]),
-        strict=True,
+    texts = (
+        [t.caption for t in triplets],
+        [t.instruction for t in triplets],
+        [t.edited_caption for t in triplets],
     )
-    return [triplet for triplet, *counts in rows if max(counts) <= limit]
+    fit = zip(*map(backbone.fits, texts), strict=True)
+    return [t for t, all_three in zip(triplets, fit, strict=True) if all(all_three)]
 
 
 def render_kept(
