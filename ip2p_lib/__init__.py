@@ -2,15 +2,23 @@
 
 Modules in the order of the paper's pipeline:
 
-- ground: config, files, draws, images, diffusion, guidance, denoising, teaching
-- pretrained models: weights, backbone
+- ground: config, draws, images, diffusion, guidance, denoising, teaching
+- what is whole or not there: files, folders, disk_faults
+- pretrained models: weights, backbone, lora, adapter_files
 - section 3.1.1: captions, triplets, triplet_filter
-- who writes them: language_model, language_tuning, tuning_files
-- its service: language_service, service_run, service_form, service_faults
+- who writes them: language_model, language_loading, language_tuning, tuning_files
+- a service for it: language_service, asking, service_run, service_form, service_faults
+- beside it: moderation, language_server
 - in batches: batches, batch_files
-- what that costs: ledger, spending
-- section 3.1.2: prompt_to_prompt, rendering, filtering, dataset, shards
-- section 3.2: surgery, latents, checkpoint, training, ema, parallel
+- what that costs, and how long it is there: ledger, spending, model_dates
+- what two captions share: word_alignment, word_edits
+- and two pictures: prompt_to_prompt, cross_attention, paired_sampling
+- section 3.1.2: rendering, filtering, dataset, shards, pairs
+- the same, faster and for weeks: stepping, trees, slots, rendering_run
+- its pairs for others, and theirs: pair_parquet, pair_rows, pair_folders, own_pictures
+- what they are worth: pair_validation, pair_survey, dataset_card
+- section 3.2: surgery, latents, training, train_state, ema, micro_batches, parallel
+- so that no stop loses a run: checkpoint, recovery, interruption, run_lock
 - section 4: editing, baselines, evaluation, figures, widgets
 
 The package ``miniature`` holds the small world and the models trained on it.

@@ -31,35 +31,76 @@ IMPORTS = {
     "service_form": "triplets",
     "service_faults": "draws",
     "tuning_files": "triplets service_form",
-    "service_run": "triplets ledger spending service_form service_faults",
-    "language_service": (
-        "triplets ledger spending service_form service_faults service_run"
-    ),
+    "asking": "triplets spending service_form",
+    "service_run": "triplets ledger spending service_form service_faults asking",
+    "language_service": "triplets ledger spending asking service_faults service_run",
+    "language_server": "",
+    "moderation": "triplet_filter service_form service_faults",
+    "model_dates": "spending service_form service_faults",
     "batch_files": "files ledger spending service_form",
     "batches": (
         "triplets ledger spending service_form service_faults service_run"
         " batch_files language_service"
     ),
-    "language_model": "config draws triplets language_service",
+    "lora": "draws",
+    "adapter_files": "config files lora",
+    "language_loading": "config backbone weights adapter_files",
+    "language_model": "config draws triplets language_loading language_service",
     "images": "",
     "diffusion": "draws",
     "guidance": "draws",
     "denoising": "diffusion guidance",
     "prompt_to_prompt": "draws",
+    "word_alignment": "",
+    "word_edits": "backbone word_alignment",
+    "cross_attention": "prompt_to_prompt word_edits",
+    "paired_sampling": (
+        "diffusion stepping prompt_to_prompt cross_attention word_edits"
+    ),
     "language_tuning": "draws triplets",
     "weights": "",
     "backbone": "config images diffusion weights",
     "rendering": (
-        "triplets draws diffusion guidance denoising prompt_to_prompt backbone"
+        "triplets draws diffusion guidance denoising backbone word_edits"
+        " paired_sampling"
+    ),
+    "stepping": "diffusion",
+    "trees": "triplets draws rendering stepping backbone",
+    "slots": (
+        "draws diffusion denoising prompt_to_prompt backbone rendering stepping trees"
     ),
     "filtering": "images",
-    "shards": "files images triplets",
-    "dataset": "images shards",
+    "disk_faults": "",
+    "folders": "disk_faults",
+    "pairs": "images triplets",
+    "shards": "disk_faults files pairs",
+    "dataset": "images pairs shards",
+    "pair_validation": "dataset pairs shards",
+    "pair_rows": "dataset images pairs",
+    "pair_parquet": "dataset folders pair_rows pairs",
+    "pair_folders": "dataset folders images pairs",
+    "own_pictures": "dataset images pairs",
+    "pair_survey": "pairs",
+    "dataset_card": "dataset pair_survey shards",
+    "rendering_run": (
+        "config files triplets images backbone rendering slots filtering pairs shards"
+        " dataset run_lock"
+    ),
     "surgery": "",
-    "checkpoint": "",
+    "checkpoint": "files disk_faults",
     "latents": "draws",
     "ema": "",
-    "training": "draws diffusion guidance latents ema checkpoint parallel",
+    "train_state": "ema",
+    "micro_batches": "parallel train_state",
+    "training": (
+        "draws diffusion guidance latents ema checkpoint parallel train_state"
+        " micro_batches"
+    ),
+    "interruption": "",
+    "run_lock": "folders parallel",
+    "recovery": (
+        "files disk_faults parallel checkpoint training interruption run_lock"
+    ),
     "editing": "config draws images diffusion guidance denoising backbone weights",
     "baselines": "draws images diffusion guidance denoising backbone",
     "evaluation": "dataset filtering editing baselines",
@@ -69,17 +110,28 @@ IMPORTS = {
 }
 # Split off a stage to keep files short, and tested with it.
 PARTS = {
+    "adapter_files": "lora",
+    "language_loading": "language_model",
     "language_tuning": "language_model",
     "shards": "dataset",
+    "pairs": "dataset",
+    "pair_rows": "pair_parquet",
+    "pair_survey": "dataset_card",
     "language_service": "language_model",
     "service_form": "language_service",
     "service_faults": "language_service",
     "service_run": "language_service",
     "batch_files": "batches",
     "denoising": "guidance",
+    "stepping": "slots",
+    "trees": "slots",
     "weights": "backbone",
     "latents": "training",
     "ema": "training",
+    "train_state": "training",
+    "micro_batches": "training",
+    "interruption": "recovery",
+    "run_lock": "recovery",
 }
 MODULES = [p.stem for p in LIBRARY.glob("*.py") if p.stem != "__init__"]
 SOURCES = sorted([*LIBRARY.rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
