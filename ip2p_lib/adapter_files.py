@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
@@ -48,13 +49,20 @@ def identify(source: str | Path | Source) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def save_lora(model: nn.Module, folder: str | Path, base: str | Path | Source) -> Path:
+def save_lora(
+    model: nn.Module,
+    folder: str | Path,
+    base: str | Path | Source,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
     """Write A and B, not the base, as two files that ``peft`` opens as well.
 
     Args:
         model: with LoRA.
         folder: made if missing; an adapter there is replaced.
         base: what the model was loaded from; its ``identify`` goes into the files.
+        dtype: of A and B in the file; half precision is enough to write with.
     Returns:
         ``folder``.
     Raises:
@@ -68,7 +76,7 @@ def save_lora(model: nn.Module, folder: str | Path, base: str | Path | Source) -
     identity = identify(base)
     settings = json.dumps(_settings(model, identity), indent=1)
     weights = {
-        _PREFIX + name: weight.detach().cpu().contiguous()
+        _PREFIX + name: weight.detach().to("cpu", dtype).contiguous()
         for name, weight in lora_weights(model).items()
     }
     facts = {"format": "pt", "base": identity, "settings": settings}

@@ -96,6 +96,7 @@ class Scale:
     clip: Source
     language_model: Source
     triplets: int  # captions taken through the pipeline in one notebook run
+    language_adapter: str | None = None  # of ``language_model``, a folder
     # To fine-tune with LoRA where ``language_model`` is a service and there is no key.
     open_language_model: Source | None = None
     rendering: Rendering = field(default_factory=Rendering)
@@ -112,6 +113,7 @@ _MINIATURE = Scale(
     editor=Source(str(MODELS / "miniature-ip2p" / "unet")),
     clip=Source(str(MODELS / "miniature-clip")),
     language_model=Source(str(MODELS / "miniature-lm")),
+    language_adapter=str(MODELS / "miniature-lm" / "adapter"),
     triplets=8,
     rendering=Rendering(
         steps=12, cfg_min=2.0, cfg_max=4.0, candidates=4, sampler="dpm_solver_pp"

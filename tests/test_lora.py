@@ -308,3 +308,19 @@ def test_an_adapter_is_not_saved_where_it_would_do_harm(base, trained) -> None:
         save_lora(merge_lora(trained), base, base)
     with pytest.raises(FileNotFoundError, match="no safetensors"):
         identify(base.parent)
+
+
+def test_half_of_the_bytes_are_nearly_the_same_adapter(base, tmp_path):
+    model = add_lora(load_language_model(base, device="cpu").model)
+    with torch.no_grad():
+        for weight in lora_weights(model).values():
+            weight.add_(0.01)
+    sizes = [
+        (save_lora(model, tmp_path / name, base, dtype=dtype) / WEIGHTS).stat().st_size
+        for name, dtype in (("whole", torch.float32), ("half", torch.float16))
+    ]
+    assert sizes[1] < 0.6 * sizes[0]
+    back = load_language_model(base, tmp_path / "half", device="cpu").model
+    for name, weight in lora_weights(back).items():
+        assert weight.dtype == torch.float32
+        torch.testing.assert_close(weight, lora_weights(model)[name], rtol=0, atol=1e-3)

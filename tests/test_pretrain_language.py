@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ip2p_lib.config import preset
 from ip2p_lib.language_model import LanguageModel, load_language_model
 from ip2p_lib.language_tuning import encode
 from ip2p_lib.miniature import pretrain_language
@@ -92,9 +93,9 @@ def test_the_measure_tells_a_bad_model(model, tokenizer) -> None:
 
 
 def test_the_shipped_model_changes_one_thing_at_a_time() -> None:
-    found = pretrain_language.measure(
-        load_language_model(pretrain_language.MODELS / "miniature-lm"), n=100
-    )
+    scale = preset("miniature")
+    writer = load_language_model(scale.language_model, scale.language_adapter)
+    found = pretrain_language.measure(writer, n=100)
     # A model that copies its caption or invents another one would be near zero.
     assert found["parsed"] >= 0.9
     assert found["one_change"] >= found["right"] >= 0.85

@@ -158,7 +158,8 @@ def _filter(
 
 def run_write(args: argparse.Namespace, scale: Scale) -> None:
     """Let the language model write a triplet for each of ``--captions`` captions."""
-    writer = load_language_model(scale.language_model)
+    folder = args.out / "models" / "miniature-lm"
+    writer = load_language_model(folder, folder / "adapter")
     began, captions = time.monotonic(), world_captions(0, args.captions)
     replies = list(
         write_triplets(writer, captions, batch_size=args.batch, max_tokens=96)
