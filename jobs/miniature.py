@@ -2,10 +2,11 @@
 
     python -m jobs.miniature --seconds 1600 --out data --work runs/miniature
 
-The U-Net goes on learning, renders pairs for the triplets in ``--work`` (or for new
-ones), the editor learns from those that pass the filter, and all are measured. Every
-stage is a command of ``ip2p_lib.miniature`` and leaves a log in ``--work``; compilation
-runs beside the stages before it. A stage that fails ends the job, and what the earlier
+The U-Net goes on learning while a new language model, if asked for, learns beside it
+and writes; the U-Net renders pairs for the triplets in ``--work``, the editor learns
+from those that pass the filter, and all are measured. Every stage is a command of
+``ip2p_lib.miniature`` and leaves a log in ``--work``; compilation runs beside the
+stages before it. A stage that fails ends the job, and what the earlier
 ones saved stays. A run that was cut off goes on in the same ``--work``; a new run takes
 a new one.
 """
@@ -73,20 +74,40 @@ class Job:
             raise SystemExit(f"{name} failed with {codes}: see the logs in {self.work}")
 
 
+def write_triplets(job: Job, options: argparse.Namespace) -> None:
+    """New triplets if ``--work`` has none, by a language model trained anew or not."""
+    where, last = ["--out", str(job.out), "--work", str(job.work)], max(job.gpus - 1, 0)
+    if options.language_seconds:
+        stages = ["grammar", "written", "--seconds", str(options.language_seconds)]
+        stages += ["--out", str(job.out / "models" / "miniature-lm")]
+        stages += ["--work", str(job.work / "language")]
+        stages += ["--results", str(job.out / "results")]
+        learning = job.start("language", "pretrain_language", *stages, gpu=last)
+        job.finish("language", learning)
+    if not (job.work / "triplets.jsonl").is_file():
+        batch = ["--batch", "1024"]
+        writing = job.start("write", "make_pairs", "write", *where, *batch, gpu=last)
+        job.finish("write", writing)
+
+
 def train_unet(job: Job, options: argparse.Namespace) -> None:
-    """The U-Net, from the weights in ``--out``."""
+    """The U-Net, from the weights in ``--out``; triplets are written meanwhile."""
     arguments = ["unet", "--warm", *job.until(UNET_ENDS)]
     arguments += ["--out", str(job.out / "models"), "--work", str(job.work / "state")]
     arguments += ["--batch", str(options.unet_batch * max(job.gpus, 1))]
     arguments += ["--scenes", str(options.scenes)]
-    job.finish("unet", job.start("unet", "pretrain", *arguments))
+    learning = job.start("unet", "pretrain", *arguments)
+    try:
+        write_triplets(job, options)
+    except SystemExit:
+        learning.terminate()
+        raise
+    job.finish("unet", learning)
 
 
 def make_editor(job: Job, options: argparse.Namespace) -> None:
     """Pairs on every GPU; the editor compiles meanwhile, then trains on them."""
     parts, where = max(job.gpus, 1), ["--out", str(job.out), "--work", str(job.work)]
-    if not (job.work / "triplets.jsonl").is_file():
-        job.finish("write", job.start("write", "make_pairs", "write", *where, gpu=0))
     for old in job.work.glob("part-*"):
         shutil.rmtree(old)  # or the editor would not wait for the new ones
     batch = ["--batch", str(options.editor_batch * parts), "--parts", str(parts)]
@@ -133,6 +154,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1600)
     parser.add_argument("--render-seconds", type=float, default=110)
     parser.add_argument("--scenes", type=int, default=200_000)
+    parser.add_argument(
+        "--language-seconds", type=float, default=0, help="0 keeps the language model"
+    )
     parser.add_argument("--unet-batch", type=int, default=2048, help="on each GPU")
     parser.add_argument("--editor-batch", type=int, default=1536, help="on each GPU")
     parser.add_argument("--samples", type=int, default=512, help="held-out scenes")

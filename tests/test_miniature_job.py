@@ -69,6 +69,27 @@ def test_triplets_that_are_there_are_not_written_again(run):
     assert "write" not in [log for log, *_ in job()]
 
 
+def test_a_new_language_model_writes_while_the_unet_learns(run):
+    job, *_ = run
+    started = job("--language-seconds", "130")
+    logs = [log for log, *_ in started]
+    assert logs[:4] == ["unet", "language", "write", "editor"]
+    rows = {log: (gpu, arguments) for log, _, gpu, arguments in started}
+    assert rows["language"][0] == rows["write"][0] == 1
+    assert "grammar written --seconds 130" in rows["language"][1]
+    for log in ("language", "write"):
+        assert "miniature-lm" in rows["language"][1] and "--out" in rows[log][1]
+
+
+def test_without_triplets_nothing_goes_on(run):
+    job, started, _ = run
+    before = Ended.terminated
+    with pytest.raises(SystemExit, match="write failed"):
+        job(failing="write")
+    assert [log for log, *_ in started] == ["unet", "write"]
+    assert Ended.terminated == before + 1, "the U-Net would learn for nobody"
+
+
 def test_the_editors_deadline_comes_after_the_unets(run):
     job, *_ = run
     rows = {log: arguments.split() for log, _, _, arguments in job("--seconds", "100")}
