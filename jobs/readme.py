@@ -64,6 +64,24 @@ def _judge() -> str:
     return _row(name, f"{row['name']:.1%}", "95 %", claim)
 
 
+def _language() -> list[str]:
+    """Rows of the language model as it ships, with its adapter."""
+    name = "miniature-lm"
+    row = read(name)["rows"][-1]
+    asked = f"of {row['captions']:,} held-out captions"
+    return [
+        _row(
+            name, f"{row['parsed']:.1%}", "97 %", f"Replies that are triplets, {asked}"
+        ),
+        _row(
+            name,
+            f"{row['right']:.1%}",
+            "95 %",
+            "Replies that change one thing, and the one asked for",
+        ),
+    ]
+
+
 def _edits() -> list[str]:
     """Rows of the editor."""
     name = "miniature-editor"
@@ -103,7 +121,7 @@ def _machine() -> list[str]:
 def table() -> str:
     """The table of results, in Markdown."""
     head = ["| what is measured | result | aim | on |", "|---|---|---|---|"]
-    return "\n".join([*head, *_networks(), *_edits(), *_machine()])
+    return "\n".join([*head, *_networks(), *_language(), *_edits(), *_machine()])
 
 
 def fill(text: str) -> str:
