@@ -3,7 +3,8 @@
 The gradient of a batch is the sum of its parts' gradients, and every draw hangs on the
 example (see ``draws``), so a batch cut into smaller parts is the same step up to
 rounding: same examples, same noise, same batch size. Hence memory may run out in the
-middle of a run. The released code asks for a fitting batch beforehand instead.
+middle of a run. ``memory_plan`` foretells the size that fits; the released code asks
+for it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from ip2p_lib.parallel import add_up
 from ip2p_lib.train_state import TrainState
 
 NO_ROOM = (
-    "Not even one example fits into memory. Use a smaller resolution, call "
-    "unet.enable_gradient_checkpointing(), or free what other notebooks hold."
+    "Not even one example fits into memory. Give up more (memory_plan.recommend says "
+    "what: Economy(checkpointing=True), 8-bit AdamW or LoRA), use a smaller "
+    "resolution, or free what other notebooks hold."
 )
 LESS_AT_ONCE = (
     "Memory ran out in step {} with {} examples at once. From here on {} at a time: "

@@ -42,6 +42,38 @@ def test_wrappers_do_not_change_the_names():
         assert named_weights(wrapped).keys() == {"weight", "bias"}
 
 
+def test_an_average_on_the_host_has_the_numbers_of_one_beside_the_weights():
+    """There it works on copies: here, too, though both are on one machine."""
+    layers = nn.Sequential(*(nn.Linear(2, 3) for _ in range(70)))  # more than one call
+    near, host = EMA(layers, 0.9), EMA(layers, 0.9, "cpu")
+    for n in range(5):
+        with torch.no_grad():
+            for weight in layers.parameters():
+                weight.mul_(-1.1 + n)
+        near.update(layers)
+        host.update(layers)
+    assert len(near.weights) == 140 and near.updates == host.updates
+    for name, weight in near.weights.items():
+        torch.testing.assert_close(host.weights[name], weight)
+
+
+def test_an_average_on_the_host_takes_nothing_of_another_device():
+    layer = nn.Linear(3, 2, device="meta")
+    assert {w.device.type for w in EMA(layer, 0.5).weights.values()} == {"meta"}
+    with torch.device("meta"), pytest.raises(NotImplementedError, match="meta"):
+        EMA(layer, 0.5, "cpu")  # it tries to fetch the numbers, of which there are none
+
+
+def test_only_what_is_trained_is_averaged():
+    layer = nn.Linear(3, 2)
+    layer.bias.requires_grad_(False)
+    ema, bias = EMA(layer, 0.5), layer.bias.clone()
+    assert set(ema.weights) == {"weight"}
+    ema.update(layer)
+    ema.copy_to(layer)
+    assert torch.equal(layer.bias, bias)
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 9.999])
 def test_a_decay_that_never_settles_is_refused(decay):
     with pytest.raises(ValueError, match="ema_decay"):

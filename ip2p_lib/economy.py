@@ -1,0 +1,45 @@
+"""What a training gives up so that it fits a card (section 3.2; ours).
+
+The authors trained on eight cards of 40 GB. AdamW in float32 with the average beside it
+takes 17 GB for Stable Diffusion 1.5 before the first activation; ``memory_plan`` tells
+which of these a smaller card needs, ``training.start`` does what they say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Economy:
+    """Choices that trade speed or freedom for memory; the default gives up nothing.
+
+    None of them but ``lora_rank`` and ``eight_bit`` changes a step by more than
+    rounding. The weights that are trained, and their gradients, are always float32.
+    """
+
+    lora_rank: int | None = None  # train matrices of this rank beside a frozen U-Net
+    eight_bit: bool = False  # AdamW's two averages in 8 bits instead of 32
+    checkpointing: bool = False  # compute activations twice instead of keeping them
+    ema_on_cpu: bool = False  # the average of the weights lies on the host
+    autocast: torch.dtype | None = None  # from ``precision``; None computes in float32
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the loss is scaled, as float16's gradients need it."""
+        return self.autocast is torch.float16
+
+    @property
+    def words(self) -> str:
+        """What is done, in a few words."""
+        kind = f"LoRA of rank {self.lora_rank}" if self.lora_rank else "all weights"
+        parts = [
+            kind,
+            "8-bit AdamW" if self.eight_bit else "AdamW",
+            str(self.autocast or torch.float32).removeprefix("torch."),
+        ]
+        parts += ["checkpointed activations"] * self.checkpointing
+        parts += ["average on the CPU"] * self.ema_on_cpu
+        return ", ".join(parts)

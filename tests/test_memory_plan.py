@@ -1,0 +1,253 @@
+"""What the planner foretells is what torch then takes, and it says so in words."""
+
+from collections import namedtuple
+from copy import deepcopy
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from test_training import LATENTS, SCHEDULE, SETTINGS
+
+from ip2p_lib import memory_plan, memory_trace
+from ip2p_lib.checkpoint import size_of
+from ip2p_lib.economy import Economy
+from ip2p_lib.editor_lora import add_editor_lora
+from ip2p_lib.memory_plan import LADDER, memory_of, plan_training, recommend
+from ip2p_lib.memory_trace import trace
+from ip2p_lib.surgery import widen_conv_in
+from ip2p_lib.training import start, train
+
+GIB, MIB = 2**30, 2**20
+SMALL = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [32, 128],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "layers_per_block": 1,
+    "attention_head_dim": 4,
+    "cross_attention_dim": 32,
+    "norm_num_groups": 8,
+}
+SD15 = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "cross_attention_dim": 768,
+}
+
+
+def small_unet(device):
+    with torch.device(device):
+        return UNet2DConditionModel.from_config({**SMALL, "in_channels": 8}).train()
+
+
+def measured(n, checkpointing, dtype):
+    """Bytes that torch's allocator holds when the forward pass ends, and at most."""
+    unet = small_unet("cpu")
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    sample, noise = torch.ones(n, 8, 16, 16), torch.ones(n, 4, 16, 16)
+    t, text = torch.zeros(n, dtype=torch.int64), torch.ones(n, 77, 32)
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            eps = unet(sample, t, text, return_dict=False)[0]
+            loss = (eps.float() - noise).square().mean()
+            del eps
+        with torch.profiler.record_function("turn"):
+            pass
+        loss.backward()
+    alive, curve, waiting = 0, [], 0
+    events = profile.profiler.kineto_results.events()
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            curve.append(alive)
+        elif event.name() == "turn":
+            waiting = alive
+    return waiting, max(curve)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_a_trace_foretells_what_torch_allocates(monkeypatch, dtype, checkpointing):
+    """Within 5 %, against the profile of a real pass on the CPU."""
+    monkeypatch.setattr(memory_trace, "FULL", ())  # a CPU's autocast norms in half
+    timeline = trace(
+        small_unet("meta"),
+        latent=(8, 16, 16),
+        text=(77, 32),
+        autocast=dtype,
+        checkpointing=checkpointing,
+    )
+    for n in (2, 8):
+        waiting, peak = measured(n, checkpointing, dtype)
+        foretold = timeline.saved[0] + n * timeline.saved[1]
+        assert foretold == pytest.approx(waiting, rel=0.05)
+        assert timeline.peak(n) == pytest.approx(peak, rel=0.05)
+
+
+def test_norms_are_float32_on_a_gpu_and_that_is_counted():
+    def saved(autocast):
+        options = {"latent": (8, 16, 16), "text": (77, 32)}
+        return trace(small_unet("meta"), autocast=autocast, **options).saved[1]
+
+    assert 0.5 < saved(torch.bfloat16) / saved(None) < 0.9
+
+
+def test_gradients_of_earlier_parts_lie_there_too():
+    timeline = trace(small_unet("meta"), latent=(8, 16, 16), text=(77, 32))
+    gradients = 4 * sum(w.numel() for w in small_unet("meta").parameters())
+    assert timeline.gradients[-1] == gradients
+    more = timeline.peak(64, accumulating=True) - timeline.peak(64)
+    assert 0 < more <= gradients
+
+
+@pytest.mark.parametrize(
+    ("checkpointing", "saved", "flops"), [(False, 452, 0.537), (True, 74, 0.665)]
+)
+def test_stable_diffusions_numbers_are_the_known_ones(checkpointing, saved, flops):
+    """At 256 px in float32, measured elsewhere on real tensors; 17.2 GB are static."""
+    economy = Economy(checkpointing=checkpointing)
+    plan = plan_training(SD15, economy, memory=80 * GIB, batch_size=1024)
+    assert plan.activations / MIB == pytest.approx(saved, rel=0.01)
+    assert plan.flops / 1e12 == pytest.approx(flops, rel=0.02)
+    assert (plan.static + plan.gradients) / 1e9 == pytest.approx(17.2, rel=0.01)
+    assert plan.weights == pytest.approx(4 * 859.53e6, rel=1e-4)
+    assert 100 < plan.micro_batch < 160 or checkpointing
+
+
+def small_plan(memory=2 * GIB, batch_size=64, **economy):
+    how = Economy(**economy)
+    return plan_training(
+        SMALL, how, memory=memory, batch_size=batch_size, resolution=128
+    )
+
+
+@pytest.mark.parametrize("economy", [*LADDER, Economy(checkpointing=True)])
+def test_more_memory_is_a_larger_micro_batch_and_never_more_than_there_is(economy):
+    sizes = [n * MIB for n in (90, 100, 130, 160, 240, 400, 700, 2000)]
+    plans = [
+        plan_training(SMALL, economy, memory=m, batch_size=64, resolution=128)
+        for m in sizes
+    ]
+    micro = [plan.micro_batch for plan in plans]
+    assert micro == sorted(micro) and micro[-1] == 64 and len(set(micro)) > 3
+    for plan in plans:
+        assert plan.peak <= plan.memory or plan.micro_batch == 0
+        if 0 < plan.micro_batch < 64:
+            room = plan.memory / 1.07 - plan.peak
+            assert room < 4 * plan.activations, "one more would have fitted"
+        parts = plan.accumulation * max(plan.micro_batch, 1)
+        assert 64 <= parts < 64 + max(plan.micro_batch, 1)
+
+
+@pytest.mark.parametrize("economy", LADDER[:2])
+def test_what_is_static_is_what_training_then_holds(tiny_backbone, economy):
+    unet = widen_conv_in(tiny_backbone.unet)
+    plan = plan_training(tiny_backbone.unet.config, economy, memory=GIB, batch_size=4)
+    tensors = start(unet, SETTINGS, economy).tensors()
+    average = plan.gradients if economy.ema_on_cpu else 0
+    assert plan.static + average == size_of(tensors)
+    assert plan.average == plan.gradients - average
+
+
+def test_what_lora_trains_is_what_is_held(tiny_backbone):
+    economy = Economy(lora_rank=4)
+    unet = add_editor_lora(widen_conv_in(tiny_backbone.unet), rank=4)
+    plan = plan_training(tiny_backbone.unet.config, economy, memory=GIB, batch_size=4)
+    tensors = start(unet, SETTINGS, economy).tensors()
+    frozen = [w for w in unet.parameters() if not w.requires_grad]
+    assert plan.static == size_of(tensors) + 4 * sum(w.numel() for w in frozen)
+
+
+def test_every_economy_takes_less():
+    full = small_plan()
+    assert small_plan(ema_on_cpu=True).static == full.static - full.average
+    assert small_plan(eight_bit=True).optimizer < 0.4 * full.optimizer
+    assert small_plan(checkpointing=True).activations < 0.3 * full.activations
+    half = small_plan(autocast=torch.float16)
+    assert half.activations < full.activations and half.copies > full.copies
+    lora = small_plan(lora_rank=4, autocast=torch.float16)
+    assert lora.weights < 0.6 * full.weights and lora.gradients < 0.2 * full.gradients
+
+
+def test_a_plan_says_where_the_memory_goes():
+    words = small_plan(memory=160 * MIB, checkpointing=True, ema_on_cpu=True).sentence
+    for part in ("all weights, AdamW, float32, checkpointed", "average on the CPU"):
+        assert part in words
+    assert "64 examples in" in words and "parts of at most" in words
+    plan = small_plan()
+    assert "64 examples at once" in plan.sentence
+    waiting = plan.copies + plan.micro_batch * plan.activations
+    assert plan.static + waiting + plan.workspace == plan.peak
+    assert plan.workspace > 0
+
+
+def advice(memory, batch_size=64, **options):
+    return recommend(
+        SMALL, memory=memory, batch_size=batch_size, resolution=128, **options
+    )
+
+
+def test_the_freest_way_that_keeps_the_card_busy_is_recommended():
+    ways = [advice(m * MIB).economy for m in (1000, 200, 120)]
+    assert ways[0] == Economy()
+    assert ways[1] == Economy(checkpointing=True)
+    assert ways[2].lora_rank or ways[2].eight_bit
+    assert advice(2 * GIB, autocast=torch.float16).economy.scaled
+    alone = advice(130 * MIB, batch_size=1)
+    assert alone.micro_batch == 1 and alone.accumulation == 1
+
+
+def test_an_impossible_card_is_refused_in_words():
+    words = (
+        r"Training at 128 px does not fit.*one example takes \d\d MiB, and there are"
+    )
+    with pytest.raises(ValueError, match=words + r" 20 MiB.*smaller resolution"):
+        advice(20 * MIB)
+    only = [Economy(eight_bit=True)]
+    with pytest.raises(ValueError, match="8-bit AdamW, float32, checkpointed"):
+        advice(70 * MIB, economies=only)
+    assert advice(70 * MIB + 3 * small_plan().static, economies=only)
+
+
+@pytest.mark.parametrize(("batch", "pixels"), [(0, 128), (4, 100), (4, 0)])
+def test_what_cannot_be_planned_is_refused(batch, pixels):
+    with pytest.raises(ValueError, match="multiple of 8"):
+        plan_training(SMALL, Economy(), memory=GIB, batch_size=batch, resolution=pixels)
+
+
+def test_the_planned_micro_batch_is_what_training_takes_at_once(tiny_backbone):
+    unet = deepcopy(widen_conv_in(tiny_backbone.unet))
+    sizes = []
+    unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    state = start(unet, SETTINGS)
+    state.micro_batch = 3
+    next(train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=0))
+    assert sizes == [3, 1]
+
+
+def test_a_cards_memory_is_what_is_free_and_permitted(monkeypatch):
+    def pretend(share):
+        cuda = {
+            "mem_get_info": (9 * GIB, 16 * GIB),
+            "memory_allocated": 2 * GIB,
+            "memory_reserved": 3 * GIB,
+            "get_per_process_memory_fraction": share,
+        }
+        for name, value in cuda.items():
+            monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+
+    pretend(1.0)
+    assert memory_of("cuda") == 10 * GIB, "free, and cached by torch"
+    pretend(0.5)
+    assert memory_of("cuda") == 6 * GIB, "half of the card, less what is taken"
+    found = namedtuple("memory", "available")(7 * GIB)
+    monkeypatch.setattr(memory_plan.psutil, "virtual_memory", lambda: found)
+    assert memory_of("cpu") == 7 * GIB
