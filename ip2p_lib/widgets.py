@@ -1,18 +1,11 @@
 """The editor as a panel: upload a picture, say what to change, press Edit.
 
-The only place that knows ipywidgets, and only what versions 7.7 (Colab) and 8 share.
-Everything a callback shows is the value of an ``Image`` or ``HTML`` widget, errors too:
-an exception in a callback would end in a log that nobody sees, and an ``Output`` widget
-now and then stalls notebooks that run in batch.
-
-A panel does nothing that ``Editor.edit`` does not do from a plain cell. Where widgets
-cannot live, on a web page or in a report, it leaves a still picture of itself.
+A panel does nothing that ``Editor.edit`` does not do from a plain cell; see ``panels``
+for what all panels share.
 """
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,23 +15,12 @@ import PIL.Image
 from PIL.Image import Image
 
 from ip2p_lib import figures, images
+from ip2p_lib.panels import LABEL, WIDE, Panel, slider, to_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ip2p_lib.editing import Editor
-
-_WIDE = {"width": "97%"}
-_LABEL = {"description_width": "11em"}
-
-
-def _png(picture: Image | Figure) -> bytes:
-    file = io.BytesIO()
-    if isinstance(picture, Image):
-        picture.save(file, "png")
-    else:
-        picture.savefig(file, format="png", bbox_inches="tight")
-    return file.getvalue()
 
 
 def _uploaded(value: Any) -> bytes:
@@ -47,25 +29,12 @@ def _uploaded(value: Any) -> bytes:
     return bytes(files[-1]["content"])
 
 
-def _slider(name: str, value: float, most: float) -> Any:
-    return ipywidgets.FloatSlider(
-        value,
-        min=0.0,
-        max=max(most, value),
-        step=0.1,
-        description=name,
-        readout_format=".1f",
-        style=_LABEL,
-        layout=_WIDE,
-    )
-
-
 def _picture_box() -> Any:
     layout = {"max_width": "49%", "display": "none"}
     return ipywidgets.Image(format="png", layout=layout)
 
 
-class EditorPanel(ipywidgets.VBox):
+class EditorPanel(Panel):
     """Controls and pictures of one editor; see ``editor_panel``.
 
     Every control is an attribute, so that a cell can do what a hand does:
@@ -76,8 +45,7 @@ class EditorPanel(ipywidgets.VBox):
         result: the last edit, or None.
     """
 
-    # Version 7 would display the panel by this method, and leave no still behind.
-    _ipython_display_ = None
+    about = "A panel to edit pictures; it needs a running notebook."
 
     def __init__(self, editor: Editor) -> None:
         """Lay out the panel with the editor's own settings."""
@@ -88,17 +56,17 @@ class EditorPanel(ipywidgets.VBox):
         self.instruction = ipywidgets.Text(
             placeholder="what to change: make it winter",
             description="instruction",
-            style=_LABEL,
-            layout=_WIDE,
+            style=LABEL,
+            layout=WIDE,
         )
         defaults = editor.settings
-        self.text_scale = _slider("follow the text", defaults.text_scale, 15.0)
-        self.image_scale = _slider("keep the picture", defaults.image_scale, 3.0)
+        self.text_scale = slider("follow the text", defaults.text_scale, 15.0)
+        self.image_scale = slider("keep the picture", defaults.image_scale, 3.0)
         self.steps = ipywidgets.BoundedIntText(
-            defaults.steps, min=1, max=1000, description="steps", style=_LABEL
+            defaults.steps, min=1, max=1000, description="steps", style=LABEL
         )
         self.seed = ipywidgets.BoundedIntText(
-            0, min=0, max=2**31 - 1, description="seed", style=_LABEL
+            0, min=0, max=2**31 - 1, description="seed", style=LABEL
         )
         self.edit_button = ipywidgets.Button(description="Edit", button_style="primary")
         self.reset_button = ipywidgets.Button(description="Reset")
@@ -126,7 +94,7 @@ class EditorPanel(ipywidgets.VBox):
         self._show(self.before, self.source)
         self._show(self.after, None)
         self.result = None
-        self._say("Now say what to change, and press Edit.")
+        self.say("Now say what to change, and press Edit.")
 
     def still(self) -> Figure | None:
         """What the panel shows, as a figure; None without a picture."""
@@ -136,36 +104,16 @@ class EditorPanel(ipywidgets.VBox):
             return figures.show_grid([[self.source]])
         return figures.show_pairs(self.source, self.instruction.value, self.result)
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        """The live panel, and a still for pages without widgets."""
-        view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-        bundle: dict[str, Any] = {
-            "text/plain": "A panel to edit pictures; it needs a running notebook.",
-            "application/vnd.jupyter.widget-view+json": view,
-        }
-        still = self.still()
-        if still is not None:
-            bundle["image/png"] = base64.b64encode(_png(still)).decode()
-        return bundle
-
     def _guard(self, action: Callable[[], None]) -> None:
-        """Run a callback; whatever goes wrong is said in the panel."""
+        """Run a callback, with the button out of reach meanwhile."""
         self.edit_button.disabled = True
         try:
-            action()
-        except (ValueError, OSError, ArithmeticError) as error:
-            self._say(str(error), "#b00020")  # the library's own words
-        except Exception as error:
-            self._say(f"This failed: {type(error).__name__}: {error}", "#b00020")
+            self.guard(action)
         finally:
             self.edit_button.disabled = False
 
-    def _say(self, text: str, colour: str = "inherit") -> None:
-        words = html.escape(text)
-        self.message.value = f'<span style="color: {colour}">{words}</span>'
-
     def _show(self, box: Any, picture: Image | None) -> None:
-        box.value = b"" if picture is None else _png(picture)
+        box.value = b"" if picture is None else to_png(picture)
         box.layout.display = "none" if picture is None else ""
         if picture is not None:  # the miniature's 128 pixels twice as large
             box.layout.width = f"{max(256, picture.width)}px"
@@ -183,7 +131,7 @@ class EditorPanel(ipywidgets.VBox):
     def _edit(self) -> None:
         if self.source is None:
             raise ValueError("There is no picture yet: upload one first.")
-        self._say("Editing ...")
+        self.say("Editing ...")
         self.result = self.editor.edit(
             self.source,
             self.instruction.value,
@@ -193,7 +141,7 @@ class EditorPanel(ipywidgets.VBox):
             seed=self.seed.value,
         )
         self._show(self.after, self.result)
-        self._say(
+        self.say(
             "Too little change? Follow the text more or keep the picture less; too "
             "much, the other way. Another seed is another attempt."
         )
@@ -206,7 +154,7 @@ class EditorPanel(ipywidgets.VBox):
         self.steps.value, self.seed.value = defaults.steps, 0
         self.instruction.value, self.result = "", None
         self._show(self.after, None)
-        self._say("")
+        self.say("")
 
 
 def editor_panel(editor: Editor, image: Image | None = None) -> EditorPanel:

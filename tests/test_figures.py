@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from PIL import Image
 
-from ip2p_lib import figures
+from ip2p_lib import figure_style, figures
 
 RED = Image.new("RGB", (128, 128), (255, 0, 0))
 BLUE = Image.new("RGB", (128, 128), (0, 0, 255))
@@ -85,13 +85,13 @@ def test_a_tensor_shows_as_the_picture_it_holds() -> None:
 def test_chinese_is_drawn_with_glyphs_not_boxes() -> None:
     shown = drawn(figures.show_pairs(RED, ZH, BLUE))
     boxes = drawn(figures.show_pairs(RED, "\u25a1" * len(ZH), BLUE))
-    assert figures.legible(ZH, 9) == ZH
+    assert figure_style.legible(ZH, 9) == ZH
     assert (shown < 80).all(-1).sum() > 1.2 * (boxes < 80).all(-1).sum()
 
 
 @pytest.mark.parametrize("text", ["add a \U0001f339", "ជ", "𠜎"])
 def test_a_character_without_a_glyph_is_a_visible_box(text: str) -> None:
-    assert "\u25a1" in figures.legible(text, 9)
+    assert "\u25a1" in figure_style.legible(text, 9)
     drawn(figures.show_pairs(RED, text, BLUE))  # warns of nothing
 
 

@@ -1,0 +1,99 @@
+"""Candidates are rendered, marked and written; what is read is what was measured."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ip2p_lib.config import HELD_OUT, Rendering, preset
+from ip2p_lib.filtering import load_clip, score_pairs
+from ip2p_lib.miniature import calibrate
+from ip2p_lib.miniature.judge import load_judge
+from ip2p_lib.miniature.pair_verdict import VERDICTS, verdicts
+from ip2p_lib.rendering import draw_candidates, render
+
+SETTINGS = Rendering(
+    steps=2, candidates=2, batch_size=3, sampler="ddim", cfg_min=2.0, cfg_max=4.0
+)
+
+
+@pytest.fixture(scope="module")
+def scale():
+    return replace(preset("miniature"), rendering=SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def written(scale, tmp_path_factory):
+    """The file of the command, run on three triplets."""
+    path = tmp_path_factory.mktemp("calibrate") / "calibration.json"
+    with pytest.MonkeyPatch.context() as patch:
+        arguments = ["--triplets", "3", "--candidates", "2", "--out", str(path)]
+        patch.setattr(sys, "argv", ["calibrate", *arguments])
+        patch.setattr(calibrate, "preset", lambda _: scale)
+        calibrate.main()
+    return path
+
+
+def test_tasks_are_held_out_edits_that_captions_show():
+    found = calibrate.tasks(20)
+    assert calibrate.FIRST >= HELD_OUT + 10**6
+    assert len({task.triplet for task in found}) == 20
+    for task in found:
+        assert task.triplet.caption != task.triplet.edited_caption
+        assert task.triplet.instruction == task.edit.instruction
+
+
+def test_a_row_holds_the_scores_and_the_verdict_of_its_candidate(scale, written):
+    from ip2p_lib.backbone import load_backbone
+
+    todo = calibrate.tasks(3)
+    triplets = [task.triplet for task in todo]
+    candidates = draw_candidates(triplets, 2, 0, SETTINGS)
+    options = {"steps": 2, "batch_size": 2, "sampler": "ddim"}
+    batches = render(load_backbone(scale.backbone), candidates, **options)
+    made = [pair for batch in batches for pair in batch]
+    before, after = (
+        torch.stack([getattr(p, name) for p in made]) for name in ("before", "after")
+    )
+    scores = score_pairs(
+        load_clip(scale.clip),
+        before,
+        after,
+        [c.triplet.caption for c in candidates],
+        [c.triplet.edited_caption for c in candidates],
+    )
+    twice = [task for task in todo for _ in range(2)]
+    scenes = [t.scene for t in twice], [t.edit.target for t in twice]
+    said = verdicts(load_judge(), before, after, *scenes)
+    rows = {(r["triplet"], r["p"]): r for r in json.loads(written.read_text())["rows"]}
+    assert len(rows) == 6
+    for i, candidate in enumerate(candidates):
+        row = rows[i // 2, round(candidate.p, 4)]
+        assert row["kind"] == twice[i].edit.kind
+        assert row["cfg_scale"] == pytest.approx(candidate.cfg_scale, abs=1e-4)
+        assert row["verdict"] == said[i]
+        for name, score in vars(scores).items():
+            assert row[name] == pytest.approx(float(score[i]), abs=2e-3)
+
+
+def test_what_was_written_is_read_as_columns(written):
+    found, facts = calibrate.read_marked(written)
+    rows = json.loads(written.read_text())["rows"]
+    assert facts["triplets"] == 3 and facts["seed"] == 0 and "commit" in facts
+    assert 0.5 < facts["ceiling"] <= 1
+    assert found.verdicts == [row["verdict"] for row in rows]
+    assert set(found.verdicts) <= set(VERDICTS)
+    assert found.p.tolist() == pytest.approx([row["p"] for row in rows])
+    assert found.good.tolist() == [row["verdict"] == "good" for row in rows]
+
+
+def test_some_candidates_keep_their_columns_together(written):
+    found, _ = calibrate.read_marked(written)
+    second = torch.tensor([number == 1 for number in found.triplets])
+    part = found.where(second)
+    assert part.triplets == [1, 1]
+    assert part.p.tolist() == found.p[second].tolist()
+    assert part.scores.image.tolist() == found.scores.image[second].tolist()
+    assert part.kinds == [k for k, s in zip(found.kinds, second, strict=True) if s]
