@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,14 @@ def make_pairs(
         triplets ``too_long`` for the text encoder, candidates ``rendered``, ``kept``
         and ``dropped`` by reason, and the ``shard`` if any was kept.
     Raises:
-        DatasetError: the folder holds another run, or a shard has been changed.
+        DatasetError: the folder holds another run, of other networks, triplets or
+            settings; or a shard has been changed.
         FolderInUseError: another process is at work there.
         ValueError: unfit settings, see ``slots.render_in_slots``.
     """
     with only_run_in(folder):
         remove_partials(folder)
-        mark = _mark(triplets, settings)
+        mark = _mark(makers, triplets, settings)
         blocks = _resume(folder, mark)
         yield from blocks
         for start in range(len(blocks) * settings.block, len(triplets), settings.block):
@@ -102,11 +104,15 @@ def _facts(settings: Settings) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(settings)))
 
 
-def _mark(triplets: Sequence[Triplet], settings: Settings) -> str:
-    """Names a run: equal for equal triplets and settings."""
+def _mark(makers: Makers, triplets: Sequence[Triplet], settings: Settings) -> str:
+    """Names a run: equal for equal networks, triplets and settings."""
     digest = hashlib.blake2b(json.dumps(_facts(settings)).encode(), digest_size=16)
     for triplet in triplets:
         digest.update(json.dumps(asdict(triplet)).encode())
+    networks = makers.backbone.unet, makers.backbone.vae, makers.clip.model
+    for name, weight in chain.from_iterable(n.named_parameters() for n in networks):
+        # Training moves every weight, so the first few of each tell networks apart.
+        digest.update(f"{name} {weight.flatten()[:8].tolist()}".encode())
     return digest.hexdigest()
 
 
@@ -118,8 +124,8 @@ def _resume(folder: Path, mark: str) -> list[dict[str, Any]]:
     noted = json.loads(path.read_text("utf-8"))
     if noted["run"] != mark:
         raise DatasetError(
-            f"{folder} holds pairs of another run: its triplets or settings differ. "
-            "Choose another folder, or give what that run was given."
+            f"{folder} holds pairs of another run: its networks, triplets or settings "
+            "differ. Choose another folder, or give what that run was given."
         )
     for shard in filter(None, (block["shard"] for block in noted["blocks"])):
         shard_path = folder / shard["name"]

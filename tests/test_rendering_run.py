@@ -1,5 +1,6 @@
 """A run that is killed anywhere leaves what an undisturbed one leaves."""
 
+import copy
 import json
 import os
 import random
@@ -136,6 +137,11 @@ def test_another_run_in_the_folder_is_refused(makers, undisturbed, tmp_path):
     ):
         with pytest.raises(DatasetError, match="holds pairs of another run"):
             next(make_pairs(makers, triplets, settings, folder))
+    other = copy.deepcopy(makers)
+    with torch.no_grad():
+        other.backbone.unet.conv_out.weight.add_(1e-3)
+    with pytest.raises(DatasetError, match="its networks"):
+        next(make_pairs(other, TRIPLETS, SETTINGS, folder))
     with only_run_in(tmp_path), pytest.raises(FolderInUseError, match="Process"):
         next(make_pairs(makers, TRIPLETS, SETTINGS, tmp_path))
 
