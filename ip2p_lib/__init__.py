@@ -13,13 +13,18 @@ Modules in the order of the paper's pipeline:
 - what that costs, and how long it is there: ledger, spending, model_dates
 - what two captions share: word_alignment, word_edits
 - and two pictures: prompt_to_prompt, cross_attention, paired_sampling
-- section 3.1.2: rendering, filtering, dataset, shards, pairs
+- section 3.1.2: rendering, filtering, calibration, dataset, shards, pairs
 - the same, faster and for weeks: stepping, trees, slots, rendering_run
 - its pairs for others, and theirs: pair_parquet, pair_rows, pair_folders, own_pictures
 - what they are worth: pair_validation, pair_survey, dataset_card
 - section 3.2: surgery, latents, training, train_state, ema, micro_batches, parallel
+- watched meanwhile, kept and handed on: loss_bands, validation, training_figures
+- what it reads, what it leaves: stored_latents, model_card, publishing, tensorboard_log
+- so that it fits a card: memory_plan, memory_trace, economy, precision, loss_scale
+- and with what it trains then, how long: adamw, editor_lora, training_time
 - so that no stop loses a run: checkpoint, recovery, interruption, run_lock
-- section 4: editing, baselines, evaluation, figures, widgets
+- section 4: editing, baselines, evaluation
+- to look at: figures, figure_style, filter_figures, panels, widgets, threshold_widget
 
 The package ``miniature`` holds the small world and the models trained on it.
 """

@@ -1,33 +1,110 @@
 """One training run on several devices: each process takes its share of every batch.
 
-``torchrun`` or ``accelerate launch`` start the processes, ``join`` introduces them to
-each other and ``leave`` parts them; every function here does nothing in a run of one
-process. Draws hang on the example, not on the process (see ``draws``), so a run on two
-devices takes the steps of a run on one, up to rounding.
+``torchrun``, ``accelerate launch`` or, from a notebook, ``launch`` start the processes,
+``join`` introduces them to each other and ``leave`` parts them; every other function
+here does nothing in a run of one process. Draws hang on the example, not on the process
+(see ``draws``), so a run on two devices takes the steps of a run on one, up to
+rounding, and no two processes ever draw the same.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.multiprocessing import start_processes
 
 
-def join() -> torch.device:
+def join(expected: int | None = None) -> torch.device:
     """Meet the other processes of this run, if a launcher started any.
+
+    Args:
+        expected: number of processes there must be; None is what the launcher was told.
 
     Returns:
         This process's device: its own GPU where there are GPUs.
+
+    Raises:
+        RuntimeError: there are fewer or more. ``accelerate launch --cpu`` starts a
+            single one, whatever its ``--num_processes`` says, and does not tell.
     """
+    on_cpu = _is_kept_off_gpus() or not torch.cuda.is_available()
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    if not torch.cuda.is_available():
+        dist.init_process_group("gloo" if on_cpu else "nccl")
+    if expected is None and "RANK" not in os.environ and not dist.is_initialized():
+        expected = _asked_of_the_launcher()
+    if expected not in (None, processes()):
+        raise RuntimeError(
+            f"{expected} processes were asked for, but {processes()} share this run. "
+            f"Start it by: torchrun --standalone --nproc_per_node {expected} ..."
+        )
+    if on_cpu:
         return torch.device("cpu")
     torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def _is_kept_off_gpus() -> bool:
+    """Whether accelerate was told to leave the GPUs alone."""
+    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+
+
+def _asked_of_the_launcher() -> int | None:
+    """What ``--num_processes`` said to an ``accelerate launch`` that started us."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # accelerate always sets it
+        return None
+    words = " ".join((psutil.Process().parent() or psutil.Process()).cmdline())
+    found = re.search(r"--num[_-]processes[ =](\d+)", words)
+    return int(found[1]) if found else None
+
+
+def launch(work: Callable[..., None], *arguments: Any, processes: int) -> None:
+    """Run ``work(*arguments)`` in several processes at once, from a notebook.
+
+    They are copies of this process, so ``work`` may use what the notebook has made;
+    what it returns is lost, and it should leave files. On GPUs
+    ``accelerate.notebook_launcher`` starts them, one each, and nothing may have touched
+    a GPU before, unless it is to be one process, which is this one.
+
+    Raises:
+        RuntimeError: the launcher started another number of processes.
+        ProcessRaisedException: ``work`` failed in one of them.
+    """
+    if torch.cuda.is_available() or processes == 1:
+        from accelerate import notebook_launcher
+
+        job = (work, processes, *arguments)
+        notebook_launcher(_as_one_of, job, num_processes=processes)
+        return
+    with TemporaryDirectory() as meeting:
+        job = (meeting, work, processes, *arguments)
+        start_processes(_on_the_cpu, job, processes, start_method="fork")
+
+
+def _on_the_cpu(index: int, meeting: str, *job: Any) -> None:
+    """What every process does that ``launch`` started on the CPU."""
+    torch.set_num_threads(1)  # a copied process has lost the others of its threads
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # names of hosts may not resolve
+    processes = job[1]
+    store = dist.FileStore(f"{meeting}/store", processes)
+    dist.init_process_group("gloo", store=store, rank=index, world_size=processes)
+    _as_one_of(*job)
+
+
+def _as_one_of(work: Callable[..., None], processes: int, *arguments: Any) -> None:
+    """What every launched process does."""
+    join(processes)
+    try:
+        work(*arguments)
+    finally:
+        leave()
 
 
 def leave() -> None:

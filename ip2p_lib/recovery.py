@@ -27,19 +27,23 @@ from ip2p_lib import checkpoint, training
 from ip2p_lib.disk_faults import require_room, told_in_words
 from ip2p_lib.files import written_whole
 from ip2p_lib.interruption import Interruption, exception_of, noted_signals
+from ip2p_lib.loss_bands import BANDS, band_means, band_names
 from ip2p_lib.parallel import agree, processes, rank
 from ip2p_lib.run_lock import only_run_in
-from ip2p_lib.training import CHECK_EVERY, LOG, TrainState, TrainStep
+from ip2p_lib.train_state import CHECK_EVERY, TrainState
+from ip2p_lib.training import LOG, TrainStep
 
 LOSSES = "losses.csv"
+FIRST = ("step", "loss", "grad_norm", "lr")  # of the log's columns; then those by band
+WIDTH = len(FIRST) + 2 * BANDS
 
 
 @dataclass
 class Run:
     """A run being kept safe; made by ``recoverable``.
 
-    ``log`` (n, 4) float64 holds step, loss, gradient norm and learning rate of every
-    step up to the last save, whichever sitting took it.
+    ``log`` (n, 4 + 2 K) float64 holds step, loss, gradient norm, learning rate and
+    ``bands`` of every step up to the last save, whichever sitting took it.
     """
 
     state: TrainState
@@ -50,10 +54,15 @@ class Run:
     every_seconds: float
     interruption: Interruption
     mark: Path
-    log: Tensor = field(default_factory=lambda: torch.empty(0, 4, dtype=torch.float64))
+    log: Tensor = field(default_factory=lambda: torch.empty(0, WIDTH).double())
     banner: str = ""
     _unsaved: list[TrainStep] = field(default_factory=list)
     _saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def bands(self) -> Tensor:
+        """(n, 2, K) of the log: sums of losses and numbers of examples by band."""
+        return self.log[:, len(FIRST) :].unflatten(1, (2, BANDS))
 
     def record(self, step: TrainStep) -> None:
         """Note a step that ``train`` yielded; save if it is time, or a stop was asked.
@@ -85,8 +94,8 @@ class Run:
 
     def save(self) -> None:
         """Save now, in the mirror too; process 0 does it. Errors as ``record``."""
-        new = [[s.step, float(s.loss), float(s.grad_norm), s.lr] for s in self._unsaved]
-        self.log = torch.cat([self.log, self.log.new_tensor(new).reshape(-1, 4)])
+        new = [_row(step) for step in self._unsaved]
+        self.log = torch.cat([self.log, self.log.new_tensor(new).reshape(-1, WIDTH)])
         self._unsaved.clear()
         if rank() == 0:
             training.save(self.root, self.state, keep=self.keep, log=self.log)
@@ -108,9 +117,14 @@ class Run:
             )
 
     def write_losses(self) -> None:
-        """Write ``losses.csv`` anew, whole; its rows are those of ``log``."""
-        rows = [f"{int(n)},{a!r},{b!r},{c!r}\n" for n, a, b, c in self.log.tolist()]
-        text = "".join(["step,loss,grad_norm,lr\n", *rows])
+        """Write ``losses.csv`` anew, whole: the log, with the mean loss of each band.
+
+        A band that no example of a step fell into is left empty.
+        """
+        head = ",".join([*FIRST, *(f"loss {name}" for name in band_names())])
+        means = band_means(self.bands) if len(self.log) else self.log[:, :BANDS]
+        table = torch.cat([self.log[:, : len(FIRST)], means], dim=1)
+        text = "".join(f"{line}\n" for line in (head, *map(_line, table.tolist())))
         path = self.root / LOSSES
         with told_in_words(path, len(text)), written_whole(path) as file:
             file.write(text.encode())
@@ -121,6 +135,16 @@ class Run:
         if number is not None:
             words = f"Stopped after step {self.state.step}, saved in {self.root}."
             raise exception_of(number, f"{words} Run this again to go on.")
+
+
+def _row(step: TrainStep) -> list[float]:
+    numbers = (step.step, float(step.loss), float(step.grad_norm), step.lr)
+    return [*numbers, *step.bands.flatten().tolist()]
+
+
+def _line(numbers: list[float]) -> str:
+    step, *rest = numbers
+    return ",".join([f"{step:.0f}", *("" if x != x else repr(x) for x in rest)])
 
 
 @contextmanager

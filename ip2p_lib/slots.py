@@ -41,7 +41,8 @@ class Preview:
     Attributes:
         step: after how many steps to look.
         keep: tells of pairs as predicted, which to finish. Candidates that are still
-            one walk are shown once, by the one with the largest p.
+            one walk are shown once, by the one with the largest p. A fork may wait for
+            a slot; a first picture that is finished before it is shown finished.
     """
 
     step: int

@@ -1,16 +1,15 @@
 """Teach the widened U-Net to edit (sections 3.2 and 3.2.1).
 
-Read ``edit_loss`` first: it is equation 1. ``train`` repeats it, a generator that takes
-one optimiser step, yields it, and leaves plots, logs and saving to the caller, whom
-``recovery`` helps. The VAE never runs here: see ``latents``, which also tells why a
-resumed run is exact.
+Read ``example_losses`` first: it is equation 1. ``train`` repeats it, a generator that
+takes one optimiser step, yields it, and leaves plots, logs and saving to the caller,
+whom ``recovery`` helps. The VAE never runs here: see ``latents``, which also tells why
+a resumed run is exact.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,42 +20,42 @@ from torch import Tensor, nn
 from ip2p_lib import checkpoint
 from ip2p_lib.diffusion import Schedule, add_noise
 from ip2p_lib.draws import integers, key, normal, uniform
-from ip2p_lib.ema import EMA
+from ip2p_lib.economy import Economy
 from ip2p_lib.guidance import drop_conditioning
 from ip2p_lib.latents import Batch, Latents, select, visits_of_step
+from ip2p_lib.loss_bands import by_band
 from ip2p_lib.micro_batches import gradients
-from ip2p_lib.parallel import share
+from ip2p_lib.parallel import add_up, share
 from ip2p_lib.train_state import TrainState
 
 if TYPE_CHECKING:
     from ip2p_lib.config import Training
 
-CHECK_EVERY = 25  # steps between looks at a GPU's not-finite flag: each look waits
 LOG = "log"  # name of the tensor in a checkpoint that is no part of a TrainState
 
 
-def edit_loss(
+def example_losses(
     unet: Callable[..., Any],
     schedule: Schedule,
     batch: Batch,
+    drop: float,
     *,
     run_seed: int,
     step: int,
-    drop: float,
-) -> Tensor:
-    """Mean squared error of the predicted noise (section 3.2, equation 1).
+) -> tuple[Tensor, Tensor]:
+    """Equation 1 for each example: losses (B,) float32, and their timesteps (B,).
 
     The target latent is drawn from the VAE's Gaussian and scaled. The condition latent
     is its mode and not scaled: an accident of the released code that every model
-    trained by it depends on. Returns a scalar.
+    trained by it depends on.
 
     Args:
         unet: called as (8-channel sample, t, encoder_hidden_states=text).
         schedule: on the batch's device.
         batch: B examples.
+        drop: share of examples that lose the text, both, the image (5 % each, 3.2.1).
         run_seed: with ``step`` and the batch's visits, determines every draw.
         step: number of the optimiser step.
-        drop: share of examples that lose the text, both, the image (5 % each, 3.2.1).
     """
     ids, shape = batch.visits, tuple(batch.condition.shape[1:])
     noise = normal(key(run_seed, "noise", step), ids, shape)
@@ -70,18 +69,30 @@ def edit_loss(
     )
     sample = torch.cat([noisy, image], dim=1)
     eps = unet(sample, t, encoder_hidden_states=text, return_dict=False)[0]
-    return nn.functional.mse_loss(eps.float(), noise)
+    return (eps.float() - noise).square().mean((1, 2, 3)), t
 
 
-def start(unet: nn.Module, settings: Training) -> TrainState:
-    """Prepare AdamW and the average for float32 weights that stay on their device."""
-    weights, decay = list(unet.parameters()), settings.weight_decay
-    optimizer = torch.optim.AdamW(weights, weight_decay=decay, fused=True)
-    for weight in weights:  # as the first step would, so that resume has what to fill
-        moments = {k: torch.zeros_like(weight) for k in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[weight] = {"step": weight.new_zeros(()).detach(), **moments}
-    failed = torch.tensor(-1, device=weights[0].device)
-    return TrainState(unet, optimizer, EMA(unet, settings.ema_decay), failed)
+def edit_loss(
+    unet: Callable[..., Any], schedule: Schedule, batch: Batch, **draws: Any
+) -> Tensor:
+    """Equation 1: the mean of ``example_losses``, whose arguments it takes."""
+    return example_losses(unet, schedule, batch, **draws)[0].mean()
+
+
+def start(
+    unet: nn.Module, settings: Training, economy: Economy | None = None
+) -> TrainState:
+    """Prepare AdamW and the average for the weights of ``unet`` that are trained.
+
+    Args:
+        unet: they are float32, and where they will stay; with LoRA if ``economy`` says.
+        economy: what to give up for memory; None is nothing, in float32.
+
+    Raises:
+        ImportError: the 8-bit AdamW is not installed.
+        ValueError: the weights are not as ``economy`` says.
+    """
+    return TrainState.of(unet, settings, economy or Economy())
 
 
 def learning_rate(settings: Training, step: int) -> float:
@@ -99,6 +110,7 @@ class TrainStep:
     loss: Tensor
     grad_norm: Tensor
     lr: float
+    bands: Tensor  # (2, K) sums of losses and numbers of examples, see ``loss_bands``
 
 
 def train(
@@ -108,57 +120,61 @@ def train(
     settings: Training,
     *,
     run_seed: int,
-    autocast: torch.dtype | None = None,
     encode: Callable[[Tensor], Tensor] | None = None,
+    weights: Tensor | None = None,
 ) -> Iterator[TrainStep]:
     """Train from ``state.step`` up to ``settings.steps``, yielding every step.
 
-    A step that is not finite is refused by FloatingPointError, on a GPU a little late.
+    A step that is not finite is refused by FloatingPointError, on a GPU a little late;
+    in float16 it is skipped and counted (``state.skipped``), and three end the run.
 
     Args:
         state: from ``start``, perhaps after ``resume``; changed in place.
         run_seed: one seed takes the same steps, interrupted or on several processes.
-        autocast: ``torch.bfloat16`` on GPUs that have it; None computes in float32.
         encode: makes hidden states (B, L, D) of token ids, if ``latents`` holds ids.
+        weights: (T,) what a timestep's loss counts, as ``min_snr``; None is 1 (paper).
     """
     device, size, n = state.failed.device, settings.batch_size, len(latents)
-    amp = torch.autocast(device.type, autocast) if autocast else nullcontext()
     schedule = schedule.to(device)
+    counts = torch.ones(len(schedule.alphas_cumprod)) if weights is None else weights
+    counts, where = counts.to(device, torch.float32) / size, latents.condition.device
 
-    def backward(visits: Tensor) -> Tensor:
+    def losses_of(visits: Tensor) -> tuple[Tensor, Tensor]:
         draws: dict[str, int] = {"run_seed": run_seed, "step": state.step}
         batch = select(latents, visits, device=device, encode=encode, **draws)
-        with amp:
-            loss = edit_loss(state.unet, schedule, batch, drop=settings.drop, **draws)
-        (part := loss * (len(visits) / size)).backward()
-        return part.detach()
+        with torch.autocast(device.type, state.autocast, enabled=bool(state.autocast)):
+            return example_losses(state.unet, schedule, batch, settings.drop, **draws)
 
     state.unet.train()
     while state.step < settings.steps:
-        lr, where = learning_rate(settings, state.step), latents.condition.device
         visits = share(visits_of_step(run_seed, state.step, size, n, where))
-        loss = gradients(state, visits, backward)
-        norm = _update(state, loss, lr, settings.max_grad_norm)
-        yield TrainStep(state.step, loss, norm, lr)
+        loss, bands = _gradients(state, visits, losses_of, counts)
+        lr = learning_rate(settings, state.step)
+        norm = state.update(loss, lr, settings.max_grad_norm)
+        yield TrainStep(state.step, loss, norm, lr, bands)
     state.check()
 
 
-def _update(state: TrainState, loss: Tensor, lr: float, max_norm: float) -> Tensor:
-    """Clip, step AdamW and the average; after a non-finite loss, change nothing."""
-    grad_norm = nn.utils.clip_grad_norm_(state.unet.parameters(), max_norm)
-    bad = ~(loss + grad_norm).isfinite() & (state.failed < 0)
-    state.failed = torch.where(bad, state.step, state.failed)
-    if state.failed.device.type == "cpu" or state.step % CHECK_EVERY == 0:
-        state.check()
-    # The flag GradScaler uses: a fused AdamW that finds it set changes nothing, so a
-    # GPU need not be waited for between the loss and the update.
-    state.optimizer.found_inf = (state.failed >= 0).float()  # type: ignore[attr-defined]
-    state.optimizer.param_groups[0]["lr"] = lr
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    state.ema.update(state.unet)
-    state.step += 1
-    return grad_norm
+def _gradients(
+    state: TrainState,
+    visits: Tensor,
+    losses_of: Callable[[Tensor], tuple[Tensor, Tensor]],
+    counts: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Leave a batch's gradients on the weights; return its loss, and that by band."""
+    heard: list[Tensor] = []
+
+    def backward(part: Tensor) -> Tensor:
+        losses, t = losses_of(part)
+        heard.append(torch.stack([t.float(), losses.detach()]))
+        state.scaled(loss := (losses * counts[t]).sum()).backward()
+        return loss.detach()
+
+    loss = gradients(state, visits, backward)
+    # Memory may have run out: then a first attempt stands before the parts that count.
+    t, losses = torch.cat(heard, dim=1)[:, -len(visits) :]
+    add_up([bands := by_band(t, losses, len(counts))])
+    return loss, bands
 
 
 def save(

@@ -70,6 +70,7 @@ IMPORTS = {
         "draws diffusion denoising prompt_to_prompt backbone rendering stepping trees"
     ),
     "filtering": "images",
+    "calibration": "filtering",
     "disk_faults": "",
     "folders": "disk_faults",
     "pairs": "images triplets",
@@ -89,27 +90,51 @@ IMPORTS = {
     "surgery": "",
     "checkpoint": "files disk_faults",
     "latents": "draws",
+    "economy": "",
+    "precision": "backbone",
+    "loss_scale": "",
+    "adamw": "",
     "ema": "",
-    "train_state": "ema",
+    "train_state": "adamw economy ema loss_scale",
+    "editor_lora": "adapter_files files lora surgery",
+    "memory_trace": "",
+    "training_time": "",
+    "memory_plan": "adamw economy editor_lora memory_trace",
     "micro_batches": "parallel train_state",
+    "loss_bands": "diffusion",
     "training": (
-        "draws diffusion guidance latents ema checkpoint parallel train_state"
-        " micro_batches"
+        "draws diffusion guidance latents economy checkpoint parallel train_state"
+        " micro_batches loss_bands"
+    ),
+    "stored_latents": (
+        "config images backbone pairs dataset checkpoint latents parallel"
     ),
     "interruption": "",
     "run_lock": "folders parallel",
     "recovery": (
-        "files disk_faults parallel checkpoint training interruption run_lock"
+        "files disk_faults parallel checkpoint train_state training interruption"
+        " run_lock loss_bands"
     ),
     "editing": "config draws images diffusion guidance denoising backbone weights",
     "baselines": "draws images diffusion guidance denoising backbone",
     "evaluation": "dataset filtering editing baselines",
-    "figures": "images",
-    "widgets": "images editing figures",
+    "validation": "editing evaluation filtering files parallel train_state training",
+    "model_card": "config loss_bands validation",
+    "publishing": "folders train_state",
+    "figure_style": "",
+    "figures": "images figure_style",
+    "filter_figures": "calibration figure_style",
+    "panels": "",
+    "tensorboard_log": "loss_bands training validation",
+    "training_figures": "figures files loss_bands training validation",
+    "widgets": "images editing figures panels",
+    "threshold_widget": "calibration filter_figures filtering panels",
     "teaching": "",
 }
 # Split off a stage to keep files short, and tested with it.
 PARTS = {
+    "figure_style": "figures",
+    "panels": "widgets",
     "adapter_files": "lora",
     "language_loading": "language_model",
     "language_tuning": "language_model",
@@ -130,8 +155,17 @@ PARTS = {
     "ema": "training",
     "train_state": "training",
     "micro_batches": "training",
+    "publishing": "model_card",
+    "economy": "memory_plan",
+    "loss_scale": "precision",
+    "memory_trace": "memory_plan",
     "interruption": "recovery",
     "run_lock": "recovery",
+}
+# Slow to import, and not on every machine of use: the only modules that need them.
+SHOWS = {
+    "matplotlib": {"figure_style", "figures", "filter_figures"},
+    "ipywidgets": {"panels", "widgets", "threshold_widget"},
 }
 MODULES = [p.stem for p in LIBRARY.glob("*.py") if p.stem != "__init__"]
 SOURCES = sorted([*LIBRARY.rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
@@ -234,6 +268,18 @@ def test_imports_run_one_way():
 def test_the_miniature_imports_no_widgets():
     for path in (LIBRARY / "miniature").glob("*.py"):
         assert "widgets" not in imported_modules(tree(path)), named(path)
+
+
+@pytest.mark.parametrize("package", sorted(SHOWS))
+def test_what_only_a_reader_looks_at_stays_apart(package):
+    found = set()
+    for path in SOURCES:
+        runs, _ = split_off_types(tree(path))
+        froms = [n.module for n in ast.walk(runs) if isinstance(n, ast.ImportFrom)]
+        plain = [n.names for n in ast.walk(runs) if isinstance(n, ast.Import)]
+        names = [*froms, *(alias.name for names in plain for alias in names)]
+        found |= {path.stem for name in names if name.split(".")[0] == package}
+    assert found == SHOWS[package]
 
 
 @pytest.mark.parametrize("module", sorted(IMPORTS))

@@ -13,37 +13,91 @@ from ip2p_lib import parallel
 SCRIPT = Path(__file__).with_name("train_in_parallel.py")
 
 
-def run(out, *launcher):
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+ACCELERATE = ("-m", "accelerate.commands.launch")
+STARTED = {
+    "torchrun": (TORCHRUN, ()),
+    "from a notebook": ((), ("as-from-a-notebook",)),
+}
+
+
+def started(out, launcher=(), words=()):
     out.mkdir()
-    command = [sys.executable, *launcher, str(SCRIPT), str(out)]
-    done = subprocess.run(
+    command = [sys.executable, *launcher, str(SCRIPT), str(out), *words]
+    return subprocess.run(
         command, capture_output=True, text=True, cwd=SCRIPT.parents[1]
     )
+
+
+def results(out, *how):
+    done = started(out, *how)
     assert done.returncode == 0, done.stderr
     return [load_file(path) for path in sorted(out.glob("rank-*.safetensors"))]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    return run(folder / "one"), run(folder / "two", *torchrun)
+def alone(tmp_path_factory):
+    return results(tmp_path_factory.mktemp("alone") / "one")[0]
 
 
-def test_losses_and_weights_are_those_of_one_process(runs):
-    (one,), two = runs
+@pytest.fixture(scope="module", params=STARTED)
+def two(request, tmp_path_factory):
+    return results(tmp_path_factory.mktemp("two") / "runs", *STARTED[request.param])
+
+
+def test_losses_and_weights_are_those_of_one_process(alone, two):
     assert len(two) == 2
     for result in two:
-        for name, expected in one.items():
+        for name in alone.keys() - {"own visits", "own noise"}:
             torch.testing.assert_close(
-                result[name], expected, rtol=1e-6, atol=1e-6, msg=name
+                result[name], alone[name], rtol=1e-6, atol=1e-6, msg=name
             )
 
 
-def test_all_processes_end_with_the_same_numbers(runs):
-    first, second = runs[1]
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def test_all_processes_end_with_the_same_numbers(two):
+    first, second = two
+    shared = first.keys() - {"own visits", "own noise"}
+    assert all(torch.equal(first[name], second[name]) for name in shared)
     assert first["agreed"] == 7.0
+
+
+def test_no_two_processes_draw_the_same_and_together_they_draw_what_one_does(
+    alone, two
+):
+    first, second = (result["own visits"].tolist() for result in two)
+    assert not set(first) & set(second)
+    assert sorted(first + second) == sorted(alone["own visits"].tolist())
+    noise = {
+        v: n
+        for r in two
+        for v, n in zip(r["own visits"].tolist(), r["own noise"], strict=True)
+    }
+    for visit, expected in zip(
+        alone["own visits"].tolist(), alone["own noise"], strict=True
+    ):
+        assert torch.equal(noise[visit], expected)
+
+
+def test_a_launcher_that_starts_fewer_than_it_was_told_is_found_out(tmp_path):
+    """``accelerate launch --cpu --num_processes 2`` runs one process and is silent."""
+    launcher = (*ACCELERATE, "--cpu", "--num_processes", "2")
+    done = started(tmp_path / "fewer", launcher)
+    assert done.returncode != 0
+    words = "2 processes were asked for, but 1 share this run. Start it by: torchrun"
+    assert words in done.stderr
+    assert not list((tmp_path / "fewer").iterdir())
+
+
+def test_a_launcher_that_was_told_one_is_content_with_one(tmp_path):
+    launcher = (*ACCELERATE, "--cpu", "--num_processes", "1")
+    assert len(results(tmp_path / "one", launcher)) == 1
+
+
+def test_a_run_may_say_itself_how_many_it_needs(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(RuntimeError, match="4 processes were asked for, but 1 share"):
+        parallel.join(4)
+    assert parallel.join(1).type in ("cpu", "cuda")
 
 
 def test_one_process_needs_no_launcher(monkeypatch):
@@ -63,3 +117,21 @@ def test_a_batch_too_small_for_its_processes_is_refused(monkeypatch):
     monkeypatch.setattr(parallel, "processes", lambda: 4)
     with pytest.raises(ValueError, match="too small for 4 processes"):
         parallel.share(torch.arange(3))
+
+
+def test_a_notebook_that_asks_for_one_process_is_that_process(tmp_path):
+    seen = []
+    parallel.launch(
+        lambda word: seen.append((word, parallel.processes())), "x", processes=1
+    )
+    assert seen == [("x", 1)]
+
+
+def test_an_error_in_one_of_a_notebooks_processes_is_raised_here(tmp_path):
+    from torch.multiprocessing import ProcessRaisedException
+
+    def work():
+        raise ZeroDivisionError("in the second half")
+
+    with pytest.raises(ProcessRaisedException, match="in the second half"):
+        parallel.launch(work, processes=2)

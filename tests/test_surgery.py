@@ -106,6 +106,48 @@ def test_a_unet_is_widened_once(unet):
         widen_conv_in(widen_conv_in(unet))
 
 
+@pytest.fixture
+def sdxl():
+    """A U-Net of SDXL's kind: told sizes and a pooled text beside the hidden states."""
+    with torch.random.fork_rng():
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            cross_attention_dim=16,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=6 * 4 + 12,
+        )
+    for name, weight in unet.named_parameters():
+        flat = draws.normal(draws.key("sdxl", name), torch.arange(weight.numel()), ())
+        weight.data = flat.reshape(weight.shape) / 4
+    return unet
+
+
+def test_sdxl_is_widened_by_the_same_call(sdxl):
+    """The identity holds whatever is told beside; the new weights learn at once."""
+    x, condition = random("x", 2, 4, 8, 8), random("condition", 2, 4, 8, 8)
+    added = {"text_embeds": random("pooled", 2, 12), "time_ids": random("ids", 2, 6)}
+    options = {"encoder_hidden_states": random("text", 2, 77, 16)}
+    options["added_cond_kwargs"] = added
+    wide, t = widen_conv_in(sdxl), torch.tensor([900, 10])
+    ours = wide(torch.cat([x, condition], dim=1), t, **options).sample
+    assert torch.equal(ours, sdxl(x, t, **options).sample)
+    assert wide.config.addition_embed_type == "text_time"
+    ours.square().mean().backward()
+    assert (wide.conv_in.weight.grad[:, 4:].abs().amax((0, 2, 3)) > 0).all()
+    added["text_embeds"] = -added["text_embeds"]
+    told_otherwise = wide(torch.cat([x, condition], dim=1), t, **options).sample
+    assert not torch.equal(ours, told_otherwise), "the pooled text takes part"
+
+
 @pytest.mark.parametrize("extra", [0, -4])
 def test_channels_can_only_be_added(unet, extra):
     with pytest.raises(ValueError, match="extra_channels must be at least 1"):

@@ -281,6 +281,38 @@ def test_overfitting_one_pair_lowers_the_loss(unet):
     assert sum(losses[-10:]) < 0.85 * sum(losses[:10])
 
 
+class Recorder(nn.Module):
+    """Remembers the timesteps asked about in each call."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.module, self.asked = unet, []
+
+    def forward(self, sample, t, **options):
+        self.asked.append(t)
+        return self.module(sample, t, **options)
+
+
+def test_the_bands_of_a_step_hold_the_losses_of_its_timesteps(unet, straight):
+    recorder = Recorder(deepcopy(unet))
+    state = start(recorder, SETTINGS)
+    for step in train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7):
+        counts = torch.bincount(recorder.asked[-1] // 250, minlength=4)
+        assert step.bands[1].tolist() == counts.tolist()
+        mean = step.bands[0].sum() / SETTINGS.batch_size
+        assert float(mean) == pytest.approx(float(step.loss), rel=1e-5)
+        assert not step.bands.requires_grad
+
+
+def test_a_batch_begun_again_for_want_of_memory_is_counted_once(unet, straight):
+    state = start(Greedy(deepcopy(unet), most=1, from_call=0), SETTINGS)
+    state.unet.most = 2
+    with pytest.warns(UserWarning, match="Memory ran out"):
+        steps = list(train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7))
+    assert [float(step.bands[1].sum()) for step in steps] == [4.0] * 6
+    assert state.ema.updates == 6, "once an optimiser step, not once a part"
+
+
 def test_a_checkpoint_of_another_u_net_is_refused(unet, tiny_backbone, tmp_path):
     save(tmp_path, start(deepcopy(tiny_backbone.unet), SETTINGS))
     with pytest.raises(ValueError, match="another folder"):

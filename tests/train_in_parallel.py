@@ -11,8 +11,9 @@ from ip2p_lib import parallel, training
 from ip2p_lib.config import Training
 from ip2p_lib.diffusion import Schedule
 from ip2p_lib.draws import key, normal
-from ip2p_lib.latents import Latents
+from ip2p_lib.latents import Latents, visits_of_step
 from ip2p_lib.miniature.fitting import Budget, fit
+from ip2p_lib.parallel import share
 
 SETTINGS = Training(steps=5, batch_size=5, learning_rate=1e-2, drop=0.05)
 
@@ -44,9 +45,18 @@ def edit_training():
     data, unet = Latents(*latents, rows, text, null, 0.5), Small()
     state = training.start(unet, SETTINGS)
     schedule = Schedule.scaled_linear()
-    steps = training.train(state, data, schedule, SETTINGS, run_seed=0)
-    losses = torch.stack([step.loss for step in steps])
-    return {"losses": losses, **dict(unet.state_dict())}
+    steps = list(training.train(state, data, schedule, SETTINGS, run_seed=0))
+    losses, bands = (
+        torch.stack([getattr(s, n) for s in steps]) for n in ("loss", "bands")
+    )
+    return {"losses": losses, "bands": bands, **dict(unet.state_dict())}
+
+
+def visits_and_draws():
+    """This process's visits of three steps, and the noise and timesteps of these."""
+    visits = torch.cat([share(visits_of_step(0, step, 5, 7)) for step in range(3)])
+    noise = normal(key(0, "noise", 0), visits, (4, 4, 4))
+    return {"own visits": visits, "own noise": noise}
 
 
 def pretraining(work):
@@ -70,10 +80,18 @@ def pretraining(work):
     return found
 
 
-if __name__ == "__main__":
-    out = Path(sys.argv[1])
-    parallel.join()
-    found = {**edit_training(), **pretraining(out / "work")}
+def work(out):
+    """What every process does, however it was started."""
+    found = {**edit_training(), **pretraining(out / "work"), **visits_and_draws()}
     number = torch.tensor(parallel.agree(parallel.rank() + 7.0, torch.device("cpu")))
     save_file({**found, "agreed": number}, out / f"rank-{parallel.rank()}.safetensors")
-    parallel.leave()
+
+
+if __name__ == "__main__":
+    out = Path(sys.argv[1])
+    if "as-from-a-notebook" in sys.argv:
+        parallel.launch(work, out, processes=2)
+    else:
+        parallel.join()
+        work(out)
+        parallel.leave()

@@ -23,6 +23,7 @@ import torch
 from ip2p_lib import checkpoint, training
 from ip2p_lib.backbone import Backbone, load_backbone
 from ip2p_lib.config import DATA, HELD_OUT, Scale, Source, Training, preset
+from ip2p_lib.economy import Economy
 from ip2p_lib.editing import Editor, load_editor
 from ip2p_lib.evaluation import Examples, measure, summarise, write_results
 from ip2p_lib.filtering import ClipScorer, load_clip
@@ -72,12 +73,10 @@ def train_editor(
     Returns:
         The averaged 8-channel U-Net in float32, and the loss of every 20th step.
     """
-    state = training.start(unet, settings)
     autocast = torch.bfloat16 if backbone.device.type == "cuda" else None
+    state = training.start(unet, settings, Economy(autocast=autocast))
     schedule = backbone.schedule.to(backbone.device)
-    steps = training.train(
-        state, latents, schedule, settings, run_seed=0, autocast=autocast
-    )
+    steps = training.train(state, latents, schedule, settings, run_seed=0)
     losses = list(_until(steps, seconds, backbone.device))
     state.check()
     state.ema.copy_to(unet)
