@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from torch.overrides import TorchFunctionMode
 from ip2p_lib.language_service import connect
 
 torch.set_num_threads(1)
+# A shell that starts the tests in the background lets them, and what they start,
+# ignore Ctrl-C; some of them interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PIXELS = 64
 MARKERS = ["<|startoftext|>", "<|endoftext|>"]
