@@ -35,8 +35,8 @@ class Preview:
     """A look at pairs before they are finished: most of the work is still ahead.
 
     The network predicts the clean picture at every step. Early on it is blurred, but
-    what CLIP will say of the pair can be guessed (see ``benchmarks/rejection.py`` for
-    how often that is right).
+    what CLIP will say of the pair can be guessed; how often rightly is for the caller
+    to measure.
 
     Attributes:
         step: after how many steps to look.
