@@ -93,6 +93,7 @@ class Chat:
         return question(caption)["content"]
 
     def sizes(self) -> tuple[int, float]:
+        """The task, the examples and the form; answers are as long as the examples."""
         sizes = [likely_tokens(message["content"]) for message in self.lead]
         form = likely_tokens(json.dumps(response_format()["json_schema"]["schema"]))
         asked, told = sizes[1::2], sizes[2::2]
@@ -119,6 +120,7 @@ class Completion:
         return client.completions
 
     def read(self, caption: str, text: str) -> Reply:
+        """Read the paper's format; the marker at its end is not sent."""
         try:
             triplet = parse_completion(caption, text)
         except TripletError as error:

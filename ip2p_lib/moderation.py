@@ -39,6 +39,7 @@ def service_moderation(
     moderations = client.with_options(max_retries=0).moderations.with_raw_response
 
     def objects(texts: Sequence[str]) -> bool:
+        """Whether the service flags any of the texts."""
         wanted = [mended(text) for text in texts]
         try:
             ask = partial(moderations.create, model=model, input=wanted)

@@ -99,6 +99,7 @@ def _told(
     by_step = iter(enumerate(sources.to(device)))
 
     def tell(x: Tensor, t: Tensor) -> Tensor:
+        """Set what this step shares, then predict; called once a step, in order."""
         step, source = next(by_step)
         if shared:
             shared.source = source
