@@ -30,15 +30,19 @@ class FolderInUseError(RuntimeError):
 
 @dataclass(frozen=True)
 class Writer:
-    """Who writes: parsed from, and written as, the last parts of a hidden name."""
+    """Who writes: parsed from the last parts of a hidden name of ``unique_name``."""
 
     host: str
     pid: int
     started: int  # seconds since 1970
 
+    def is_here(self) -> bool:
+        """Whether it runs, or ran, on this machine."""
+        return self.host == host_name()
+
     def is_gone(self) -> bool:
         """Whether its process has ended; one on another machine may still be there."""
-        if self.host != _host():
+        if not self.is_here():
             return False
         try:
             process = psutil.Process(self.pid)
@@ -48,14 +52,21 @@ class Writer:
             return True
 
 
-def _host() -> str:
+def host_name() -> str:
+    """This machine's name, without what has no place in the name of a file."""
     return re.sub(r"[^\w.-]", "-", socket.gethostname())
 
 
-def _partials(folder: Path) -> dict[Path, Writer]:
-    """The unfinished versions of a folder, of running and of killed runs."""
-    pattern = re.compile(rf"\.{re.escape(folder.name)}~([^~]+)~(\d+)~(\d+)~\w+")
-    matches = {p: pattern.fullmatch(p.name) for p in folder.parent.glob(".*~*")}
+def unique_name(prefix: str) -> str:
+    """A name that no other run makes, and that says who is at work since when."""
+    owner = f"{host_name()}~{os.getpid()}~{int(time.time())}"
+    return f"{prefix}~{owner}~{secrets.token_hex(4)}"
+
+
+def writers(folder: Path, prefix: str) -> dict[Path, Writer]:
+    """What runs, alive or killed, have named by ``unique_name`` in a folder."""
+    pattern = re.compile(rf"{re.escape(prefix)}~([^~]+)~(\d+)~(\d+)~\w+")
+    matches = {p: pattern.fullmatch(p.name) for p in folder.glob(".*~*")}
     return {p: Writer(m[1], int(m[2]), int(m[3])) for p, m in matches.items() if m}
 
 
@@ -93,8 +104,7 @@ def folder_written_whole(
 @contextmanager
 def _partial(folder: Path) -> Iterator[Path]:
     """A new empty folder, named after its writer, that is gone after the block."""
-    owner = f"{_host()}~{os.getpid()}~{int(time.time())}~{secrets.token_hex(4)}"
-    partial = folder.with_name(f".{folder.name}~{owner}")
+    partial = folder.with_name(unique_name(f".{folder.name}"))
     partial.mkdir()
     try:
         _refuse_others(folder, ours=partial)  # two may have started at the same moment
@@ -115,7 +125,7 @@ def _check_free(folder: Path, replaces: str | None) -> None:
 
 
 def _refuse_others(folder: Path, ours: Path | None) -> None:
-    for partial, writer in _partials(folder).items():
+    for partial, writer in writers(folder.parent, f".{folder.name}").items():
         if partial == ours:
             continue
         if not writer.is_gone():

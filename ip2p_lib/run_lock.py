@@ -9,18 +9,15 @@ unique names, even two runs that miss each other's mark cannot spoil a file.
 
 from __future__ import annotations
 
-import os
-import re
-import secrets
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ip2p_lib.folders import FolderInUseError, Writer
+from ip2p_lib.folders import FolderInUseError, unique_name, writers
 from ip2p_lib.parallel import rank
 
+_MARK = ".in-use"
 SILENCE = 900.0  # seconds after which a run on another machine counts as gone
 
 
@@ -36,8 +33,7 @@ def only_run_in(folder: Path) -> Iterator[Path]:
     Raises:
         FolderInUseError: another run is at work there; names its machine and process.
     """
-    host, now = socket.gethostname(), int(time.time())
-    mark = folder / f".in-use~{host}~{os.getpid()}~{now}~{secrets.token_hex(4)}"
+    mark = folder / unique_name(_MARK)
     if rank() > 0:
         yield mark
         return
@@ -52,18 +48,15 @@ def only_run_in(folder: Path) -> Iterator[Path]:
 
 
 def _refuse_others(folder: Path, ours: Path | None) -> None:
-    pattern = re.compile(r"\.in-use~([^~]+)~(\d+)~(\d+)~\w+")
-    for mark in folder.glob(".in-use~*"):
-        match = pattern.fullmatch(mark.name)
-        if mark == ours or match is None:
+    for mark, writer in writers(folder, _MARK).items():
+        if mark == ours:
             continue
         try:
             silent = time.time() - mark.stat().st_mtime
         except FileNotFoundError:
             continue  # its run has just ended
-        writer = Writer(match[1], int(match[2]), int(match[3]))
-        elsewhere = writer.host != socket.gethostname()
-        if not (writer.is_gone() or (elsewhere and silent > SILENCE)):
+        silenced = not writer.is_here() and silent > SILENCE
+        if not (writer.is_gone() or silenced):
             raise FolderInUseError(
                 f"Process {writer.pid} on {writer.host} has been training in {folder} "
                 f"for {time.time() - writer.started:.0f} s; last heard of "

@@ -131,7 +131,7 @@ def test_two_that_start_at_the_same_moment_do_not_both_write(tmp_path, monkeypat
 
 
 def test_a_writer_is_gone_when_its_process_is(other):
-    host, now = folders._host(), int(time.time())
+    host, now = folders.host_name(), int(time.time())
     assert not Writer(host, other.pid, now).is_gone()
     assert Writer(host, other.pid, 0).is_gone()  # the number was given out again
     assert not Writer("elsewhere", other.pid, 0).is_gone()

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -165,7 +166,11 @@ def test_room_for_one_more_than_is_kept_is_asked_for_before_training(
     a_run(tmp_path, 1, keep=1)
 
 
-def test_a_second_run_in_a_folder_is_refused_and_a_killed_ones_mark_removed(tmp_path):
+@pytest.mark.parametrize("host", ["a-machine", "Zoë's machine~2/3"])
+def test_a_second_run_in_a_folder_is_refused_and_a_killed_ones_mark_removed(
+    tmp_path, monkeypatch, host
+):
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
     words = rf"Process {os.getpid()} on \S+ has been training in {tmp_path} for \d+ s"
     with only_run_in(tmp_path):
         with pytest.raises(FolderInUseError, match=words):
