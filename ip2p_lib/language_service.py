@@ -15,6 +15,7 @@ The ``openai`` package is imported on first use; its versions 2.54 to 3 behave a
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,18 +42,24 @@ def connect(base_url: str | None = None) -> OpenAI:
     own usually needs none.
 
     Raises:
-        ServiceError: there is neither a key nor a server of one's own.
+        ServiceError: there is neither a key nor a server of one's own, or the key
+            holds what no key does.
     """
     from openai import OpenAI
 
     own_server = base_url or os.environ.get("OPENAI_BASE_URL")
-    api_key = os.environ.get("OPENAI_API_KEY") or ("none" if own_server else None)
-    if api_key is None:
+    api_key = os.environ.get("OPENAI_API_KEY", "").strip()  # a line's end was pasted
+    if not (api_key or own_server):
         raise ServiceError(
             "There is no API key. Set the environment variable OPENAI_API_KEY, give "
             "the base_url of a compatible server, or use the miniature language model."
         )
-    return OpenAI(api_key=api_key, base_url=base_url, timeout=60.0)
+    if not re.fullmatch("[!-~]*", api_key):  # a header could not carry it
+        raise ServiceError(
+            "OPENAI_API_KEY holds a space or a letter that is in no API key. Copy the "
+            "key again, whole and alone."
+        )
+    return OpenAI(api_key=api_key or "none", base_url=base_url, timeout=60.0)
 
 
 def estimate_cost(

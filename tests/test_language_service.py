@@ -263,3 +263,16 @@ def test_without_a_key_it_says_where_to_put_one(monkeypatch) -> None:
         next(ask_service(["a castle"], model="m"))
     with connect("http://127.0.0.1:9/v1") as client:  # a server of one's own needs none
         assert client.api_key == "none"
+
+
+def test_a_key_pasted_with_its_line_is_read_and_no_other_character_is_sent(
+    server, monkeypatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
+    with connect(server.url) as client:
+        assert [reply.reason for reply in ask(["a castle"], client)] == [None]
+    for key in ("sk-k\u00e4se", "sk-one sk-two", "sk-one\nsk-two"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(ServiceError, match="OPENAI_API_KEY holds") as error:
+            connect(server.url)
+        assert "sk-" not in str(error.value)
