@@ -71,6 +71,7 @@ IMPORTS = {
     ),
     "filtering": "images",
     "calibration": "filtering",
+    "rejection": "calibration filtering slots",
     "disk_faults": "",
     "folders": "disk_faults",
     "pairs": "images triplets",
