@@ -61,7 +61,7 @@ def cap(gib: float, device: torch.device) -> int:
     if device.type == "cpu":
         return int(gib * GIB)
     total = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total), device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total))
     torch.cuda.empty_cache()
     return memory_of(device)
 

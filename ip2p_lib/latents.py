@@ -189,13 +189,20 @@ def select(
     """Gather the examples of some visits, each mirrored or not by its own draw."""
     rows = visits % len(latents)
     flip = integers(key(run_seed, "flip", step), visits, latents.condition.shape[1])
-    text = latents.text[latents.instruction[rows]].to(device)
+    text = _sent(latents.text[latents.instruction[rows]], device)
     return Batch(
-        latents.target_mean[rows, flip].to(device, torch.float32),
-        latents.target_logvar[rows, flip].to(device, torch.float32),
-        latents.condition[rows, flip].to(device, torch.float32),
+        _sent(latents.target_mean[rows, flip], device).float(),
+        _sent(latents.target_logvar[rows, flip], device).float(),
+        _sent(latents.condition[rows, flip], device).float(),
         (encode(text) if encode else text).float(),
-        latents.null_text.to(device, torch.float32),
+        _sent(latents.null_text, device).float(),
         latents.scaling,
-        visits.to(device),
+        _sent(visits, device),
     )
+
+
+def _sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Copy to a device; a GPU fetches it by itself, and the host does not wait."""
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

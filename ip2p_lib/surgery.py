@@ -46,7 +46,11 @@ def widen_conv_in(
         )
     wide = copy.deepcopy(unet)
     wide.conv_in = _widen(wide.conv_in, extra_channels)
-    wide.register_to_config(in_channels=channels + extra_channels)
+    # diffusers' from_config passes over what it believes was left at its default.
+    defaults = set(getattr(wide.config, "_use_default_values", ())) - {"in_channels"}
+    wide.register_to_config(
+        in_channels=channels + extra_channels, _use_default_values=sorted(defaults)
+    )
     return wide
 
 

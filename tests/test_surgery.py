@@ -85,6 +85,19 @@ def test_stock_diffusers_saves_and_reopens_it(unet, tmp_path):
     assert torch.equal(predict(aligned, torch.cat([x, c], dim=1)), predict(unet, x))
 
 
+def test_its_configuration_builds_as_wide_a_network(unet):
+    small = UNet2DConditionModel(  # in_channels is left at its default
+        sample_size=8,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        norm_num_groups=4,
+    )
+    for narrow in (small, unet):
+        built = UNet2DConditionModel.from_config(widen_conv_in(narrow).config)
+        assert built.conv_in.in_channels == built.config.in_channels == 8
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_precision_and_frozenness_are_kept(unet, dtype):
     wide = widen_conv_in(unet.to(dtype).requires_grad_(False))

@@ -1,0 +1,122 @@
+"""What a training step takes in the library, and the pairs that it is fed with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from rendering import full_size
+from torch import Tensor
+from training_steps.of_diffusers import Pairs
+
+from ip2p_lib import training
+from ip2p_lib.backbone import Backbone, load_backbone
+from ip2p_lib.config import HELD_OUT, Training, preset
+from ip2p_lib.economy import Economy
+from ip2p_lib.latents import Latents, select, store_latents
+from ip2p_lib.miniature.render import render
+from ip2p_lib.miniature.world import sample_edit, sample_scene
+from ip2p_lib.precision import choose_precision
+from ip2p_lib.surgery import widen_conv_in
+
+COMPILED: dict[str, tuple[type, ...]] = {
+    "whole": (UNet2DConditionModel,),
+    "blocks": (ResnetBlock2D, Transformer2DModel),  # sooner done: many are alike
+    "none": (),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is trained on, and in which portions."""
+
+    pixels: int  # side of a picture
+    pairs: int
+    batch: int  # examples of a step, ours and tuned
+    micro_batch: int  # of them at once
+    compiled: str  # a name of ``COMPILED``
+    host: bool = False  # latents on the host and token ids, as ``jobs.train`` has them
+
+
+def networks(size: str, device: torch.device) -> Backbone:
+    """The frozen networks, in half precision on a GPU, and a U-Net to be trained."""
+    half = choose_precision(device).autocast
+    source = preset("miniature").backbone
+    backbone = load_backbone(source, device=device, dtype=half)
+    if size == "sd15":
+        with device:  # draws the weights there, which a host does slowly
+            backbone = full_size(backbone.tokenizer, device.type)
+    for part in (backbone.vae, backbone.text_encoder):
+        part.requires_grad_(False)
+    unet = widen_conv_in(backbone.unet).float().train()
+    return replace(backbone, unet=unet.to(memory_format=torch.contiguous_format))
+
+
+def prepare(case: Case, backbone: Backbone) -> tuple[Pairs, Latents]:
+    """Pairs of the miniature world, as pictures and as ``train`` meets them."""
+    seeds = range(HELD_OUT, HELD_OUT + case.pairs)
+    scenes = [sample_scene(seed) for seed in seeds]
+    edits = [
+        sample_edit(scene, seed) for scene, seed in zip(scenes, seeds, strict=True)
+    ]
+    texts, pictures = [edit.instruction for edit in edits], []
+    for wanted in (scenes, [edit.target for edit in edits]):
+        parts = [wanted[i : i + 128] for i in range(0, case.pairs, 128)]
+        drawn = torch.cat([render(part, device=backbone.device) for part in parts])
+        pictures.append(F.interpolate(drawn, case.pixels, mode="bilinear"))
+    ids, empty = (backbone.tokenize(t, truncate=True) for t in (texts, [""]))
+    parts = zip(*(side.split(case.micro_batch) for side in pictures), strict=True)
+    latents = store_latents(backbone, parts, texts)
+    if case.host:
+        every = torch.arange(case.pairs)
+        latents = replace(latents, text=ids, instruction=every).to("cpu")
+    return Pairs(*pictures, ids, empty), latents
+
+
+class Ours:
+    """The library's step, called as ``jobs.train`` calls it."""
+
+    def __init__(self, backbone: Backbone, latents: Latents, case: Case) -> None:
+        """On a GPU, lay the weights out for it and compile."""
+        self.backbone, self.latents, self.case = backbone, latents, case
+        self.unet, self.half = backbone.unet, choose_precision(backbone.device).autocast
+        if backbone.device.type == "cuda":
+            self.unet.to(memory_format=torch.channels_last)
+        torch._dynamo.config.recompile_limit = 64  # blocks of many shapes, one code
+        for module in list(self.unet.modules()):
+            if isinstance(module, COMPILED[case.compiled]):
+                module.compile(dynamic=False)
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """Hidden states of instructions that are kept as token ids."""
+        states: Tensor = self.backbone.text_encoder(ids).last_hidden_state
+        return states
+
+    def loss(self, visits: Tensor, drop: float) -> Tensor:
+        """Of a micro-batch in the first step."""
+        device, first = self.backbone.device, {"run_seed": 0, "step": 0}
+        encode = self.encode if self.case.host else None
+        batch = select(self.latents, visits, device=device, encode=encode, **first)
+        with torch.autocast(device.type, self.half, enabled=bool(self.half)):
+            schedule = self.backbone.schedule.to(device)
+            return training.edit_loss(self.unet, schedule, batch, drop=drop, **first)
+
+    def steps(self) -> Iterator[training.TrainStep]:
+        """Optimiser steps without end."""
+        settings = Training(steps=10**9, batch_size=self.case.batch)
+        state = training.start(self.unet, settings, Economy(autocast=self.half))
+        state.micro_batch = self.case.micro_batch
+        encode = self.encode if self.case.host else None
+        return training.train(
+            state,
+            self.latents,
+            self.backbone.schedule,
+            settings,
+            run_seed=0,
+            encode=encode,
+        )
