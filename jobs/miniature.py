@@ -6,9 +6,10 @@ The U-Net goes on learning while a new language model, if asked for, learns besi
 and writes; the U-Net renders pairs for the triplets in ``--work``, the editor learns
 from those that pass the filter, and all are measured. Every stage is a command of
 ``ip2p_lib.miniature`` and leaves a log in ``--work``; compilation runs beside the
-stages before it. A stage that fails ends the job, and what the earlier
-ones saved stays. A run that was cut off goes on in the same ``--work``; a new run takes
-a new one.
+stages before it. A stage that fails ends the job, and what the earlier ones saved
+stays. A run that was cut off goes on in the same ``--work``; a new run takes a new one.
+Where a machine is lent for minutes only, ``--stages`` does the work in sittings: carry
+``models`` in ``--out`` and ``triplets.jsonl`` in ``--work`` from one to the next.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 from ip2p_lib.config import DATA
 
 # When a stage ends, as a share of the whole time.
-UNET_ENDS, EDITOR_ENDS = 0.58, 0.95
+UNET_ENDS, EDITOR_ENDS = 0.55, 0.95
 
 
 @dataclass
@@ -79,14 +80,16 @@ def write_triplets(job: Job, options: argparse.Namespace) -> None:
     where, last = ["--out", str(job.out), "--work", str(job.work)], max(job.gpus - 1, 0)
     if options.language_seconds:
         stages = ["grammar", "written", "--seconds", str(options.language_seconds)]
+        stages += ["--scenes", str(2 * options.scenes)]
+        stages += ["--samples", str(options.samples)]
         stages += ["--out", str(job.out / "models" / "miniature-lm")]
         stages += ["--work", str(job.work / "language")]
         stages += ["--results", str(job.out / "results")]
         learning = job.start("language", "pretrain_language", *stages, gpu=last)
         job.finish("language", learning)
     if not (job.work / "triplets.jsonl").is_file():
-        batch = ["--batch", "1024"]
-        writing = job.start("write", "make_pairs", "write", *where, *batch, gpu=last)
+        many = ["--batch", "1024", "--captions", str(options.captions)]
+        writing = job.start("write", "make_pairs", "write", *where, *many, gpu=last)
         job.finish("write", writing)
 
 
@@ -146,17 +149,22 @@ def measure(job: Job, options: argparse.Namespace) -> None:
     job.finish("measure", *running)
 
 
+STAGES = {"unet": train_unet, "editor": make_editor, "measure": measure}
+
+
 def main() -> None:
     """Run the stages in order."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, default=Path("runs/miniature"))
     parser.add_argument("--seconds", type=float, default=1600)
-    parser.add_argument("--render-seconds", type=float, default=110)
+    parser.add_argument("--render-seconds", type=float, default=190)
     parser.add_argument("--scenes", type=int, default=200_000)
     parser.add_argument(
         "--language-seconds", type=float, default=0, help="0 keeps the language model"
     )
+    parser.add_argument("--captions", type=int, default=80_000, help="to write for")
     parser.add_argument("--unet-batch", type=int, default=2048, help="on each GPU")
     parser.add_argument("--editor-batch", type=int, default=1536, help="on each GPU")
     parser.add_argument("--samples", type=int, default=512, help="held-out scenes")
@@ -164,8 +172,9 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     gpus = torch.cuda.device_count()
     job = Job(options.out, options.work, gpus, options.seconds)
-    for stage in (train_unet, make_editor, measure):
-        stage(job, options)
+    for name, stage in STAGES.items():
+        if name in options.stages:
+            stage(job, options)
     job.say("done")
 
 

@@ -81,6 +81,14 @@ def test_a_new_language_model_writes_while_the_unet_learns(run):
         assert "miniature-lm" in rows["language"][1] and "--out" in rows[log][1]
 
 
+def test_the_work_can_be_done_in_sittings(run):
+    job, started, _ = run
+    assert [log for log, *_ in job("--stages", "unet")] == ["unet", "write"]
+    started.clear()
+    logs = [log for log, *_ in job("--stages", "measure", "editor")]
+    assert logs[0] == "editor" and logs[-1] == "measure-editor"
+
+
 def test_without_triplets_nothing_goes_on(run):
     job, started, _ = run
     before = Ended.terminated

@@ -148,10 +148,12 @@ def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
     began = time.monotonic()
     backbone = load_backbone(args.out / "models" / "miniature-sd", device=device)
     unet = widen_conv_in(backbone.unet).float()
-    rate = rehearsal.begin(unet, args.batch // processes(), device).result()
-    print(f"{rate:.1f} steps a second in rehearsal", flush=True)
+    rows = args.batch // processes()
+    rehearsal.begin(unet, rows, device).result()
     wait_for_pairs(args.work, args.parts)
     latents, facts = read_pairs(args.work, backbone)
+    rate = rehearsal.steps_a_second(unet, rows, device)  # rendering slowed the first
+    print(f"{rate:.1f} steps a second in rehearsal", flush=True)
     left = args.deadline - time.time() if args.deadline else args.seconds
     seconds, rate = agree(left, device), agree(rate, device)
     steps = args.steps or max(1, int(_SHARE_OF_REHEARSAL * rate * seconds))

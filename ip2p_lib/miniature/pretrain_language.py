@@ -98,7 +98,8 @@ def pretrain(
     """
     lengths = (labels >= 0).int().cumsum(dim=1).argmax(dim=1)  # the last one to learn
     order = lengths.argsort(stable=True)
-    step_id, starts = torch.zeros(1, dtype=torch.int64), len(tokens) - batch_size + 1
+    step_id = torch.zeros(1, dtype=torch.int64)
+    starts = max(len(tokens) - batch_size, 0) + 1
 
     def loss_of(step: int) -> Tensor:
         start = int(integers(key("pretrain language", step), step_id, starts))

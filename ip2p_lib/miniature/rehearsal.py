@@ -36,13 +36,23 @@ def begin(unet: UNet2DConditionModel, rows: int, device: torch.device) -> Future
         unet.to(memory_format=torch.channels_last)
         unet.compile(dynamic=False)
     worker = ThreadPoolExecutor(max_workers=1)
-    rate = worker.submit(_rehearse, unet, rows, device)
+    rate = worker.submit(steps_a_second, unet, rows, device)
     worker.shutdown(wait=False)
     return rate
 
 
-def _rehearse(unet: UNet2DConditionModel, rows: int, device: torch.device) -> float:
-    """Take steps on zeros, shaped as training's batches are; the first compiles."""
+def steps_a_second(
+    unet: UNet2DConditionModel, rows: int, device: torch.device
+) -> float:
+    """Time steps on zeros, shaped as training's batches are, after a first untimed one.
+
+    The first step is the one that compiles, if nothing has compiled the U-Net yet.
+
+    Args:
+        unet: on ``device``, in training mode; its gradients are set to none.
+        rows: of a batch, on this device.
+        device: where it is trained.
+    """
     gpu, began = device.type == "cuda", 0.0
     size = unet.config.sample_size
     sample = torch.zeros(rows, unet.config.in_channels, size, size, device=device)
