@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 
-import torch
 from torch import Tensor
 
 from ip2p_lib.miniature.render import encode
+from ip2p_lib.miniature.scenes import Scene
 from ip2p_lib.miniature.world import caption, sample_edit, sample_scene
 from ip2p_lib.triplets import Triplet, is_unchanged
 
@@ -33,53 +29,27 @@ class Corpus:
         return len(self.captions)
 
 
-def _one(seed: int, wording: str) -> tuple:
-    scene = sample_scene(seed)
-    edit = sample_edit(scene, seed, wording=wording)
-    language = "zh" if random.Random(f"language {seed}").random() < _CHINESE else "en"
-    texts = (caption(scene, seed, language), caption(edit.target, seed, language))
-    codes = encode([scene, edit.target])
-    return codes[0], codes[1], *texts, edit.instruction
-
-
-def _chunk(seeds: range, wording: str) -> tuple[Tensor, Tensor, list, list, list]:
-    # One thread per worker: the pool already uses every core.
-    torch.set_num_threads(1)
-    before, after, captions, edited, instructions = zip(
-        *(_one(seed, wording) for seed in seeds), strict=True
-    )
-    pair = torch.stack(before).short(), torch.stack(after).short()
-    return *pair, list(captions), list(edited), list(instructions)
-
-
-def build_corpus(
-    first_seed: int, n: int, wording: str = "train", processes: int = 1
-) -> Corpus:
+def build_corpus(first_seed: int, n: int, wording: str = "train") -> Corpus:
     """Draw ``n`` scenes with one edit each.
+
+    One process draws thousands a second: others would take longer to start.
 
     Args:
         first_seed: seeds ``first_seed`` to ``first_seed + n - 1`` are used.
         n: number of edits.
         wording: phrasings of the instructions, as in ``world.sample_edit``.
-        processes: worker processes; the result does not depend on it.
     """
-    size = 2000
-    ends = range(first_seed, first_seed + n, size)
-    chunks = [range(start, min(start + size, first_seed + n)) for start in ends]
-    work = partial(_chunk, wording=wording)
-    if processes == 1:
-        parts = [work(chunk) for chunk in chunks]
-    else:
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            parts = pool.map(work, chunks)
-    before, after, captions, edited, instructions = zip(*parts, strict=True)
-    return Corpus(
-        torch.cat([codes.long() for codes in before]),
-        torch.cat([codes.long() for codes in after]),
-        list(chain.from_iterable(captions)),
-        list(chain.from_iterable(edited)),
-        list(chain.from_iterable(instructions)),
-    )
+    scenes, texts = list[Scene](), list[tuple[str, str, str]]()
+    for seed in range(first_seed, first_seed + n):
+        scene = sample_scene(seed)
+        edit = sample_edit(scene, seed, wording=wording)
+        chinese = random.Random(f"language {seed}").random() < _CHINESE
+        language = "zh" if chinese else "en"
+        captions = caption(scene, seed, language), caption(edit.target, seed, language)
+        scenes += [scene, edit.target]
+        texts.append((*captions, edit.instruction))
+    codes = encode(scenes).view(n, 2, -1)
+    return Corpus(codes[:, 0], codes[:, 1], *map(list, zip(*texts, strict=True)))
 
 
 def grammar_triplets(first_seed: int, n: int, wording: str = "train") -> list[Triplet]:
@@ -99,11 +69,3 @@ def grammar_triplets(first_seed: int, n: int, wording: str = "train") -> list[Tr
         if not is_unchanged(before, after):
             found.append(Triplet(before, edit.instruction, after, edit.language))
     return found
-
-
-def grammar_in_parallel(n: int) -> list[Triplet]:
-    """``grammar_triplets(0, n)``, by all cores."""
-    size = 5000
-    chunks = [(start, min(size, n - start)) for start in range(0, n, size)]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        return list(chain.from_iterable(pool.starmap(grammar_triplets, chunks)))

@@ -10,7 +10,6 @@ them many are mirrored, moved, softened or lit differently.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -158,7 +157,7 @@ def shipped_round_trip(device: torch.device) -> Reconstruct:
 def run_train(args: argparse.Namespace, device: torch.device) -> None:
     """Draw scenes, render them and train a judge on them, saved in ``--out``."""
     began = time.monotonic()
-    corpus = build_corpus(0, args.scenes, processes=os.cpu_count() or 1)
+    corpus = build_corpus(0, args.scenes)
     codes = torch.cat([corpus.before, corpus.after])
     bank, reconstruct = render_bank(codes, device), shipped_round_trip(device)
     print(f"{len(bank)} pictures in {time.monotonic() - began:.0f} s", flush=True)

@@ -11,7 +11,6 @@ can be trained by several processes, each with a GPU and scenes of its own.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -147,8 +146,8 @@ def _arguments() -> argparse.Namespace:
 
 def _scenes(n: int) -> Corpus:
     """This process's part of the first ``n`` scenes."""
-    size, cores = n // processes(), os.cpu_count() or 1
-    return build_corpus(rank() * size, size, processes=max(1, cores // processes()))
+    size = n // processes()
+    return build_corpus(rank() * size, size)
 
 
 def main() -> None:

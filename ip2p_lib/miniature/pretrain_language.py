@@ -31,7 +31,7 @@ from ip2p_lib.evaluation import write_results
 from ip2p_lib.language_model import LanguageModel, load_language_model, write_triplets
 from ip2p_lib.language_tuning import completion_loss, encode, fine_tune
 from ip2p_lib.lora import add_lora
-from ip2p_lib.miniature.corpus import grammar_in_parallel, grammar_triplets
+from ip2p_lib.miniature.corpus import grammar_triplets
 from ip2p_lib.miniature.fitting import Budget, Progress, fit
 from ip2p_lib.miniature.parsing import (
     find_difference,
@@ -170,7 +170,7 @@ def measure(
 
 def run_grammar(args: argparse.Namespace, device: str) -> None:
     """Stage 1: train a tokenizer and an empty model, and save both."""
-    grammar, written = grammar_in_parallel(args.scenes), read_jsonl(args.written)
+    grammar, written = grammar_triplets(0, args.scenes), read_jsonl(args.written)
     # Every written text counts: people's words are rare beside the grammar's.
     texts = [to_prompt(t.caption) + to_completion(t) for t in [*grammar, *written]]
     tokenizer = train_tokenizer(texts[-20_000:])
@@ -190,7 +190,7 @@ def run_written(args: argparse.Namespace, device: str) -> None:
     Measured without it, after 70 triplets, and after all; the last one is saved.
     """
     began, written, rows = time.monotonic(), read_jsonl(args.written), []
-    known = {*grammar_in_parallel(args.scenes), *written}
+    known = {*grammar_triplets(0, args.scenes), *written}
     for n in (0, 70, len(written)):
         writer = load_language_model(args.out, device=device)
         if n:

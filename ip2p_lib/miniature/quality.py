@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from ip2p_lib.filtering import ClipScorer
 
 
-def held_out(n: int, processes: int = 1) -> Corpus:
+def held_out(n: int) -> Corpus:
     """The first ``n`` held-out edits, instructions in held-out phrasings."""
-    return build_corpus(HELD_OUT, n, wording="held-out", processes=processes)
+    return build_corpus(HELD_OUT, n, wording="held-out")
 
 
 @torch.no_grad()
