@@ -139,7 +139,7 @@ def measure(job: Job, options: argparse.Namespace) -> None:
     """The U-Net on one GPU, the editor on the last."""
     results, samples = str(job.out / "results"), str(options.samples)
     unet = ["unet", "--measure", "--out", str(job.out / "models")]
-    unet += ["--results", results, "--samples", samples]
+    unet += ["--results", results, "--samples", str(2 * options.samples)]
     scales = ["--text-scales", "2", "3", "4.5", "--image-scales", "1.3", "1.8"]
     editor = ["measure", "--out", str(job.out), "--samples", samples, *scales]
     running = [
@@ -167,7 +167,12 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=80_000, help="to write for")
     parser.add_argument("--unet-batch", type=int, default=2048, help="on each GPU")
     parser.add_argument("--editor-batch", type=int, default=1536, help="on each GPU")
-    parser.add_argument("--samples", type=int, default=512, help="held-out scenes")
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=512,
+        help="held-out scenes: edited as many, drawn from words twice",
+    )
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     gpus = torch.cuda.device_count()
