@@ -82,6 +82,17 @@ def test_every_parameter_is_checked_and_its_default_allowed(path):
         check_value(name, value, rules[name])
 
 
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: p.stem)
+def test_no_figure_is_drawn_and_not_shown(path):
+    """A notebook shows a figure if it is displayed, or the value of a cell's end."""
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            tree = ast.parse(cell.source)
+            calls = [node for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+            unseen = [ast.unparse(c) for c in calls if c not in tree.body[-1:]]
+            assert not [call for call in unseen if call.startswith("figures.")]
+
+
 # The runner
 
 
