@@ -33,9 +33,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from training_steps.of_diffusers import Drawn, Script
-from training_steps.of_library import COMPILED, Case, Ours, networks, prepare
+from training_steps.of_library import Case, Ours, networks, prepare
 
 from ip2p_lib.backbone import Backbone, pick_device
+from ip2p_lib.compilation import WAYS
 from ip2p_lib.config import RESULTS
 from ip2p_lib.draws import integers, key, normal, uniform
 from ip2p_lib.evaluation import write_results
@@ -48,7 +49,7 @@ DROP = 0.25  # when comparing: few examples, each case among them
 ROUNDING = 5e-3  # what stored latents, in half precision, may change in a gradient
 CASES = {
     "sd15": Case(256, 256, 256, 64, "blocks", host=True),
-    "miniature on cuda": Case(128, 4096, 2048, 2048, "whole"),
+    "miniature on cuda": Case(128, 4096, 2048, 2048, "blocks"),
     "miniature on cpu": Case(128, 64, 16, 16, "none"),
     "tiny": Case(64, 8, 8, 4, "none", host=True),
 }
@@ -179,10 +180,10 @@ def arguments() -> argparse.Namespace:
     add("--tiny", action="store_true", help="sd15's way with the miniature's networks")
     add("--turns", type=int, default=5, help="at most")
     add("--seconds", type=float, default=2, help="of each way in a turn")
-    add("--budget", type=float, default=90, help="seconds for all, compiling included")
+    add("--budget", type=float, default=200, help="seconds for all, compiling included")
     add("--batch", type=int, help="examples of a step, ours and tuned")
     add("--micro-batch", type=int, help="examples at once, ours and tuned")
-    add("--compiled", choices=COMPILED, help="of our U-Net")
+    add("--compiled", choices=WAYS, help="of our U-Net")
     add("--out", type=Path)
     return parser.parse_args()
 

@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -157,9 +158,8 @@ def verify(folder: str | Path) -> dict[str, Any]:
         intact = written == _encode(body)  # so no byte goes unnoticed, not even a space
         intact = intact and _sha256(folder / body["file"]) == body["sha256"]
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(
-            f"The checkpoint {folder} cannot be read: {error}"
-        ) from error
+        words = f"The checkpoint {folder} cannot be read: {error}"
+        raise CheckpointError(words) from error
     if not intact:
         raise CheckpointError(
             f"The checkpoint {folder} is damaged: its SHA-256 differs from the one it "
@@ -185,6 +185,14 @@ def _is_complete(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
+def newest_state(*roots: str | Path) -> dict[str, Any] | None:
+    """Read what the newest manifest says, no tensor; None if there is none."""
+    for folder in _numbered(*map(Path, roots)):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return dict(json.loads((folder / MANIFEST).read_bytes())["body"]["state"])
+    return None
+
+
 def latest(*roots: str | Path) -> Checkpoint | None:
     """Read the newest intact checkpoint among ``<root>/step-<number>`` of all roots.
 
@@ -195,8 +203,7 @@ def latest(*roots: str | Path) -> Checkpoint | None:
     Raises:
         CheckpointError: there are checkpoints, but every one is damaged.
     """
-    refused: list[str] = []
-    folders = _numbered(*map(Path, roots))
+    refused, folders = list[str](), _numbered(*map(Path, roots))
     for folder in folders:
         try:
             newest = int(folders[0].name.rpartition("-")[2])

@@ -7,9 +7,13 @@ which of these a smaller card needs, ``training.start`` does what they say.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,27 @@ class Economy:
         return self.autocast is torch.float16
 
     @property
+    def _precision(self) -> str | None:
+        return next((name for name, t in HALVES.items() if t is self.autocast), None)
+
+    def facts(self) -> dict[str, Any]:
+        """The choices as JSON values, for the manifest of a checkpoint."""
+        return vars(self) | {"autocast": self._precision}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Economy:
+        """The opposite of ``facts``."""
+        half = facts["autocast"]
+        return cls(**{**facts, "autocast": HALVES[half] if half else None})
+
+    @property
     def words(self) -> str:
         """What is done, in a few words."""
         kind = f"LoRA of rank {self.lora_rank}" if self.lora_rank else "all weights"
         parts = [
             kind,
             "8-bit AdamW" if self.eight_bit else "AdamW",
-            str(self.autocast or torch.float32).removeprefix("torch."),
+            self._precision or "float32",
         ]
         parts += ["checkpointed activations"] * self.checkpointing
         parts += ["average on the CPU"] * self.ema_on_cpu

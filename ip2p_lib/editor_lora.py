@@ -104,7 +104,8 @@ def save_editor_lora(unet: Any, folder: str | Path, base: str | Path | Source) -
         ValueError: there is no LoRA, or the folder holds a whole model.
     """
     folder = save_lora(unet, folder, base)
-    weights = {k: w.detach().cpu() for k, w in unet.conv_in.state_dict().items()}
+    first = unet.conv_in.state_dict().items()
+    weights = {name: weight.detach().cpu().contiguous() for name, weight in first}
     with written_whole(folder / CONV_IN) as file:
         file.write(save(weights, {"format": "pt", "adapter": _digest(folder)}))
     return folder

@@ -81,19 +81,16 @@ class Plan:
                 f"{self.economy.words}: one example takes {_room(self.peak)}, and "
                 f"there are {_room(self.memory)}."
             )
-        parts = f"{self.batch_size} examples at once"
-        if self.accumulation > 1:
-            parts = (
-                f"{self.batch_size} examples in {self.accumulation} parts of at most "
-                f"{self.micro_batch}"
-            )
+        parts, times = "at once", self.accumulation
+        if times > 1:
+            parts = f"in {times} parts of at most {self.micro_batch}"
         return (
-            f"{self.economy.words}: {parts} take {_room(self.peak)} of "
-            f"{_room(self.memory)}: weights {_room(self.weights)}, AdamW "
-            f"{_room(self.optimizer)}, average {_room(self.average)}, copies in half "
-            f"precision {_room(self.copies)}, activations {self.micro_batch} x "
-            f"{_room(self.activations)}, gradients and work "
-            f"{_room(self.workspace)}."
+            f"{self.economy.words}: {self.batch_size} examples {parts} take "
+            f"{_room(self.peak)} of {_room(self.memory)}: weights "
+            f"{_room(self.weights)}, AdamW {_room(self.optimizer)}, average "
+            f"{_room(self.average)}, copies in half precision {_room(self.copies)}, "
+            f"activations {self.micro_batch} x {_room(self.activations)}, gradients "
+            f"and work {_room(self.workspace)}."
         )
 
 
@@ -120,6 +117,7 @@ def plan_training(
     memory: int,
     batch_size: int,
     resolution: int = 256,
+    at_most: int | None = None,
 ) -> Plan:
     """Count what one way of training takes, and how many examples fit at once.
 
@@ -129,6 +127,7 @@ def plan_training(
         memory: bytes for all of it, as ``memory_of`` says before the U-Net is there.
         batch_size: examples of a step.
         resolution: of the pictures, in pixels.
+        at_most: examples at once; None is the whole batch.
     Raises:
         ValueError: the batch is below 1, or the resolution is not a multiple of 8.
     """
@@ -137,10 +136,8 @@ def plan_training(
             f"A plan needs a batch of at least 1 and a resolution of a multiple of 8, "
             f"not {batch_size} and {resolution}."
         )
-    widened = {**config, "in_channels": 2 * config["out_channels"]}
-    text = json.dumps(widened, default=str)
     how = (economy.lora_rank, economy.autocast, economy.checkpointing)
-    sizes, timeline = _measure(text, resolution, *how)
+    sizes, timeline = _measure(_widened(config), resolution, *how)
     empty = Plan(
         economy,
         memory,
@@ -151,7 +148,14 @@ def plan_training(
         flops=timeline.flops,
         **_of_trained(economy, sizes.trained),
     )
-    return _fitted(empty, timeline)
+    return _fitted(empty, timeline, min(at_most or batch_size, batch_size))
+
+
+def _widened(config: Mapping[str, Any]) -> str:
+    """The configuration with the editor's channels, as JSON."""
+    # Of arguments left at their defaults, from_config would not let us change any.
+    changed = {"in_channels": 2 * config["out_channels"], "_use_default_values": []}
+    return json.dumps({**config, **changed}, default=str)
 
 
 def _of_trained(economy: Economy, numbers: Sequence[int]) -> dict[str, int]:
@@ -162,9 +166,9 @@ def _of_trained(economy: Economy, numbers: Sequence[int]) -> dict[str, int]:
     return {"gradients": float32, "optimizer": kept, "average": average}
 
 
-def _fitted(plan: Plan, timeline: Timeline) -> Plan:
+def _fitted(plan: Plan, timeline: Timeline, at_most: int) -> Plan:
     """Find the largest micro-batch; more than one of them also hold gradients."""
-    for n in range(plan.batch_size, 0, -1):
+    for n in range(at_most, 0, -1):
         work = timeline.peak(n, accumulating=n < plan.batch_size)
         peak = plan.static + work + LIBRARIES
         if peak * (1 + FRAGMENTS) <= plan.memory:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ip2p_lib.editor_lora import merge_editor_lora
 from ip2p_lib.folders import folder_written_whole
 from ip2p_lib.train_state import TrainState
 
@@ -29,7 +30,7 @@ def save_editor(
 
     Args:
         folder: absent, empty, or of an older editor, which gives way.
-        state: a run's state; stays as it is.
+        state: a run's state; stays as it is. LoRA is merged into the weights.
         text: from ``model_card.card``.
         dtype: of the stored weights.
 
@@ -37,18 +38,18 @@ def save_editor(
         FileExistsError: ``folder`` holds something else.
         FloatingPointError: a weight is not finite.
         OSError: no room, or no right to write.
-        ValueError: only LoRA was trained, which has a file of its own.
     """
     state.require_finite()
-    if any(".lora_A." in name for name in state.ema.weights):
-        raise ValueError("LoRA was trained: editor_lora.save_editor_lora keeps it.")
-    averaged = copy.deepcopy(state.unet)
+    averaged: Any = copy.deepcopy(state.unet)
     state.ema.copy_to(averaged)
-    averaged, folder = averaged.cpu().type(dtype), Path(folder)
+    if state.economy.lora_rank:
+        merge_editor_lora(averaged)
+    averaged = averaged.to("cpu", memory_format=torch.contiguous_format).type(dtype)
+    folder = Path(folder)
     size = sum(w.numel() * w.element_size() for w in averaged.parameters())
     kind = r"unet|README\.md"
     with folder_written_whole(folder, needed=size, replaces=kind) as partial:
-        averaged.save_pretrained(partial / "unet")  # type: ignore[operator]
+        averaged.save_pretrained(partial / "unet")
         (partial / "README.md").write_text(text, "utf-8")
     return folder
 

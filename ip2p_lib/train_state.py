@@ -5,11 +5,12 @@ Draws need no place here: they are functions of the step (see ``draws``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ip2p_lib.adamw import adamw, kept_of, set_steps_taken, step_unless, steps_taken
 from ip2p_lib.economy import Economy
@@ -45,7 +46,7 @@ class TrainState:
     failed: Tensor  # step at which the run ended, -1 so far; on the U-Net's device
     step: int = 0
     micro_batch: int | None = None  # halved when memory runs out; None is all at once
-    autocast: torch.dtype | None = None
+    economy: Economy = field(default_factory=Economy)
     loss_scale: LossScale | None = None  # float16 needs it
 
     @classmethod
@@ -54,16 +55,21 @@ class TrainState:
         weights = list(named_weights(unet).values())
         _require_float32(unet, economy)
         if economy.checkpointing:
-            unet.enable_gradient_checkpointing()
+            unet.enable_gradient_checkpointing(_twice)
         device = weights[0].device
         return cls(
             unet,
             adamw(weights, settings.weight_decay, eight_bit=economy.eight_bit),
             EMA(unet, settings.ema_decay, "cpu" if economy.ema_on_cpu else None),
             failed=torch.tensor(-1, device=device),
-            autocast=economy.autocast,
+            economy=economy,
             loss_scale=LossScale(device) if economy.scaled else None,
         )
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """What products are computed in; None is float32."""
+        return self.economy.autocast
 
     def scaled(self, loss: Tensor) -> Tensor:
         """The loss whose gradients ``update`` expects: times the scale, if any."""
@@ -149,6 +155,7 @@ class TrainState:
             "step": self.step,
             "ema_updates": self.ema.updates,
             "micro_batch": self.micro_batch,
+            "economy": self.economy.facts(),
             "optimizer_steps": steps_taken(self.optimizer),
         }
 
@@ -173,6 +180,11 @@ class TrainState:
         if facts.get("optimizer_steps") is not None:
             set_steps_taken(self.optimizer, facts["optimizer_steps"])
         self.failed.fill_(-1)
+
+
+def _twice(module: nn.Module, *inputs: Any) -> Any:
+    """Keep no activations; diffusers' own asks for torch's version when compiled."""
+    return checkpoint(module, *inputs, use_reentrant=False)
 
 
 def _require_float32(unet: Any, economy: Economy) -> None:

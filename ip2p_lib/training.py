@@ -9,6 +9,7 @@ a resumed run is exact.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,6 +209,8 @@ def resume(
 ) -> checkpoint.Checkpoint | None:
     """Go on from the newest intact checkpoint; None if there is none.
 
+    A warning says if it was saved under another economy, as far as one can go on so.
+
     Args:
         root: holds the run's checkpoints.
         state: of the same U-Net, from ``start``; changed in place.
@@ -228,4 +231,11 @@ def resume(
             f"{found.folder} cannot be resumed: {error} Resume with the U-Net that was "
             "trained, or choose another folder."
         ) from error
+    before = Economy.of(found.state.get("economy", state.economy.facts()))
+    if before != state.economy:
+        warnings.warn(
+            f"{found.folder} was saved under another economy ({before.words}); from "
+            f"here on {state.economy.words}, which rounds otherwise.",
+            stacklevel=2,
+        )
     return found

@@ -68,3 +68,12 @@ def time_left(seconds: Sequence[float], steps: int) -> float:
             "again after 20."
         )
     return steps * statistics.median(seconds[WARM_UP:])
+
+
+def duration(seconds: float) -> str:
+    """A time in words, to two figures at least: ``"40 s"``, ``"2.5 h"``."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            number = seconds / size
+            return f"{number:.0f} {unit}" if number >= 10 else f"{number:.1f} {unit}"
+    return f"{seconds:.0f} s"

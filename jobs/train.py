@@ -6,7 +6,9 @@
 
 The same command goes on after any stop and ends in the same bits; another number of
 processes changes rounding alone. ``--out`` receives the checkpoints, ``losses.csv``,
-``validation.csv`` and, at the end, ``editor``: weights with a card.
+``validation.csv`` and, at the end, ``editor``: weights with a card; after LoRA, which
+is merged there, also ``adapter``, some MB. What is given up for memory is planned, see
+``training_plan``.
 """
 
 from __future__ import annotations
@@ -16,23 +18,22 @@ import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ip2p_lib import training
 from ip2p_lib.backbone import Backbone, load_backbone
+from ip2p_lib.compilation import compile_unet
 from ip2p_lib.config import SCALES, Scale, Source, preset
 from ip2p_lib.dataset import PairDataset
-from ip2p_lib.economy import Economy
 from ip2p_lib.editing import Editor
+from ip2p_lib.editor_lora import add_editor_lora, save_editor_lora
 from ip2p_lib.evaluation import Examples, provenance
-from ip2p_lib.filtering import load_clip
+from ip2p_lib.filtering import ClipScorer, load_clip
 from ip2p_lib.latents import Latents
 from ip2p_lib.loss_bands import min_snr
 from ip2p_lib.model_card import RunFacts, card
 from ip2p_lib.parallel import join, leave, processes, rank
-from ip2p_lib.precision import choose_precision
 from ip2p_lib.publishing import save_editor
 from ip2p_lib.recovery import Run, recoverable
 from ip2p_lib.stored_latents import Order, latents_of, squares
@@ -46,6 +47,14 @@ from ip2p_lib.validation import (
     read_looks,
     with_looks,
     write_looks,
+)
+from jobs.training_plan import (
+    add_flags,
+    parts_of,
+    plan_of,
+    told,
+    way_to_compile,
+    with_time_left,
 )
 
 # Of the scale's settings, what the command line may say instead.
@@ -70,37 +79,40 @@ def prepare(
 ) -> tuple[Backbone, Latents, TrainState]:
     """The frozen networks, what they make of the pairs, and what will be trained."""
     backbone, settings = load_backbone(scale.backbone, device=device), scale.training
+    config, way = backbone.unet.config, way_to_compile(args, device)
+    plan = plan_of(args, config, settings, device)
+    if rank() == 0:
+        print(
+            told(args, plan, config, settings, device), f"Compiled: {way}.", flush=True
+        )
     rows = (0, len(PairDataset(args.pairs)) - args.looks)
     order = Order(args.pairs, rows, scale.backbone, settings.resolution)
     latents = latents_of(backbone, order, args.out / "latents")
-    economy = Economy(
-        autocast=choose_precision(device).autocast,
-        eight_bit=args.eight_bit,
-        checkpointing=args.checkpointing,
-        ema_on_cpu=args.ema_on_cpu,
-    )
     unet = widen_conv_in(backbone.unet).float()
-    state = training.start(unet, settings, economy)
-    state.micro_batch = args.micro_batch
-    return backbone, latents, state
+    if (lora := plan.economy.lora_rank) is not None:
+        add_editor_lora(unet, rank=lora, frozen=plan.economy.autocast)
+    compile_unet(unet, way, channels_last=False if plan.economy.eight_bit else None)
+    state = training.start(unet, settings, plan.economy)
+    state.micro_batch = parts_of(args, plan)
+    return replace(backbone, unet=unet), latents, state
 
 
 def validation_of(
-    args: argparse.Namespace, scale: Scale, backbone: Backbone, unet: Any
+    args: argparse.Namespace, scale: Scale, backbone: Backbone, clip: ClipScorer
 ) -> Validation:
     """The last pairs of the data set, which training does not meet, as fixed edits."""
     dataset = PairDataset(args.pairs)
     pairs = [dataset[i] for i in range(len(dataset) - args.looks, len(dataset))]
     before, _ = squares(pairs, scale.training.resolution)
-    frozen = replace(backbone, unet=copy.deepcopy(unet).type(backbone.dtype).eval())
-    editor = Editor(frozen, scale.editing, scale.resolution)
+    unet = copy.deepcopy(backbone.unet).type(backbone.dtype).eval()
+    editor = Editor(replace(backbone, unet=unet), scale.editing, scale.resolution)
     examples = Examples(
         before,
         [pair.instruction for pair in pairs],
         [pair.caption for pair in pairs],
         [pair.edited_caption for pair in pairs],
     )
-    return Validation(editor, load_clip(scale.clip, device=backbone.device), examples)
+    return Validation(editor, clip, examples)
 
 
 def steps_of(
@@ -109,6 +121,7 @@ def steps_of(
     backbone: Backbone,
     latents: Latents,
     state: TrainState,
+    clip: ClipScorer | None,
 ) -> Iterable[tuple[TrainStep, Look | None]]:
     """The steps still to be taken, the first process's with looks."""
     steps = training.train(
@@ -120,9 +133,9 @@ def steps_of(
         encode=lambda ids: backbone.text_encoder(ids).last_hidden_state,
         weights=min_snr(backbone.schedule, args.min_snr) if args.min_snr else None,
     )
-    if not args.looks or rank() > 0:
+    if clip is None:
         return ((step, None) for step in steps)
-    validation = validation_of(args, scale, backbone, state.unet)
+    validation = validation_of(args, scale, backbone, clip)
     every, last = args.look_every, scale.training.steps
     return with_looks(steps, state, validation, every=every, last=last)
 
@@ -132,7 +145,7 @@ def follow(
 ) -> list[Look]:
     """Take the steps; the first process keeps and says how they go."""
     looks = read_looks(run.root / LOOKS, up_to=run.state.step)
-    for step, look in steps:
+    for step, look in with_time_left(steps, last):
         run.record(step)
         if look:
             looks.append(replace(look, edits=None))
@@ -147,7 +160,10 @@ def facts_of(
     args: argparse.Namespace, scale: Scale, pairs: int, run: Run, looks: Sequence[Look]
 ) -> RunFacts:
     """What the card tells."""
-    made = provenance(run.state.failed.device) | {"processes": processes()}
+    made = provenance(run.state.failed.device) | {
+        "processes": processes(),
+        "economy": run.state.economy.words,
+    }
     return RunFacts(
         base=scale.backbone,
         data=args.pairs.name,
@@ -160,6 +176,15 @@ def facts_of(
         image_scale=scale.editing.image_scale,
         made=made,
     )
+
+
+def keep_adapter(folder: Path, state: TrainState, source: Source) -> Path:
+    """What LoRA learnt, averaged, for the U-Net that it was trained on."""
+    averaged, base = copy.deepcopy(state.unet), source
+    state.ema.copy_to(averaged)
+    if source.revision is None:
+        base = Source(str(Path(source.path_or_id) / "unet"))
+    return save_editor_lora(averaged, folder, base)
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -178,11 +203,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--min-snr", type=float, metavar="GAMMA", help="weigh timesteps; try 5")
     add("--looks", type=int, default=4, help="pairs kept apart for validation")
     add("--look-every", type=int, default=500, help="steps")
-    add("--micro-batch", type=int, help="examples at once on each device")
-    for name in ("eight-bit", "checkpointing", "ema-on-cpu"):
-        add(f"--{name}", action="store_true", help="takes less memory")
     add("--processes", type=int, help="refuse to run with any other number")
     add("--license", default="unknown", help="of the weights, for the card")
+    add_flags(parser)
     return parser.parse_args(words)
 
 
@@ -190,16 +213,22 @@ def main(words: Sequence[str] | None = None) -> None:
     """Train, then keep the editor with its card."""
     args = arguments(words)
     device, scale = join(args.processes), scale_of(args)
+    looking = args.looks and rank() == 0
+    clip = load_clip(scale.clip, device=device) if looking else None
     backbone, latents, state = prepare(args, scale, device)
+    asked = args.micro_batch and state.micro_batch
     with recoverable(state, args.out, mirror=args.mirror) as run:
+        state.micro_batch = asked or state.micro_batch
         if rank() == 0:
             print(f"{processes()} processes, {len(latents)} pairs. {run.banner}")
-        steps = steps_of(args, scale, backbone, latents, state)
+        steps = steps_of(args, scale, backbone, latents, state, clip)
         looks = follow(run, steps, scale.training.steps)
     if rank() == 0:
         facts = facts_of(args, scale, len(latents), run, looks)
         text = card(facts, name=args.out.name, license=args.license)
         print("saved", save_editor(args.out / "editor", state, text))
+        if state.economy.lora_rank:
+            print("saved", keep_adapter(args.out / "adapter", state, scale.backbone))
     leave()
 
 

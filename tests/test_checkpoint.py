@@ -55,6 +55,16 @@ def test_the_newest_is_the_one_with_the_highest_number(tmp_path):
     assert latest(tmp_path / "elsewhere") is None
 
 
+def test_what_the_newest_readable_manifest_says_is_known_without_its_tensors(tmp_path):
+    folders = save_steps(tmp_path / "here", 1, 2)
+    (there,) = save_steps(tmp_path / "there", 3)
+    next(folders[1].glob("*.safetensors")).unlink()
+    (there / checkpoint.MANIFEST).write_text("{")
+    roots = tmp_path / "here", tmp_path / "there"
+    assert checkpoint.newest_state(*roots) == {"step": 2}
+    assert checkpoint.newest_state(tmp_path / "elsewhere") is None
+
+
 def test_of_two_folders_the_newer_checkpoint_counts_and_the_first_breaks_ties(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     save_steps(here, 1, 2)

@@ -157,6 +157,25 @@ def test_what_is_static_is_what_training_then_holds(tiny_backbone, economy):
     assert plan.average == plan.gradients - average
 
 
+def test_a_u_net_left_at_its_defaults_is_widened_as_any_other():
+    """diffusers' from_config passes over arguments that were never given."""
+    given = {name: value for name, value in SMALL.items() if name != "in_channels"}
+    with torch.device("meta"):
+        config = UNet2DConditionModel(**given).config
+    options = {"memory": GIB, "batch_size": 4, "resolution": 128}
+    for economy in (Economy(), Economy(lora_rank=4)):
+        plan = plan_training(config, economy, **options)
+        assert plan == plan_training(SMALL, economy, **options)
+
+
+def test_no_more_at_once_than_is_asked_for():
+    plan = plan_training(
+        SMALL, Economy(), memory=2 * GIB, batch_size=64, resolution=128, at_most=8
+    )
+    assert (plan.micro_batch, plan.accumulation) == (8, 8)
+    assert plan.peak < small_plan().peak
+
+
 def test_what_lora_trains_is_what_is_held(tiny_backbone):
     economy = Economy(lora_rank=4)
     unet = add_editor_lora(widen_conv_in(tiny_backbone.unet), rank=4)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ip2p_lib import training_time
-from ip2p_lib.training_time import guess_seconds, product_speed, time_left
+from ip2p_lib.training_time import duration, guess_seconds, product_speed, time_left
 
 
 def test_slow_first_steps_and_a_hiccup_do_not_count():
@@ -26,3 +26,19 @@ def test_the_speed_of_products_is_operations_by_seconds(monkeypatch):
     assert product_speed("cpu", torch.float32, size=10) == 2 * 10**3
     steps = guess_seconds(flops=10**6, speed=10**6, steps=7)
     assert steps == pytest.approx(7 / training_time.SHARE)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "0 s"),
+        (119, "119 s"),
+        (150, "2.5 min"),
+        (3600, "60 min"),
+        (9000, "2.5 h"),
+        (36000, "10 h"),
+        (864000, "10 days"),
+    ],
+)
+def test_a_time_in_words_has_the_unit_that_suits_it(seconds, words):
+    assert duration(seconds) == words

@@ -7,15 +7,13 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNet2DConditionModel
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from rendering import full_size
 from torch import Tensor
 from training_steps.of_diffusers import Pairs
 
 from ip2p_lib import training
 from ip2p_lib.backbone import Backbone, load_backbone
+from ip2p_lib.compilation import compile_unet
 from ip2p_lib.config import HELD_OUT, Training, preset
 from ip2p_lib.economy import Economy
 from ip2p_lib.latents import Latents, select, store_latents
@@ -23,12 +21,6 @@ from ip2p_lib.miniature.render import render
 from ip2p_lib.miniature.world import sample_edit, sample_scene
 from ip2p_lib.precision import choose_precision
 from ip2p_lib.surgery import widen_conv_in
-
-COMPILED: dict[str, tuple[type, ...]] = {
-    "whole": (UNet2DConditionModel,),
-    "blocks": (ResnetBlock2D, Transformer2DModel),  # sooner done: many are alike
-    "none": (),
-}
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class Case:
     pairs: int
     batch: int  # examples of a step, ours and tuned
     micro_batch: int  # of them at once
-    compiled: str  # a name of ``COMPILED``
+    compiled: str  # a way of ``compilation``
     host: bool = False  # latents on the host and token ids, as ``jobs.train`` has them
 
 
@@ -82,15 +74,10 @@ class Ours:
     """The library's step, called as ``jobs.train`` calls it."""
 
     def __init__(self, backbone: Backbone, latents: Latents, case: Case) -> None:
-        """On a GPU, lay the weights out for it and compile."""
+        """Compile as the case says."""
         self.backbone, self.latents, self.case = backbone, latents, case
         self.unet, self.half = backbone.unet, choose_precision(backbone.device).autocast
-        if backbone.device.type == "cuda":
-            self.unet.to(memory_format=torch.channels_last)
-        torch._dynamo.config.recompile_limit = 64  # blocks of many shapes, one code
-        for module in list(self.unet.modules()):
-            if isinstance(module, COMPILED[case.compiled]):
-                module.compile(dynamic=False)
+        compile_unet(self.unet, case.compiled)
 
     def encode(self, ids: Tensor) -> Tensor:
         """Hidden states of instructions that are kept as token ids."""

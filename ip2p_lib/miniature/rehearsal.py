@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ip2p_lib.compilation import compile_unet
 from ip2p_lib.miniature.models import TEXT_WIDTH
 
 if TYPE_CHECKING:
@@ -32,9 +33,7 @@ def begin(unet: UNet2DConditionModel, rows: int, device: torch.device) -> Future
         The result is the number of steps a second, of forward and backward pass alone.
     """
     unet.to(device).train().requires_grad_(True)
-    if device.type == "cuda":
-        unet.to(memory_format=torch.channels_last)
-        unet.compile(dynamic=False)
+    compile_unet(unet, "whole" if device.type == "cuda" else "none")
     worker = ThreadPoolExecutor(max_workers=1)
     rate = worker.submit(steps_a_second, unet, rows, device)
     worker.shutdown(wait=False)

@@ -1,0 +1,88 @@
+"""Compile a U-Net for training: the blocks that it repeats, or the whole (3.2; ours).
+
+    state = training.start(compile_unet(unet, "blocks"), settings)
+
+A GPU computes Stable Diffusion's U-Net faster if its operations are joined to fewer and
+its pictures lie channels last. Compiling the whole takes minutes; its blocks are alike,
+and those of one shape are compiled once. ``Module.compile`` changes how a module is
+called and nothing else: names of weights, checkpoints and averages stay, and a copy of
+the module is not compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+WAYS = ("none", "blocks", "whole")
+LIMIT = 64  # forms of one block's code: Stable Diffusion's have some twenty
+
+
+def compile_unet(
+    unet: UNet2DConditionModel,
+    way: str = "blocks",
+    *,
+    backend: str | Callable[..., Any] = "inductor",
+    channels_last: bool | None = None,
+) -> UNet2DConditionModel:
+    """Have a U-Net compiled at its first call, for the one shape that it meets there.
+
+    Another shape is another compilation, so give it batches of one size: ``even_part``.
+
+    Args:
+        unet: on its device, with LoRA if it is to have it, and before AdamW is laid
+            out like it; changed in place. Torch's limit is raised for the process.
+        way: ``"blocks"`` are its ``ResnetBlock2D`` and ``Transformer2DModel``;
+            ``"whole"`` is it alone, ``"none"`` leaves it as it is.
+        backend: as for ``torch.compile``.
+        channels_last: lay its convolutions out for a GPU; None does so on a GPU. The
+            8-bit AdamW has no use for it: it lays the weights out anew.
+    Returns:
+        ``unet``.
+    Raises:
+        ValueError: there is no such way.
+    """
+    if way not in WAYS:
+        raise ValueError(f"There is no way {way!r} to compile; choose from {WAYS}.")
+    if way == "none":
+        return unet
+    if unet.device.type == "cuda" if channels_last is None else channels_last:
+        unet.to(memory_format=torch.channels_last)
+    # Many blocks share one code, and past its limit torch goes on without compiling.
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, LIMIT)
+    for module in compiled_parts(unet, way):
+        module.compile(dynamic=False, backend=backend)
+    return unet
+
+
+def compiled_parts(unet: UNet2DConditionModel, way: str) -> list[nn.Module]:
+    """The modules of a U-Net that a way compiles."""
+    from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+    if way != "blocks":
+        return [unet] if way == "whole" else []
+    repeated = (ResnetBlock2D, Transformer2DModel)
+    return [module for module in unet.modules() if isinstance(module, repeated)]
+
+
+def even_part(examples: int, at_most: int) -> int:
+    """Examples at once that cut a batch into parts of one size, compiled once.
+
+    Args:
+        examples: of a batch, on one device; at least 1.
+        at_most: that fit at once; at least 1.
+    Returns:
+        The largest part of this kind. If it is below half of what fits, ``at_most``:
+        then the last part of a batch is smaller, which is compiled once more.
+    """
+    at_most = min(at_most, examples)
+    even = next(n for n in range(at_most, 0, -1) if examples % n == 0)
+    return even if 2 * even > at_most else at_most

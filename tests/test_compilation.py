@@ -1,0 +1,157 @@
+"""A compiled U-Net takes the same steps under the same names, and is compiled once."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from test_training import LATENTS, SCHEDULE, SETTINGS
+
+from ip2p_lib.compilation import compile_unet, compiled_parts, even_part
+from ip2p_lib.economy import Economy
+from ip2p_lib.editor_lora import add_editor_lora, load_editor_lora, save_editor_lora
+from ip2p_lib.publishing import save_editor
+from ip2p_lib.surgery import widen_conv_in
+from ip2p_lib.training import resume, save, start, train
+
+# Torch hides this warning of its own where it is printed, not where it is an error.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+STEPS = replace(SETTINGS, steps=2)
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """What other tests compiled counts towards no limit here, and its limit stays."""
+    before = torch._dynamo.config.recompile_limit
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.config.recompile_limit = before
+
+
+class Counter:
+    """A backend that computes as without one, and counts what it is given."""
+
+    graphs = 0
+
+    def __call__(self, graph, inputs):
+        self.graphs += 1
+        return graph
+
+
+def wide(backbone, lora=None):
+    unet = widen_conv_in(backbone.unet)
+    return add_editor_lora(unet, rank=lora) if lora else unet
+
+
+def begun(unet, parts=2, **economy):
+    state = start(unet, SETTINGS, Economy(**economy))
+    state.micro_batch = parts
+    return state
+
+
+def trained(unet, **economy):
+    state = begun(unet, **economy)
+    list(train(state, LATENTS, SCHEDULE, STEPS, run_seed=7))
+    return state
+
+
+def assert_alike(found, expected, gap=1e-4):
+    """Same names in the same order; AdamW divides rounding by tiny gradients."""
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=gap)
+
+
+@pytest.mark.parametrize("way", ["blocks", "whole"])
+def test_what_a_compiled_run_saves_goes_on_and_opens_without_compiling(
+    tiny_backbone, way, tmp_path
+):
+    """With the backward pass compiled too, and laid out as on a GPU."""
+    plain, unet = trained(wide(tiny_backbone)), wide(tiny_backbone)
+    compile_unet(unet, way, backend="aot_eager", channels_last=True)
+    assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    state = trained(unet)
+    assert_alike(state.tensors(), plain.tensors())
+    assert_alike(unet.state_dict(), plain.unet.state_dict())
+    save(tmp_path / "run", state)
+    fresh = begun(wide(tiny_backbone))
+    resume(tmp_path / "run", fresh)
+    assert_alike(fresh.tensors(), state.tensors(), gap=0)
+    saved = save_editor(tmp_path / "editor", state, "card", dtype=torch.float32)
+    back = UNet2DConditionModel.from_pretrained(saved / "unet")
+    average = back.load_state_dict(state.ema.weights, strict=False)
+    assert average.unexpected_keys == [] and average.missing_keys == []
+    twin = save_editor(tmp_path / "twin", fresh, "card", dtype=torch.float32)
+    file = "unet/diffusion_pytorch_model.safetensors"
+    assert (saved / file).read_bytes() == (twin / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("economy", "backend"),
+    [({"checkpointing": True}, "aot_eager"), ({"lora_rank": 4}, "eager")],
+)
+def test_it_goes_with_what_saves_memory(tiny_backbone, economy, backend):
+    lora = economy.get("lora_rank")
+    plain = trained(wide(tiny_backbone, lora), **economy)
+    unet = compile_unet(wide(tiny_backbone, lora), "blocks", backend=backend)
+    assert_alike(trained(unet, **economy).tensors(), plain.tensors())
+
+
+def test_an_adapter_laid_out_for_a_gpu_is_saved(
+    tiny_backbone, tiny_sd_folder, tmp_path
+):
+    unet, base = wide(tiny_backbone, lora=4), tiny_sd_folder / "unet"
+    compile_unet(unet, "blocks", backend="eager", channels_last=True)
+    folder = save_editor_lora(unet, tmp_path, base)
+    back = load_editor_lora(tiny_backbone.unet, folder, base)
+    assert_alike(back.state_dict(), unet.state_dict(), gap=0)
+
+
+@pytest.mark.parametrize(("parts", "sizes"), [(2, 1), (4, 1), (3, 2)])
+def test_it_is_compiled_in_the_first_step_once_for_each_size(
+    tiny_backbone, parts, sizes
+):
+    counter = Counter()
+    unet = compile_unet(wide(tiny_backbone), "whole", backend=counter)
+    state, counts = begun(unet, parts), []
+    for _ in train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7):
+        counts.append(counter.graphs)
+    assert len(counts) == SETTINGS.steps and set(counts) == {sizes}
+
+
+def test_blocks_of_one_shape_are_compiled_once(tiny_backbone):
+    counter = Counter()
+    unet = compile_unet(wide(tiny_backbone), "blocks", backend=counter)
+    trained(unet)
+    parts = compiled_parts(unet, "blocks")
+    names = {type(part).__name__ for part in parts}
+    assert names == {"ResnetBlock2D", "Transformer2DModel"}
+    assert 0 < counter.graphs < len(parts)
+
+
+@pytest.mark.parametrize(
+    ("examples", "at_most", "part"),
+    [(64, 23, 16), (64, 64, 64), (64, 1000, 64), (10, 4, 4), (12, 5, 4), (7, 6, 6)],
+)
+def test_parts_are_of_one_size_unless_they_would_be_small(examples, at_most, part):
+    assert even_part(examples, at_most) == part
+
+
+def test_even_parts_fit_and_are_at_least_half_of_what_does():
+    for examples in range(1, 40):
+        for at_most in range(1, 45):
+            part, most = even_part(examples, at_most), min(at_most, examples)
+            assert most / 2 < part <= most
+            assert examples % part == 0 or part == most
+
+
+def test_a_copy_is_not_compiled_and_neither_is_the_way_none(tiny_backbone):
+    unet = compile_unet(wide(tiny_backbone), "none", channels_last=True)
+    assert compiled_parts(unet, "none") == []
+    assert unet.conv_in.weight.is_contiguous() and unet._compiled_call_impl is None
+    compile_unet(unet, "whole", backend="eager")
+    assert unet._compiled_call_impl is not None
+    assert deepcopy(unet)._compiled_call_impl is None
+    with pytest.raises(ValueError, match=r"no way 'half' to compile; choose from"):
+        compile_unet(unet, "half")
