@@ -3,7 +3,8 @@
 # make check          what CI runs besides: style, types, layout, every notebook in small
 # make notebooks SCALE=smoke SET="SEED=3" ONLY="03 07"
 # make publish        one clean run, written back into notebooks/ (ONLY="03" for some)
-# make bench          the benchmarks behind the README's figures
+# make bench          the benchmarks behind the README's figures, half an hour
+# make bench-gpu      those that need a GPU, or tell other things there
 # make format         let ruff format code and notebooks
 #
 # PYTHON=python3.12   another interpreter (3.11 or newer)
@@ -28,7 +29,7 @@ HF_HUB_OFFLINE ?= $(if $(filter sd15 paper,$(SCALE)),0,1)
 export HF_HUB_OFFLINE
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help run test check notebooks publish bench format
+.PHONY: help run test check notebooks publish bench bench-gpu format
 .DELETE_ON_ERROR:
 
 help:
@@ -54,8 +55,15 @@ notebooks: $(VENV)/base.stamp
 publish: $(VENV)/base.stamp
 	$(BIN)/python -m jobs.publish $(ONLY)
 
+# Not generations.py, which compares environments: it says how.
 bench: $(VENV)/test.stamp
-	set -e; for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python $$script; done
+	set -e; for name in world editing rendering rejection training fresh_clone; do \
+	  echo "$$name"; $(BIN)/python benchmarks/$$name.py; done
+
+bench-gpu: $(VENV)/test.stamp
+	set -e; for words in world training "training --size sd15" \
+	  "rendering --size sd15" "rejection --triplets 1000" language_lora memory; do \
+	  echo "$$words"; set -- $$words; $(BIN)/python benchmarks/$$1.py "$${@:2}"; done
 
 format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix $(CODE)
