@@ -10,9 +10,11 @@ from PIL import Image
 
 from ip2p_lib.config import DATA
 from ip2p_lib.miniature import vocabulary as words
+from ip2p_lib.miniature.media import apply_media
 from ip2p_lib.miniature.render import load_sprites, render
 from ip2p_lib.miniature.world import Scene, Thing, sample_edit, sample_scene
 
+OIL = list(words.MEDIA).index("oil painting")
 SCENES = [sample_scene(seed) for seed in range(24)]
 
 
@@ -89,3 +91,34 @@ def test_other_sprites_can_be_given_by_art_set() -> None:
 def test_a_missing_atlas_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"noto\.png is missing"):
         load_sprites(tmp_path)
+
+
+@pytest.mark.parametrize("medium", words.MEDIA)
+def test_rounding_as_devices_differ_by_does_not_show(medium: str) -> None:
+    """A filter that chose by a hair would draw another picture on a GPU."""
+    pictures = render([replace(sample_scene(i), medium="photo") for i in range(16)])
+    drawn = pictures / 2 + 0.5
+    chosen = torch.full((16,), list(words.MEDIA).index(medium))
+    hair = 2e-7 * torch.randn(drawn.shape, generator=torch.Generator().manual_seed(0))
+    gap = apply_media(drawn, chosen) - apply_media(drawn + hair, chosen)
+    assert gap.abs().max() < 0.5 / 255
+
+
+def test_an_oil_painting_takes_the_calmest_window() -> None:
+    """As Kuwahara's filter does in float64, wherever one window is clearly calmest."""
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    picture = torch.nn.functional.interpolate(picture, scale_factor=4)
+    (painted,) = apply_media(picture, torch.tensor([OIL])).numpy()
+    padded = np.pad(picture[0].double().numpy(), [(0, 0), (4, 4), (4, 4)], "edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(1, 2))
+    means, spreads = windows.mean((3, 4)), windows.var((3, 4)).sum(0)
+    clear = 0
+    for y, x in np.ndindex(128, 128):
+        corners = [(y + dy, x + dx) for dy in (0, 4) for dx in (0, 4)]
+        first, second = sorted(corners, key=lambda corner: spreads[corner])[:2]
+        if spreads[second] > 2 * spreads[first] + 0.01:
+            mean = means[:, first[0], first[1]]
+            expected = ((mean - 0.5) * 1.2 + 0.52).clip(0, 1)
+            assert np.abs(painted[:, y, x] - expected).max() < 1 / 255, (y, x)
+            clear += 1
+    assert clear > 1000

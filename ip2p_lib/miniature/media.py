@@ -57,17 +57,21 @@ def _watercolour(x: Tensor) -> Tensor:
 
 
 def _oil_painting(x: Tensor) -> Tensor:
-    # Kuwahara: of four windows around a pixel take the mean of the calmest one.
+    # Kuwahara: of four windows around a pixel take the mean of the calmest one. Windows
+    # often tie, so all four are weighed, as Papari et al. (2007) do: else the rounding
+    # of another device would choose, and the picture differ.
     mean, square = _blur(x, 5), _blur(x.square(), 5)
-    calm = (square - mean.square()).sum(1, keepdim=True)
+    calm = (square - mean.square()).sum(1, keepdim=True).clamp(min=0)
     both = F.pad(torch.cat([mean, calm], 1), (2, 2, 2, 2), mode="replicate")
     size = x.shape[-1]
-    best, least = mean, torch.full_like(calm, torch.inf)
-    for top, left in ((0, 0), (0, 4), (4, 0), (4, 4)):
-        window = both[..., top : top + size, left : left + size]
-        better = window[:, 3:] < least
-        best = torch.where(better, window[:, :3], best)
-        least = torch.where(better, window[:, 3:], least)
+    windows = torch.stack(
+        [
+            both[..., top : top + size, left : left + size]
+            for top, left in ((0, 0), (0, 4), (4, 0), (4, 4))
+        ]
+    )
+    weight = (windows[:, :, 3:] + 1e-3) ** -8
+    best = (weight * windows[:, :, :3]).sum(0) / weight.sum(0)
     return ((best - 0.5) * 1.2 + 0.52).clamp(0, 1)
 
 
