@@ -23,10 +23,10 @@ from PIL.Image import Image
 
 from ip2p_lib.config import RESULTS, preset
 from ip2p_lib.editing import Editor, load_editor
-from ip2p_lib.evaluation import write_results
 from ip2p_lib.images import to_pil
 from ip2p_lib.miniature.render import render
 from ip2p_lib.miniature.world import sample_scene
+from ip2p_lib.results import write_results
 
 INSTRUCTION, STEPS, RUNS = "make it night", 20, 7
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from ip2p_lib.config import RESULTS, ROOT
-from ip2p_lib.evaluation import write_results
+from ip2p_lib.results import write_results
 
 
 def memory(process: psutil.Process) -> int:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from ip2p_lib.config import MODELS, RESULTS
 from ip2p_lib.draws import key, normal
-from ip2p_lib.evaluation import write_results
+from ip2p_lib.results import write_results
 
 PACKAGES = ("diffusers", "transformers", "tokenizers", "huggingface_hub", "torch")
 

@@ -27,10 +27,10 @@ from ip2p_lib.config import RESULTS, Training
 from ip2p_lib.diffusion import Schedule
 from ip2p_lib.economy import Economy
 from ip2p_lib.editor_lora import add_editor_lora
-from ip2p_lib.evaluation import write_results
 from ip2p_lib.latents import Latents
 from ip2p_lib.memory_plan import GIB, Plan, memory_of, recommend
 from ip2p_lib.precision import choose_precision
+from ip2p_lib.results import write_results
 from ip2p_lib.training_time import guess_seconds, product_speed, time_left
 
 STEPS, JUDGED_AFTER, BATCH = 50, 20, 64

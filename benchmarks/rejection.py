@@ -27,12 +27,12 @@ from ip2p_lib import draws, rejection
 from ip2p_lib.backbone import Backbone, load_backbone, pick_device
 from ip2p_lib.config import HELD_OUT, RESULTS, Filtering, Rendering, Scale, preset
 from ip2p_lib.denoising import caption_denoiser
-from ip2p_lib.evaluation import write_results
 from ip2p_lib.filtering import Scores, keep_best, load_clip
 from ip2p_lib.miniature.calibrate import tasks
 from ip2p_lib.paired_sampling import sample_pairs
 from ip2p_lib.rendering import Candidate, RenderedPair, draw_candidates
 from ip2p_lib.rendering_run import Makers
+from ip2p_lib.results import write_results
 from ip2p_lib.slots import render_in_slots
 from ip2p_lib.stepping import step_table
 from ip2p_lib.trees import noise_key

@@ -38,10 +38,10 @@ from ip2p_lib import draws
 from ip2p_lib.backbone import Backbone, load_backbone
 from ip2p_lib.config import HELD_OUT, RESULTS, Rendering, preset
 from ip2p_lib.diffusion import Schedule
-from ip2p_lib.evaluation import write_results
 from ip2p_lib.miniature.corpus import grammar_triplets
 from ip2p_lib.prompt_to_prompt import is_active, sharing, source_rows
 from ip2p_lib.rendering import Candidate, RenderedPair, render
+from ip2p_lib.results import write_results
 from ip2p_lib.slots import render_in_slots
 from ip2p_lib.trees import draw_trees, noise_key
 

@@ -39,10 +39,10 @@ from ip2p_lib.backbone import Backbone, pick_device
 from ip2p_lib.compilation import WAYS
 from ip2p_lib.config import RESULTS
 from ip2p_lib.draws import integers, key, normal, uniform
-from ip2p_lib.evaluation import write_results
 from ip2p_lib.latents import visits_of_step
 from ip2p_lib.memory_trace import trace
 from ip2p_lib.precision import choose_precision
+from ip2p_lib.results import write_results
 from ip2p_lib.training_time import product_speed
 
 DROP = 0.25  # when comparing: few examples, each case among them

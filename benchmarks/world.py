@@ -10,9 +10,9 @@ import time
 import torch
 
 from ip2p_lib.config import RESULTS
-from ip2p_lib.evaluation import write_results
 from ip2p_lib.miniature.render import encode, load_sprites, render_codes
 from ip2p_lib.miniature.world import sample_scene
+from ip2p_lib.results import write_results
 
 
 def pictures_per_second(code: torch.Tensor, seconds: float = 5.0) -> float:

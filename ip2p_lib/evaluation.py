@@ -10,31 +10,24 @@ image scale s_I; up and to the right is better. ``sweep`` gives the editor's poi
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ip2p_lib.baselines import ignore_input_tensors, sdedit_tensors
-from ip2p_lib.dataset import Pair, stack, write_bytes
+from ip2p_lib.dataset import Pair, stack
 from ip2p_lib.editing import Editor
 from ip2p_lib.filtering import ClipScorer, score_pairs
+from ip2p_lib.results import Row
 
 if TYPE_CHECKING:
     from ip2p_lib.backbone import Backbone
 
-Row = dict[str, Any]
 Columns = dict[str, Tensor]
-PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -150,6 +143,7 @@ def sweep(
     def edit(
         examples: Examples, seeds: range, method: str, image_scale: float
     ) -> Tensor:
+        """Ask the editor for one point of its curve."""
         return editor.edit_tensors(
             examples.before,
             examples.instructions,
@@ -176,6 +170,7 @@ def sweep_sdedit(
     """Measure SDEdit along its strength: the baseline's curve of figure 8."""
 
     def edit(examples: Examples, seeds: range, method: str, strength: float) -> Tensor:
+        """Noise the input by the strength and paint it anew."""
         return sdedit_tensors(
             backbone,
             examples.before,
@@ -202,6 +197,7 @@ def bounds(
     """Measure the trivial editors: a row for copying the input, one for ignoring it."""
 
     def edit(examples: Examples, seeds: range, method: str) -> Tensor:
+        """Give the input back, or a picture of the edited caption alone."""
         if method == "copy the input":
             return examples.before
         before, captions = examples.before, examples.edited_captions
@@ -212,39 +208,3 @@ def bounds(
 
     names = ("copy the input", "ignore the input")
     return _tabulate(clip, batches, [{"method": name} for name in names], edit)
-
-
-def provenance(device: str | torch.device | None = None) -> Row:
-    """Say where and by what a result was made: commit, device, versions, date."""
-    folder = Path(__file__).parent
-    git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"  # installed without its repository
-    on_gpu = device is not None and torch.device(device).type == "cuda"
-    return {
-        "commit": commit.strip(),
-        "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
-        "versions": {name: version(name) for name in PACKAGES},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def write_results(
-    path: str | Path,
-    rows: Sequence[Row],
-    *,
-    seed: int,
-    seconds: float,
-    device: str | torch.device | None = None,
-    **facts: Any,
-) -> Path:
-    """Write a table as JSON with what is needed to trust it, whole or not at all.
-
-    ``seconds`` is what the run took, ``device`` what it ran on; ``facts`` are any more
-    JSON values, such as its settings. Not-a-number in a row is refused: ValueError.
-    """
-    run = {**provenance(device), "seed": seed, "seconds": seconds, **facts}
-    text = json.dumps({**run, "rows": list(rows)}, indent=1, allow_nan=False)
-    return write_bytes(path, text.encode())

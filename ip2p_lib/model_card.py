@@ -46,7 +46,7 @@ class RunFacts:
     looks: Sequence[Look]
     text_scale: float  # to edit with
     image_scale: float
-    made: Mapping[str, Any]  # ``evaluation.provenance``
+    made: Mapping[str, Any]  # ``results.provenance``
 
 
 def _is_on_hub(source: Source) -> bool:

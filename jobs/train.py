@@ -28,7 +28,7 @@ from ip2p_lib.config import SCALES, Scale, Source, preset
 from ip2p_lib.dataset import PairDataset
 from ip2p_lib.editing import Editor
 from ip2p_lib.editor_lora import add_editor_lora, save_editor_lora
-from ip2p_lib.evaluation import Examples, provenance
+from ip2p_lib.evaluation import Examples
 from ip2p_lib.filtering import ClipScorer, load_clip
 from ip2p_lib.latents import Latents
 from ip2p_lib.loss_bands import min_snr
@@ -36,6 +36,7 @@ from ip2p_lib.model_card import RunFacts, card
 from ip2p_lib.parallel import join, leave, processes, rank
 from ip2p_lib.publishing import save_editor
 from ip2p_lib.recovery import Run, recoverable
+from ip2p_lib.results import provenance
 from ip2p_lib.stored_latents import Order, latents_of, squares
 from ip2p_lib.surgery import widen_conv_in
 from ip2p_lib.train_state import CHECK_EVERY, TrainState

@@ -1,6 +1,5 @@
-"""The measurements say what their names say, and results carry their provenance."""
+"""The measurements say what their names say."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -20,7 +19,6 @@ from ip2p_lib.evaluation import (
     summarise,
     sweep,
     sweep_sdedit,
-    write_results,
 )
 from ip2p_lib.filtering import load_clip, score_pairs
 from ip2p_lib.surgery import widen_conv_in
@@ -144,24 +142,3 @@ def test_pairs_become_examples():
     assert len(examples) == 2 and examples.instructions == ["make it a dog"] * 2
     assert examples.before.unique().item() == -1 and examples.truth.unique().item() == 1
     assert examples_of([pair]).truth is None
-
-
-def test_results_say_where_they_come_from(tmp_path):
-    path = write_results(
-        tmp_path / "new" / "curve.json",
-        [{"method": "SDEdit", "l1_source": 0.25}],
-        seed=3,
-        seconds=1.5,
-        text_scale=7.5,
-    )
-    result = json.loads(path.read_text())
-    assert result["rows"] == [{"method": "SDEdit", "l1_source": 0.25}]
-    assert (result["seed"], result["seconds"], result["text_scale"]) == (3, 1.5, 7.5)
-    assert result["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert result["commit"] and result["device"] and result["date"].endswith("+00:00")
-
-
-def test_a_table_with_a_hole_is_not_written(tmp_path):
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_results(tmp_path / "a.json", [{"l1": math.nan}], seed=0, seconds=0.0)
-    assert list(tmp_path.iterdir()) == []

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ip2p_lib.backbone import Backbone, load_backbone
 from ip2p_lib.config import HELD_OUT, RESULTS, Rendering, preset
-from ip2p_lib.evaluation import write_results
 from ip2p_lib.filtering import ClipScorer, Scores, load_clip, score_pairs
 from ip2p_lib.miniature.judge import Judge, load_judge
 from ip2p_lib.miniature.pair_verdict import verdicts
@@ -30,6 +29,7 @@ from ip2p_lib.miniature.render import render
 from ip2p_lib.miniature.scenes import Edit, Scene
 from ip2p_lib.miniature.world import caption, sample_edit, sample_scene
 from ip2p_lib.rendering import RenderedPair, draw_candidates
+from ip2p_lib.results import write_results
 from ip2p_lib.slots import render_in_slots
 from ip2p_lib.triplets import Triplet, is_unchanged
 

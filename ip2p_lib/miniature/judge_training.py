@@ -23,7 +23,6 @@ from torch import Tensor
 
 from ip2p_lib.config import MODELS, RESULTS
 from ip2p_lib.draws import integers, key
-from ip2p_lib.evaluation import write_results
 from ip2p_lib.miniature import models, quality
 from ip2p_lib.miniature.augmentation import augment
 from ip2p_lib.miniature.backdrop import RESOLUTION
@@ -34,6 +33,7 @@ from ip2p_lib.miniature.pretrain import follow
 from ip2p_lib.miniature.readings import SLOTS, agreement, labels
 from ip2p_lib.miniature.render import SCENE_COLUMNS, THING_COLUMNS, render_codes
 from ip2p_lib.miniature.stages import Stage, render_bank, to_bytes, to_unit
+from ip2p_lib.results import write_results
 
 STAGE = Stage(
     Budget(seconds=90, learning_rate=2e-3, warmup=200, weight_decay=0.05), batch=512

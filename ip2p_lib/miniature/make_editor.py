@@ -25,7 +25,7 @@ from ip2p_lib.backbone import Backbone, load_backbone
 from ip2p_lib.config import DATA, HELD_OUT, Scale, Source, Training, preset
 from ip2p_lib.economy import Economy
 from ip2p_lib.editing import Editor, load_editor
-from ip2p_lib.evaluation import Examples, measure, summarise, write_results
+from ip2p_lib.evaluation import Examples, measure, summarise
 from ip2p_lib.filtering import ClipScorer, load_clip
 from ip2p_lib.latents import Latents, with_instructions
 from ip2p_lib.miniature import rehearsal, saving
@@ -33,6 +33,7 @@ from ip2p_lib.miniature.corpus import build_corpus
 from ip2p_lib.miniature.render import render_codes
 from ip2p_lib.miniature.world import sample_edit, sample_scene
 from ip2p_lib.parallel import agree, join, leave, processes, rank
+from ip2p_lib.results import write_results
 from ip2p_lib.surgery import widen_conv_in
 
 _SHARE_OF_REHEARSAL = 0.8  # draws, AdamW and the average take the rest of a step

@@ -25,7 +25,6 @@ from ip2p_lib import checkpoint
 from ip2p_lib.backbone import Backbone, load_backbone
 from ip2p_lib.config import DATA, Scale, preset
 from ip2p_lib.dataset import write_shards
-from ip2p_lib.evaluation import write_results
 from ip2p_lib.filtering import ClipScorer, Scores, keep_best, load_clip, score_pairs
 from ip2p_lib.images import to_pil
 from ip2p_lib.language_model import load_language_model, write_triplets
@@ -33,6 +32,7 @@ from ip2p_lib.latents import encode_pairs
 from ip2p_lib.miniature.stages import to_bytes, to_unit
 from ip2p_lib.miniature.world import caption, sample_scene
 from ip2p_lib.rendering import Candidate, draw_candidates, render
+from ip2p_lib.results import write_results
 from ip2p_lib.shards import Pair
 from ip2p_lib.triplets import Triplet, read_jsonl, tally, write_jsonl
 

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from ip2p_lib.config import MODELS, RESULTS
-from ip2p_lib.evaluation import write_results
 from ip2p_lib.filtering import load_clip
 from ip2p_lib.miniature import models, quality, rehearsal, saving
 from ip2p_lib.miniature.corpus import Corpus, build_corpus
@@ -43,6 +42,7 @@ from ip2p_lib.miniature.unet_stage import (
     train_unet,
 )
 from ip2p_lib.parallel import join, leave, processes, rank
+from ip2p_lib.results import write_results
 
 Begun = tuple[Any, Future[float]]  # a U-Net, and its compilation
 

@@ -27,7 +27,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 from ip2p_lib.adapter_files import save_lora
 from ip2p_lib.config import DATA, HELD_OUT, MODELS, RESULTS
 from ip2p_lib.draws import integers, key
-from ip2p_lib.evaluation import write_results
 from ip2p_lib.language_model import LanguageModel, load_language_model, write_triplets
 from ip2p_lib.language_tuning import completion_loss, encode, fine_tune
 from ip2p_lib.lora import add_lora
@@ -39,6 +38,7 @@ from ip2p_lib.miniature.parsing import (
     read_caption,
 )
 from ip2p_lib.miniature.saving import save_half
+from ip2p_lib.results import write_results
 from ip2p_lib.triplets import Triplet, read_jsonl, tally, to_completion, to_prompt
 
 WRITTEN = DATA / "triplets" / "miniature.jsonl"

@@ -1,145 +1,20 @@
-"""The training job: one command that trains, goes on after a stop, and shares the work.
+"""The training job's plan: what fits is said before it starts, and kept on resume."""
 
-Its processes run the real job, on the tiny networks and a tiny data set.
-"""
-
-import csv
 import functools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
-from sample_pairs import make_pair
 
 from ip2p_lib import checkpoint, memory_plan, precision
 from ip2p_lib.checkpoint import newest_state
 from ip2p_lib.compilation import compile_unet
-from ip2p_lib.dataset import write_shards
 from ip2p_lib.economy import Economy
 from ip2p_lib.editor_lora import load_editor_lora, merge_editor_lora
 from ip2p_lib.memory_plan import plan_training
 from jobs import train, training_plan
 
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """Twelve pairs of 48 x 48 pixels, with texts the tiny tokenizer knows."""
-    folder = tmp_path_factory.mktemp("data") / "pairs"
-    texts = {"caption": "a cat", "edited_caption": "a dog"}
-    wishes = [f"make it {i % 3}" for i in range(12)]
-    many = [make_pair(i, 48, instruction=w, **texts) for i, w in enumerate(wishes)]
-    write_shards(many, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def words(pairs, tiny_sd_folder, tiny_clip_folder):
-    options = {
-        "pairs": pairs, "backbone": tiny_sd_folder, "clip": tiny_clip_folder,
-        "resolution": 64, "steps": 4, "batch-size": 4, "look-every": 2, "looks": 2,
-        "license": "mit", "scale": "smoke", "min-snr": 5,
-    }  # fmt: skip
-    return [word for k, v in options.items() for word in (f"--{k}", str(v))]
-
-
-def started(out, words, launcher=()):
-    environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", *launcher, "jobs.train", *words, "--out", str(out)],
-        capture_output=True,
-        text=True,
-        cwd=Path(train.__file__).parents[1],
-        env=os.environ | environment,
-    )
-
-
-@pytest.fixture(scope="module")
-def alone(words, tmp_path_factory):
-    out = tmp_path_factory.mktemp("alone") / "run"
-    train.main([*words, "--out", str(out)])
-    return out
-
-
-def table(path):
-    return [list(row.values()) for row in csv.DictReader(path.read_text().splitlines())]
-
-
-def numbers(path):
-    return torch.tensor([[float(x or "nan") for x in row] for row in table(path)])
-
-
-def test_it_leaves_an_editor_with_its_card_and_the_tables_of_the_run(alone):
-    from diffusers import UNet2DConditionModel
-
-    saved = UNet2DConditionModel.from_pretrained(alone / "editor" / "unet")
-    assert saved.config.in_channels == 8
-    text = (alone / "editor" / "README.md").read_text()
-    assert yaml.safe_load(text.split("---\n")[1])["license"] == "mit"
-    assert "| steps | 4 of 4 of 4 examples |" in text
-    assert "pairs, 10 pairs" in text, "two of twelve are kept apart"
-    assert str(alone.parent) not in text
-    assert [row[0] for row in table(alone / "losses.csv")] == ["1", "2", "3", "4"]
-    assert [row[0] for row in table(alone / "validation.csv")] == ["2", "4"]
-
-
-def test_two_processes_take_the_steps_of_one(alone, words, tmp_path):
-    done = started(tmp_path / "run", [*words, "--processes", "2"], TORCHRUN)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 processes, 10 pairs. Nothing is saved") == 1
-    both = numbers(tmp_path / "run" / "losses.csv"), numbers(alone / "losses.csv")
-    torch.testing.assert_close(*both, rtol=1e-5, atol=1e-6, equal_nan=True)
-    looks = [numbers(d / "validation.csv") for d in (tmp_path / "run", alone)]
-    torch.testing.assert_close(*looks, rtol=1e-3, atol=1e-3)
-    assert len(list((tmp_path / "run" / "latents").iterdir())) == 2
-
-
-@pytest.fixture
-def stopped_after_two(monkeypatch):
-    """Begin a run, and stop it after two steps."""
-    record = train.Run.record
-
-    def stop(run, step):
-        record(run, step)
-        if step.step == 2:
-            run.save()
-            raise KeyboardInterrupt
-
-    def begin(command):
-        with monkeypatch.context() as patch:
-            patch.setattr(train.Run, "record", stop)
-            with pytest.raises(KeyboardInterrupt):
-                train.main(command)
-
-    return begin
-
-
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-
-
-def test_a_stopped_run_goes_on_in_the_same_bits(
-    alone, words, tmp_path, stopped_after_two
-):
-    command = [*words, "--out", str(tmp_path / "run")]
-    stopped_after_two(command)
-    train.main(command)
-    for name in ("losses.csv", f"editor/{WEIGHTS}"):
-        assert (tmp_path / "run" / name).read_bytes() == (alone / name).read_bytes()
-
-
-def test_another_number_of_processes_than_asked_for_is_refused(words, tmp_path):
-    with pytest.raises(RuntimeError, match="3 processes were asked for, but 1 share"):
-        train.main([*words, "--processes", "3", "--out", str(tmp_path)])
-    assert list(tmp_path.iterdir()) == [], "nothing was begun"
-
-
-# ------------------------------------------------- what it takes, and how long
 
 
 @pytest.fixture

@@ -1,0 +1,55 @@
+"""The training job on the tiny networks and a tiny data set."""
+
+import pytest
+from sample_pairs import make_pair
+
+from ip2p_lib.dataset import write_shards
+from jobs import train
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """Twelve pairs of 48 x 48 pixels, with texts the tiny tokenizer knows."""
+    folder = tmp_path_factory.mktemp("data") / "pairs"
+    texts = {"caption": "a cat", "edited_caption": "a dog"}
+    wishes = [f"make it {i % 3}" for i in range(12)]
+    many = [make_pair(i, 48, instruction=w, **texts) for i, w in enumerate(wishes)]
+    write_shards(many, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def words(pairs, tiny_sd_folder, tiny_clip_folder):
+    options = {
+        "pairs": pairs, "backbone": tiny_sd_folder, "clip": tiny_clip_folder,
+        "resolution": 64, "steps": 4, "batch-size": 4, "look-every": 2, "looks": 2,
+        "license": "mit", "scale": "smoke", "min-snr": 5,
+    }  # fmt: skip
+    return [word for k, v in options.items() for word in (f"--{k}", str(v))]
+
+
+@pytest.fixture(scope="module")
+def alone(words, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone") / "run"
+    train.main([*words, "--out", str(out)])
+    return out
+
+
+@pytest.fixture
+def stopped_after_two(monkeypatch):
+    """Begin a run, and stop it after two steps."""
+    record = train.Run.record
+
+    def stop(run, step):
+        record(run, step)
+        if step.step == 2:
+            run.save()
+            raise KeyboardInterrupt
+
+    def begin(command):
+        with monkeypatch.context() as patch:
+            patch.setattr(train.Run, "record", stop)
+            with pytest.raises(KeyboardInterrupt):
+                train.main(command)
+
+    return begin
