@@ -30,12 +30,11 @@ from ip2p_lib.denoising import caption_denoiser
 from ip2p_lib.filtering import Scores, keep_best, load_clip
 from ip2p_lib.miniature.calibrate import tasks
 from ip2p_lib.paired_sampling import sample_pairs
-from ip2p_lib.rendering import Candidate, RenderedPair, draw_candidates
+from ip2p_lib.rendering import Candidate, RenderedPair, draw_candidates, noise_key
 from ip2p_lib.rendering_run import Makers
 from ip2p_lib.results import write_results
-from ip2p_lib.slots import render_in_slots
+from ip2p_lib.slots import render_by, render_in_slots
 from ip2p_lib.stepping import step_table
-from ip2p_lib.trees import noise_key
 
 FIRST = HELD_OUT + 2 * 10**6  # scenes on which no threshold was calibrated
 RECALL = 0.95  # at least, of the pairs that are kept without rejection
@@ -132,9 +131,8 @@ def in_slots(
     networks: Makers, candidates: Candidates, scale: Scale, preview: Any
 ) -> tuple[set[Candidate], float]:
     """What the filter keeps of candidates rendered in slots, and how many a second."""
-    start, s = time.monotonic(), scale.rendering
-    options = {"steps": s.steps, "slots": 2 * s.batch_size, "sampler": s.sampler}
-    batches = render_in_slots(networks.backbone, candidates, preview=preview, **options)
+    start = time.monotonic()
+    batches = render_by(networks.backbone, candidates, scale.rendering, preview)
     found = [(score(networks, pairs), pairs) for pairs in batches]
     made = [pair.candidate for _, pairs in found for pair in pairs]
     scores = Scores(*torch.cat([part for part, _ in found], 1))

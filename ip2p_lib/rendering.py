@@ -1,11 +1,8 @@
 """Paired rendering: two captions of a triplet as two matching pictures (3.1.2).
 
-No single setting suits every edit: sharing attention for many steps keeps the picture
-and blocks the edit, sharing for few loses the picture. So each triplet is rendered as
-many ``Candidate``s, each with its own share p of shared steps, guidance scale and seed
-(``draw_candidates``), all are rendered (``render``), and CLIP chooses later.
-
-A batch of N candidates is one U-Net batch of 4N rows, in the released code's order:
+Each triplet is attempted many times, as ``candidates`` are drawn; all are rendered
+here, and CLIP chooses later. A batch of N candidates is one U-Net batch of 4N rows, in
+the released code's order:
 
     [u0 | u1 | c0 | c1]     u: empty caption   c: own caption   0, 1: before, after
 
@@ -17,44 +14,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ip2p_lib import draws
 from ip2p_lib.backbone import Backbone
+from ip2p_lib.candidates import Candidate, Ranges, draw_candidates
 from ip2p_lib.diffusion import Denoiser, StepNoise, sample, timesteps
 from ip2p_lib.guidance import classifier_free
 from ip2p_lib.paired_sampling import sample_pairs
-from ip2p_lib.triplets import Triplet
-from ip2p_lib.word_edits import WordEdit, plan
+from ip2p_lib.word_edits import plan
 
-SEED_BITS = 48  # a seed survives any JSON reader, also one that reads floats
-
-
-class Ranges(Protocol):
-    """What ``draw_candidates`` reads of ``config.Rendering``."""
-
-    @property
-    def p_min(self) -> float: ...
-    @property
-    def p_max(self) -> float: ...
-    @property
-    def cfg_min(self) -> float: ...
-    @property
-    def cfg_max(self) -> float: ...
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One attempt at a triplet: all that its two pictures depend on, but the steps."""
-
-    triplet: Triplet
-    seed: int  # of the initial and the ancestral noise, the same for both pictures
-    p: float  # share of steps with shared self-attention, in [0, 1]
-    cfg_scale: float  # guidance scale of both pictures
-    words: WordEdit | None = None  # of the original Prompt-to-Prompt; not the paper's
+__all__ = [
+    "Candidate",
+    "Ranges",
+    "RenderedPair",
+    "draw_candidates",
+    "noise_key",
+    "render",
+    "render_images",
+]
 
 
 @dataclass
@@ -64,40 +45,6 @@ class RenderedPair:
     candidate: Candidate
     before: Tensor
     after: Tensor
-
-
-def draw_candidates(
-    triplets: Sequence[Triplet], n: int, run_seed: int, settings: Ranges
-) -> list[Candidate]:
-    """Draw n candidates for each triplet (3.1.2; released ``generate_img_dataset.py``).
-
-    Args:
-        triplets: in any order; the draws hang on a triplet's words, not on its place.
-        n: candidates of one triplet; the paper takes 100.
-        run_seed: another one gives other candidates.
-        settings: ranges of the uniform draws; the paper has p in [0.1, 0.9], the
-            released code a guidance scale in [7.5, 15].
-    Returns:
-        n candidates of the first triplet, then of the second, and so on.
-    """
-    owners = [triplet for triplet in triplets for _ in range(n)]
-    seeds = [_seed(t, i, run_seed) for t in triplets for i in range(n)]
-    ids = torch.tensor(seeds, dtype=torch.int64)
-    u_p, u_cfg = (
-        draws.uniform(draws.key(run_seed, "candidate", name), ids).double()
-        for name in ("p", "cfg_scale")
-    )
-    p = settings.p_min + (settings.p_max - settings.p_min) * u_p
-    cfg = settings.cfg_min + (settings.cfg_max - settings.cfg_min) * u_cfg
-    return [
-        Candidate(*row)
-        for row in zip(owners, seeds, p.tolist(), cfg.tolist(), strict=True)
-    ]
-
-
-def _seed(triplet: Triplet, index: int, run_seed: int) -> int:
-    words = (triplet.caption, triplet.instruction, triplet.edited_caption)
-    return draws.key(run_seed, "candidate", *words, index) % 2**SEED_BITS
 
 
 def render(
@@ -129,11 +76,17 @@ def render(
     timesteps(backbone.schedule, steps, sampler)
     known: dict[str, Tensor] = {}
     for batch in _batches(candidates, batch_size):
-        captions = [c.triplet.caption for c in batch]
-        edited = [c.triplet.edited_caption for c in batch]
+        drawn = [candidate.in_order() for candidate in batch]
+        captions = [c.triplet.caption for c in drawn]
+        edited = [c.triplet.edited_caption for c in drawn]
         text = _encode(backbone, [*captions, *edited], known)
-        before, after = _render_batch(backbone, batch, text, steps, sampler).chunk(2)
-        yield [RenderedPair(*row) for row in zip(batch, before, after, strict=True)]
+        lent, other = _render_batch(backbone, drawn, text, steps, sampler).chunk(2)
+        yield [_pair(*row) for row in zip(batch, lent, other, strict=True)]
+
+
+def _pair(candidate: Candidate, lent: Tensor, other: Tensor) -> RenderedPair:
+    turned = candidate.words and candidate.words.lead == "after"
+    return RenderedPair(candidate, *((other, lent) if turned else (lent, other)))
 
 
 def render_images(
@@ -190,6 +143,11 @@ def _encode(
     return torch.stack([known[caption] for caption in captions])
 
 
+def noise_key(step: int) -> int:
+    """Names the noise of a step for ``draws``; a walk begins with that of -1."""
+    return draws.key("rendering", "noise", step)
+
+
 def _noise(backbone: Backbone, seeds: Sequence[int], copies: int = 1) -> StepNoise:
     """Unit normal (copies * N, C, h, w) by step; -1 is what the walk begins with."""
     ids = torch.tensor(seeds, dtype=torch.int64).to(backbone.device)
@@ -197,8 +155,7 @@ def _noise(backbone: Backbone, seeds: Sequence[int], copies: int = 1) -> StepNoi
     dtype = torch.promote_types(backbone.dtype, torch.float32)
 
     def at(step: int) -> Tensor:
-        purpose = draws.key("rendering", "noise", step)
-        z = draws.normal(purpose, ids, backbone.latent_shape)
+        z = draws.normal(noise_key(step), ids, backbone.latent_shape)
         return z.to(dtype).repeat(copies, 1, 1, 1)
 
     return at

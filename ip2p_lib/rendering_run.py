@@ -37,7 +37,7 @@ from ip2p_lib.pairs import Pair
 from ip2p_lib.rendering import RenderedPair, draw_candidates
 from ip2p_lib.run_lock import only_run_in
 from ip2p_lib.shards import sha256_of, write_bytes, write_shard
-from ip2p_lib.slots import render_in_slots
+from ip2p_lib.slots import render_by
 from ip2p_lib.triplets import Triplet
 
 PROGRESS = "progress.json"
@@ -178,13 +178,7 @@ def _render(
     rendering = settings.rendering
     n, seed = rendering.candidates, settings.run_seed
     candidates = draw_candidates(triplets, n, seed, rendering)
-    batches = render_in_slots(
-        backbone,
-        candidates,
-        steps=rendering.steps,
-        slots=2 * rendering.batch_size,
-        sampler=rendering.sampler,
-    )
+    batches = render_by(backbone, candidates, rendering)
     found = {id(pair.candidate): pair for batch in batches for pair in batch}
     return [found[id(candidate)] for candidate in candidates]
 

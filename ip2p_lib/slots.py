@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,9 +24,12 @@ from ip2p_lib.backbone import Backbone
 from ip2p_lib.denoising import caption_denoiser
 from ip2p_lib.diffusion import Denoiser
 from ip2p_lib.prompt_to_prompt import sharing
-from ip2p_lib.rendering import Candidate, RenderedPair
+from ip2p_lib.rendering import Candidate, RenderedPair, noise_key
 from ip2p_lib.stepping import advance, step_table
-from ip2p_lib.trees import Walk, noise_key, plant
+from ip2p_lib.trees import Walk, plant
+
+if TYPE_CHECKING:
+    from ip2p_lib.config import Rendering
 
 _Second = tuple[Walk, Walk]  # the walk of a second picture, and its source
 
@@ -87,6 +91,23 @@ def render_in_slots(
             done = []
     if done:
         yield _finish(batch, done)
+
+
+def render_by(
+    backbone: Backbone,
+    candidates: Iterable[Candidate],
+    settings: Rendering,
+    preview: Preview | None = None,
+) -> Iterator[list[RenderedPair]]:
+    """``render_in_slots`` with a configuration's steps, sampler and batch size."""
+    return render_in_slots(
+        backbone,
+        candidates,
+        steps=settings.steps,
+        slots=2 * settings.batch_size,
+        sampler=settings.sampler,
+        preview=preview,
+    )
 
 
 @dataclass

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ip2p_lib import draws
 from ip2p_lib.backbone import Backbone
-from ip2p_lib.rendering import Candidate, Ranges, draw_candidates
+from ip2p_lib.rendering import Candidate, Ranges, draw_candidates, noise_key
 from ip2p_lib.stepping import begin
 from ip2p_lib.triplets import Triplet
 
@@ -101,11 +101,6 @@ def plant(
             x = begin(_noise(backbone, tree[0].seed), table, sampler)[0]
             source = Walk(list(tree), text[0], x, x)
             yield [source, Walk(tree, text[1], x, x, source)]
-
-
-def noise_key(step: int) -> int:
-    """Names the noise that ``rendering`` adds in a step; a walk begins with -1's."""
-    return draws.key("rendering", "noise", step)
 
 
 def _noise(backbone: Backbone, seed: int) -> Tensor:

@@ -12,7 +12,7 @@ appendix A.2 and the released code use another (see ``prompt_to_prompt``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,18 +53,30 @@ class WordEdit:
         weights: (w*, c) pairs: the map of w* is multiplied by c, which Hertz et al.
             take from [-2, 2]. Alone, between equal captions, this is re-weighting.
         blend: None changes the whole picture.
+        lead: whose picture lends its maps: "before", as Hertz et al. have it, or
+            "after", and then the picture before is the one that borrows.
     """
 
     kind: str
     tau: float = 0.8
     weights: tuple[tuple[str, float], ...] = ()
     blend: LocalBlend | None = None
+    lead: str = "before"
 
     def __post_init__(self) -> None:
         if self.kind not in ROUTINGS:
             raise ValueError(f"kind is one of {list(ROUTINGS)}, not {self.kind!r}.")
         if not 0 <= self.tau <= 1:
             raise ValueError(f"tau is a share of steps in [0, 1], not {self.tau}.")
+        if self.lead not in ("before", "after"):
+            raise ValueError(f"lead is 'before' or 'after', not {self.lead!r}.")
+
+    def turned(self) -> WordEdit:
+        """The same edit with the captions, and what leads, exchanged."""
+        lead = "before" if self.lead == "after" else "after"
+        b = self.blend
+        blend = b and replace(b, before=b.after, after=b.before)
+        return replace(self, blend=blend, lead=lead)
 
 
 @dataclass(frozen=True)

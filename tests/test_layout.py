@@ -60,8 +60,9 @@ IMPORTS = {
     "language_tuning": "draws triplets",
     "weights": "",
     "backbone": "config images diffusion weights",
+    "candidates": "triplets draws word_edits",
     "rendering": (
-        "triplets draws diffusion guidance denoising backbone word_edits"
+        "candidates draws diffusion guidance denoising backbone word_edits"
         " paired_sampling"
     ),
     "stepping": "diffusion",
@@ -151,6 +152,7 @@ PARTS = {
     "service_run": "language_service",
     "batch_files": "batches",
     "denoising": "guidance",
+    "candidates": "rendering",
     "stepping": "slots",
     "trees": "slots",
     "weights": "backbone",

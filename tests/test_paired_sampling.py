@@ -145,6 +145,21 @@ def test_the_first_picture_knows_nothing_of_the_second(backbone, pairs):
         assert gap(one.before, other.before) < EXACT
 
 
+def test_the_picture_after_may_lead(backbone, pairs):
+    """It is the same walk, of captions and pictures exchanged."""
+    turned = [
+        replace(
+            c,
+            triplet=Triplet(c.triplet.edited_caption, "undo it", c.triplet.caption),
+            words=c.words.turned(),
+        )
+        for c in CANDIDATES
+    ]
+    for one, other in zip(pairs, rendered(backbone, turned), strict=True):
+        assert gap(one.before, other.after) < EXACT
+        assert gap(one.after, other.before) < EXACT
+
+
 def test_an_edit_that_is_never_active_is_no_edit(backbone):
     never = [replace(c, words=WordEdit("refine", tau=0.0)) for c in CANDIDATES]
     plain = [replace(c, words=None) for c in CANDIDATES]

@@ -254,33 +254,6 @@ def test_text_to_image_is_that_of_the_stock_pipeline(
     assert gap(ours, theirs * 2 - 1) < EXACT
 
 
-def test_candidates_spread_over_their_ranges():
-    drawn = draw_candidates([CAT], 2000, 0, Ranges())
-    p = torch.tensor([c.p for c in drawn])
-    cfg = torch.tensor([c.cfg_scale for c in drawn])
-    assert 0.1 <= p.min() < 0.11 and 0.89 < p.max() <= 0.9
-    assert 7.5 <= cfg.min() < 7.6 and 14.9 < cfg.max() <= 15
-    assert abs(p.mean() - 0.5) < 0.02 and abs(cfg.mean() - 11.25) < 0.2
-    assert abs(torch.corrcoef(torch.stack([p, cfg]))[0, 1]) < 0.09
-    assert len({c.seed for c in drawn}) == 2000
-
-
-def test_candidates_hang_on_the_triplet_and_the_run_seed_only():
-    def drawn(triplets, n, run_seed=0):
-        return draw_candidates(triplets, n, run_seed, Ranges())
-
-    both = drawn([CAT, HOUSE], 3)
-    assert [c.triplet for c in both] == [CAT] * 3 + [HOUSE] * 3
-    assert drawn([HOUSE, CAT], 3) == both[3:] + both[:3]
-    assert drawn([HOUSE], 2) == both[3:5]
-    assert drawn([CAT], 3, run_seed=1) != both[:3]
-
-
-def test_a_seed_survives_a_reader_of_floats():
-    seeds = [c.seed for c in draw_candidates([CAT, HOUSE], 50, 0, Ranges())]
-    assert all(0 <= seed == int(float(seed)) for seed in seeds)
-
-
 @pytest.mark.parametrize(
     ("change", "settings", "message"),
     [

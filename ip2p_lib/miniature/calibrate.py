@@ -30,7 +30,7 @@ from ip2p_lib.miniature.scenes import Edit, Scene
 from ip2p_lib.miniature.world import caption, sample_edit, sample_scene
 from ip2p_lib.rendering import RenderedPair, draw_candidates
 from ip2p_lib.results import write_results
-from ip2p_lib.slots import render_in_slots
+from ip2p_lib.slots import render_by
 from ip2p_lib.triplets import Triplet, is_unchanged
 
 RESULT = RESULTS / "filter-calibration.json"
@@ -141,15 +141,8 @@ def mark_candidates(
     triplets = [task.triplet for task in todo]
     candidates = draw_candidates(triplets, settings.candidates, run_seed, settings)
     of = {task.triplet: (i, task) for i, task in enumerate(todo)}
-    batches = render_in_slots(
-        backbone,
-        candidates,
-        steps=settings.steps,
-        slots=2 * settings.batch_size,
-        sampler=settings.sampler,
-    )
     rows: list[dict[str, Any]] = []
-    for pairs in batches:
+    for pairs in render_by(backbone, candidates, settings):
         rows += marker.rows(pairs, of)
         print(f"{len(rows)} of {len(candidates)} candidates", flush=True)
     return sorted(rows, key=lambda row: (row["triplet"], row["p"]))
