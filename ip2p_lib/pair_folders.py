@@ -143,6 +143,7 @@ def _to_line(pair: PackedPair, seed: int) -> dict[str, Any]:
         **{name: scores[ours] for name, ours in _SCORES.items() if ours in scores},
         "key": pair.key,
         "language": record.get("language"),
+        "words": record.get("words", {}),
     }
 
 
@@ -211,6 +212,7 @@ def _read(folder: Path, seed: int) -> Pair:
         cfg_scale=line.get("cfg_scale"),
         steps=line.get("steps"),
         scores=scores,
+        words=line.get("words", {}),
         **({"language": line["language"]} if line.get("language") else {}),
     )
 

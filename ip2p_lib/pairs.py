@@ -46,6 +46,7 @@ class Pair:
     p: float | None = None  # share of steps with shared attention
     cfg_scale: float | None = None
     steps: int | None = None
+    words: dict[str, Any] = field(default_factory=dict)  # of a WordEdit, if it had one
     scores: dict[str, float] = field(default_factory=dict)  # names as filtering.Scores
     language: str = "en"
 

@@ -11,9 +11,10 @@ appendix A.2 and the released code use another (see ``prompt_to_prompt``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -77,6 +78,21 @@ class WordEdit:
         b = self.blend
         blend = b and replace(b, before=b.after, after=b.before)
         return replace(self, blend=blend, lead=lead)
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON values, for the record of a pair."""
+        facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return facts
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> WordEdit:
+        """The edit that ``facts`` told of."""
+        weights = tuple((word, c) for word, c in facts["weights"])
+        told = facts["blend"]
+        blend = told and LocalBlend(
+            tuple(told["before"]), tuple(told["after"]), told["threshold"]
+        )
+        return cls(**{**facts, "weights": weights, "blend": blend})
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ def make_pair(i, size=16, **changes):
         "p": 0.1 + i / 100,
         "cfg_scale": 7.5,
         "steps": 25,
+        "words": {"kind": "refine", "tau": 0.5} if i % 2 else {},
         "scores": {"image": 0.75, "before": 0.2, "after": 0.25, "direction": i / 50},
     }
     images = Image.fromarray(before), Image.fromarray(after)

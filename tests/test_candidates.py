@@ -3,6 +3,7 @@
 Some of them also lend words: those of a known share, with the longer caption leading.
 """
 
+import json
 from dataclasses import dataclass, replace
 
 import pytest
@@ -98,3 +99,13 @@ def test_in_order_the_picture_that_lends_comes_first():
 def test_who_leads_is_one_of_two():
     with pytest.raises(ValueError, match="lead is 'before' or 'after', not 'both'"):
         WordEdit("refine", lead="both")
+
+
+def test_a_record_tells_of_the_words_that_were_lent():
+    blend = LocalBlend(("river",), ("horse",), 0.4)
+    for words in (
+        WordEdit("refine", 0.5, (("river", 2.0),), blend, "after"),
+        WordEdit("replace"),
+    ):
+        told = json.loads(json.dumps(words.facts()))
+        assert told == words.facts() and WordEdit.of(told) == words

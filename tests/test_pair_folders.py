@@ -105,7 +105,7 @@ def test_without_a_list_of_seeds_the_pictures_count(exported):
 def test_a_file_of_the_authors_has_only_their_keys(exported):
     for path in exported.glob("*/metadata.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        ours = ("key", "steps", "language")
+        ours = ("key", "steps", "language", "words")
         kept = [{k: v for k, v in line.items() if k not in ours} for line in lines]
         path.write_text("".join(json.dumps(line) + "\n" for line in [*kept, kept[0]]))
     first = next(read_folders(exported))

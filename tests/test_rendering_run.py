@@ -115,7 +115,7 @@ def test_killed_20_times_it_leaves_the_same_files(makers, undisturbed, tmp_path)
 
 def test_a_finished_run_is_not_rendered_again(makers, undisturbed, monkeypatch):
     blocks, folder = undisturbed
-    monkeypatch.setattr("ip2p_lib.rendering_run.render_in_slots", None)
+    monkeypatch.setattr("ip2p_lib.rendering_run.render_by", None)
     assert list(make_pairs(makers, TRIPLETS, SETTINGS, folder)) == blocks
 
 
