@@ -6,7 +6,8 @@ Modules in the order of the paper's pipeline:
 - what is whole or not there: files, folders, disk_faults
 - pretrained models: weights, backbone, lora, adapter_files
 - section 3.1.1: captions, triplets, triplet_filter
-- who writes them: language_model, language_loading, language_tuning, tuning_files
+- who writes them: language_model, attempts, language_loading
+- and learns to: language_tuning, tuning_files
 - a service for it: language_service, asking, service_run, service_form, service_faults
 - beside it: moderation, language_server
 - in batches: batches, batch_files

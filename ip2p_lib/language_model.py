@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
+from ip2p_lib.attempts import Written, surest, written
 from ip2p_lib.config import Source
 from ip2p_lib.draws import key, uniform
 from ip2p_lib.language_loading import (
@@ -33,14 +34,7 @@ from ip2p_lib.language_loading import (
     load_language_model,
 )
 from ip2p_lib.language_service import ask_service, connect
-from ip2p_lib.triplets import (
-    END,
-    Reply,
-    Triplet,
-    TripletError,
-    parse_completion,
-    to_prompt,
-)
+from ip2p_lib.triplets import END, Reply, Triplet, to_prompt
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -51,6 +45,7 @@ __all__ = ["LanguageModel", "load_language_model", "load_writer", "write_triplet
 TEMPERATURE = 0.7
 FREQUENCY_PENALTY = 0.1
 MAX_TOKENS = 256
+_APART = 2**40  # between the draws of one attempt and of the next
 
 
 def write_triplets(
@@ -61,6 +56,7 @@ def write_triplets(
     temperature: float = TEMPERATURE,
     frequency_penalty: float = FREQUENCY_PENALTY,
     max_tokens: int = MAX_TOKENS,
+    attempts: int = 1,
     batch_size: int = 64,
 ) -> Iterator[Reply]:
     """Let a local model write one triplet for each caption.
@@ -75,23 +71,38 @@ def write_triplets(
         temperature: above 0; smaller is more predictable.
         frequency_penalty: taken off a token's logit for each time it was written.
         max_tokens: longest reply.
-        batch_size: captions at once.
+        attempts: of which ``attempts.surest`` chooses; the paper makes one.
+        batch_size: replies written at once.
 
     Raises:
-        ValueError: the temperature is not above 0.
+        ValueError: a temperature of 0 or less, or less than one attempt.
     """
-    if not temperature > 0:
-        raise ValueError(f"The temperature must be above 0, not {temperature}.")
+    _refuse(temperature, attempts)
     choose = partial(
         _choose, run_seed=run_seed, temperature=temperature, penalty=frequency_penalty
     )
     rest, done = iter(captions), 0
-    while batch := list(islice(rest, batch_size)):
-        ids = torch.arange(done, done + len(batch))
-        texts = _continue(writer, batch, partial(choose, ids=ids), max_tokens)
-        for caption, text in zip(batch, texts, strict=True):
-            yield _read_completion(caption, text)
+    while batch := list(islice(rest, max(1, batch_size // attempts))):
+        one = partial(choose, ids=_names(done, len(batch), attempts))
+        found = _continue(writer, batch * attempts, one, max_tokens)
+        for i, caption in enumerate(batch):
+            yield surest(caption, found[i :: len(batch)])
         done += len(batch)
+
+
+def _names(done: int, n: int, attempts: int) -> Tensor:
+    """(attempts * n,) what draws hang on: the first attempts of n captions, and so on.
+
+    ``done`` captions were answered before.
+    """
+    return (torch.arange(attempts)[:, None] * _APART + torch.arange(n) + done).flatten()
+
+
+def _refuse(temperature: float, attempts: int) -> None:
+    if not temperature > 0:
+        raise ValueError(f"The temperature must be above 0, not {temperature}.")
+    if attempts < 1:
+        raise ValueError(f"attempts must be at least 1, not {attempts}.")
 
 
 def _choose(
@@ -117,7 +128,7 @@ def _choose(
     scores = (logits - penalty * counts) / temperature
     reached = scores.double().softmax(dim=-1).cumsum(dim=-1)
     u = uniform(key(run_seed, "reply", written.shape[1]), ids).to(reached)
-    # Scaled by the last entry: a sum of rounded shares is not exactly 1.
+    # Scaled by the last entry: rounded shares do not sum to exactly 1.
     return torch.searchsorted(reached, u[:, None] * reached[:, -1:], right=True)[:, 0]
 
 
@@ -126,7 +137,7 @@ def _continue(
     captions: Sequence[str],
     choose: Callable[[Tensor, Tensor], Tensor],
     max_tokens: int,
-) -> list[str]:
+) -> list[Written]:
     """Continue the prompts of B captions, each up to its end marker."""
     model, tokenizer = writer.model, writer.tokenizer
     half = context_length(model) // 2
@@ -139,11 +150,12 @@ def _continue(
         truncation=True,
         max_length=half,
     ).to(model.device)
-    start = read["input_ids"].shape[1]
+    start, said = read["input_ids"].shape[1], list[Tensor]()
 
     def keep_one(tokens: Tensor, logits: Tensor) -> Tensor:
-        """Leave the token chosen as the only possible one."""
+        """Leave the token chosen as the only possible one; note how likely it was."""
         chosen = choose(logits, tokens[:, start:])[:, None]
+        said.append(logits.float().log_softmax(-1).gather(1, chosen))
         return torch.full_like(logits, -torch.inf).scatter_(1, chosen, 0.0)
 
     tokens = model.generate(
@@ -155,18 +167,10 @@ def _continue(
         tokenizer=tokenizer,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return tokenizer.batch_decode(
-        tokens[:, start:], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    )
-
-
-def _read_completion(caption: str, text: str) -> Reply:
-    if END not in text:
-        return Reply(caption, text, reason="unfinished")
-    try:
-        return Reply(caption, text, parse_completion(caption, text))
-    except TripletError as error:
-        return Reply(caption, text, reason=error.reason)
+    return [
+        written(tokenizer, *row)
+        for row in zip(tokens[:, start:], torch.cat(said, 1).cpu(), strict=True)
+    ]
 
 
 def load_writer(

@@ -15,6 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from ip2p_lib import language_loading, language_model, triplets
 from ip2p_lib.adapter_files import save_lora
+from ip2p_lib.attempts import Written, surest
 from ip2p_lib.config import HELD_OUT, Source, preset
 from ip2p_lib.language_model import (
     LanguageModel,
@@ -195,6 +196,8 @@ def test_a_caption_longer_than_the_context_is_answered_all_the_same(tiny) -> Non
 def test_bad_settings_are_refused(tiny, tmp_path) -> None:
     with pytest.raises(ValueError, match="temperature must be above 0"):
         next(write_triplets(tiny, CAPTIONS, temperature=0.0))
+    with pytest.raises(ValueError, match="attempts must be at least 1, not 0"):
+        next(write_triplets(tiny, CAPTIONS, attempts=0))
     with pytest.raises(FileNotFoundError, match="no language model in"):
         load_writer(tmp_path)
     with pytest.raises(FileNotFoundError, match="no language model in"):
@@ -218,6 +221,57 @@ def test_the_shipped_model_writes_triplets_for_scenes_it_never_saw() -> None:
     assert triplets.tally(replies)["kept"] >= 90  # data/results has the exact share
     instructions = {r.triplet.instruction for r in replies if r.triplet}
     assert len(instructions) >= 60
+
+
+def likelihood(writer: LanguageModel, text: str, caption: str) -> float:
+    """Mean log-probability of a reply's edited caption, read in one go."""
+    head, tail = text.split(triplets.SPLIT, 1)
+    parts = triplets.to_prompt(caption), head + triplets.SPLIT, tail
+    sizes = [len(writer.tokenizer(part).input_ids) for part in parts]
+    ids = writer.tokenizer("".join(parts), return_tensors="pt").input_ids
+    with torch.no_grad():
+        said = writer.model(ids).logits.log_softmax(-1)[0, :-1]
+    return float(said.gather(1, ids[0, 1:, None])[sizes[0] + sizes[1] - 1 :].mean())
+
+
+def is_triplet(caption: str, text: str) -> bool:
+    try:
+        return bool(triplets.parse_completion(caption, text))
+    except triplets.TripletError:
+        return False
+
+
+def test_of_several_attempts_the_likeliest_triplet_is_given_back(monkeypatch) -> None:
+    scale, seen = preset("miniature"), {}
+    writer = load_language_model(scale.language_model, scale.language_adapter)
+
+    def watched(caption, written):
+        seen[caption] = written
+        return surest(caption, written)
+
+    monkeypatch.setattr(language_model, "surest", watched)
+    captions = [triplet.caption for triplet in grammar_triplets(HELD_OUT, 12)]
+    once = list(write_triplets(writer, captions))
+    thrice = list(write_triplets(writer, captions, attempts=3, batch_size=7))
+    assert sum(a.text != b.text for a, b in zip(once, thrice, strict=True)) > 2
+    for first, reply in zip(once, thrice, strict=True):
+        texts = [written.text for written in seen[reply.caption]]
+        assert texts[0] == first.text and len(set(texts)) > 1
+        scores = [likelihood(writer, text, reply.caption) for text in texts]
+        noted = [written.log_likelihood for written in seen[reply.caption]]
+        assert noted == pytest.approx(scores, abs=1e-3)
+        by_score = sorted(zip(scores, texts, strict=True), reverse=True)
+        good = [text for _, text in by_score if is_triplet(reply.caption, text)]
+        assert reply.text == (good or texts)[0]
+
+
+def test_attempts_that_are_no_triplets_never_win() -> None:
+    def chosen(*texts: str) -> triplets.Reply:
+        written = [Written(text, -i) for i, text in enumerate(texts, start=1)]
+        return surest(CAPTIONS[0], written)
+
+    assert chosen("cat", GOOD, "dog").text == GOOD
+    assert chosen("make it a dog\nEND", "cat").reason == "parts"
 
 
 # --------------------------------------------------- open models, as the Hub has them

@@ -45,7 +45,10 @@ IMPORTS = {
     "lora": "draws",
     "adapter_files": "config files lora",
     "language_loading": "config backbone weights adapter_files",
-    "language_model": "config draws triplets language_loading language_service",
+    "attempts": "triplets",
+    "language_model": (
+        "attempts config draws triplets language_loading language_service"
+    ),
     "images": "",
     "diffusion": "draws",
     "guidance": "draws",
@@ -140,6 +143,7 @@ PARTS = {
     "figure_style": "figures",
     "panels": "widgets",
     "adapter_files": "lora",
+    "attempts": "language_model",
     "language_loading": "language_model",
     "language_tuning": "language_model",
     "shards": "dataset",

@@ -41,6 +41,7 @@ SAMPLE = 256  # pairs shipped for readers
 # Share of candidates that lend words as well as attention. With a blend, more of the
 # pairs keep what their edit does not name, which matters most for small things.
 LENT = 0.75
+ATTEMPTS = 2  # at a triplet, by the language model
 
 
 @dataclass
@@ -168,7 +169,9 @@ def run_write(args: argparse.Namespace, scale: Scale) -> None:
     writer = load_language_model(folder, folder / "adapter")
     began, captions = time.monotonic(), world_captions(0, args.captions)
     replies = list(
-        write_triplets(writer, captions, batch_size=args.batch, max_tokens=96)
+        write_triplets(
+            writer, captions, batch_size=args.batch, max_tokens=96, attempts=ATTEMPTS
+        )
     )
     triplets = dict.fromkeys(reply.triplet for reply in replies if reply.triplet)
     write_jsonl(args.work / "triplets.jsonl", triplets)

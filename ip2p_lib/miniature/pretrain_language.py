@@ -134,7 +134,10 @@ def save(model: GPT2LMHeadModel, tokenizer: Any, folder: Path) -> None:
 
 
 def measure(
-    writer: LanguageModel, n: int = 300, known: Collection[Triplet] = ()
+    writer: LanguageModel,
+    n: int = 300,
+    known: Collection[Triplet] = (),
+    attempts: int = 1,
 ) -> dict[str, Any]:
     """Let a model write for ``n`` held-out captions, and read what it wrote.
 
@@ -142,6 +145,7 @@ def measure(
         writer: the model.
         n: number of captions.
         known: triplets that it was trained on.
+        attempts: as of ``write_triplets``.
 
     Returns:
         outcomes: counted replies; parsed: share that are triplets; one_change: share
@@ -151,7 +155,7 @@ def measure(
         the most frequent one.
     """
     captions = [triplet.caption for triplet in grammar_triplets(HELD_OUT, n)]
-    replies = list(write_triplets(writer, captions))
+    replies = list(write_triplets(writer, captions, attempts=attempts))
     kept = [reply.triplet for reply in replies if reply.triplet]
     said = [(read_caption(t.caption), read_caption(t.edited_caption)) for t in kept]
     wordings = Counter(triplet.instruction for triplet in kept)
