@@ -111,7 +111,7 @@ def test_the_measure_tells_what_is_known_and_what_is_wrong(monkeypatch) -> None:
         Reply(t.caption, "", replace(t, instruction=said))
         for t, said in zip(triplets, asked, strict=True)
     ]
-    monkeypatch.setattr(pretrain_language, "write_triplets", lambda *_: replies)
+    monkeypatch.setattr(pretrain_language, "write_triplets", lambda *_, **__: replies)
     found = pretrain_language.measure(None, 40, known=set(triplets[:20]))
     assert (found["parsed"], found["one_change"]) == (1.0, 1.0)
     assert (found["right"], found["new"]) == (0.75, 0.5)
