@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -57,17 +58,12 @@ def _first_with(mark: str, decode: Callable[[Tensor], str], tokens: Tensor) -> i
 
 def surest(caption: str, attempts: Sequence[Written]) -> Reply:
     """The triplet whose edited caption is likeliest; if none is, the first reply."""
-    replies = [read_completion(caption, attempt.text) for attempt in attempts]
-    good = [
-        (attempt.log_likelihood, -i)
-        for i, attempt in enumerate(attempts)
-        if replies[i].triplet
-    ]
-    return replies[-max(good)[1]] if good else replies[0]
+    replies = [(_read(caption, a.text), a.log_likelihood) for a in attempts]
+    good = [both for both in replies if both[0].triplet]
+    return max(good or replies[:1], key=itemgetter(1))[0]
 
 
-def read_completion(caption: str, text: str) -> Reply:
-    """Read what a model wrote after ``to_prompt(caption)``."""
+def _read(caption: str, text: str) -> Reply:
     if END not in text:
         return Reply(caption, text, reason="unfinished")
     try:

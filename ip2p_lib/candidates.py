@@ -19,7 +19,7 @@ from ip2p_lib import draws
 from ip2p_lib.triplets import Triplet
 from ip2p_lib.word_edits import LocalBlend, WordEdit
 
-TAUS = (0.2, 0.8)  # of words, the share of steps in which their maps are borrowed
+TAUS = (0.2, 0.8)  # ours: of words, share of steps in which maps are borrowed
 SEED_BITS = 48  # a seed survives any JSON reader, also one that reads floats
 
 
@@ -46,9 +46,14 @@ class Candidate:
     cfg_scale: float  # guidance scale of both pictures
     words: WordEdit | None = None  # of the original Prompt-to-Prompt; not the paper's
 
+    @property
+    def after_leads(self) -> bool:
+        """Whether the picture after lends its maps to the one before."""
+        return self.words is not None and self.words.lead == "after"
+
     def in_order(self) -> Candidate:
         """The same with the picture first that lends its maps (``WordEdit.lead``)."""
-        if self.words is None or self.words.lead == "before":
+        if self.words is None or not self.after_leads:
             return self
         t = self.triplet
         turned = replace(t, caption=t.edited_caption, edited_caption=t.caption)

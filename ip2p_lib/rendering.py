@@ -1,8 +1,8 @@
 """Paired rendering: two captions of a triplet as two matching pictures (3.1.2).
 
-Each triplet is attempted many times, as ``candidates`` are drawn; all are rendered
-here, and CLIP chooses later. A batch of N candidates is one U-Net batch of 4N rows, in
-the released code's order:
+A triplet is attempted many times (``candidates``). All attempts are rendered here, and
+CLIP chooses later. A batch of N candidates is one U-Net batch of 4N rows, in the
+released code's order:
 
     [u0 | u1 | c0 | c1]     u: empty caption   c: own caption   0, 1: before, after
 
@@ -85,8 +85,8 @@ def render(
 
 
 def _pair(candidate: Candidate, lent: Tensor, other: Tensor) -> RenderedPair:
-    turned = candidate.words and candidate.words.lead == "after"
-    return RenderedPair(candidate, *((other, lent) if turned else (lent, other)))
+    pictures = (other, lent) if candidate.after_leads else (lent, other)
+    return RenderedPair(candidate, *pictures)
 
 
 def render_images(

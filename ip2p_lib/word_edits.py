@@ -55,7 +55,8 @@ class WordEdit:
             take from [-2, 2]. Alone, between equal captions, this is re-weighting.
         blend: None changes the whole picture.
         lead: whose picture lends its maps: "before", as Hertz et al. have it, or
-            "after", and then the picture before is the one that borrows.
+            "after", and then the picture before is the one that borrows, by the
+            weights of words of its caption.
     """
 
     kind: str

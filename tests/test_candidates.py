@@ -4,12 +4,13 @@ Some of them also lend words: those of a known share, with the longer caption le
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ip2p_lib.candidates import TAUS, Candidate, draw_candidates, lend_words
+from ip2p_lib.config import Rendering
 from ip2p_lib.triplets import Triplet
 from ip2p_lib.word_edits import LocalBlend, WordEdit
 
@@ -17,16 +18,8 @@ CAT = Triplet("a photo of the cat", "make it a dog", "a photo of the dog")
 HOUSE = Triplet("house by the river", "add a horse", "horse at a house by the river")
 
 
-@dataclass(frozen=True)
-class Ranges:
-    p_min: float = 0.1
-    p_max: float = 0.9
-    cfg_min: float = 7.5
-    cfg_max: float = 15.0
-
-
 def test_candidates_spread_over_their_ranges():
-    drawn = draw_candidates([CAT], 2000, 0, Ranges())
+    drawn = draw_candidates([CAT], 2000, 0, Rendering())
     p = torch.tensor([c.p for c in drawn])
     cfg = torch.tensor([c.cfg_scale for c in drawn])
     assert 0.1 <= p.min() < 0.11 and 0.89 < p.max() <= 0.9
@@ -38,7 +31,7 @@ def test_candidates_spread_over_their_ranges():
 
 def test_candidates_hang_on_the_triplet_and_the_run_seed_only():
     def drawn(triplets, n, run_seed=0):
-        return draw_candidates(triplets, n, run_seed, Ranges())
+        return draw_candidates(triplets, n, run_seed, Rendering())
 
     both = drawn([CAT, HOUSE], 3)
     assert [c.triplet for c in both] == [CAT] * 3 + [HOUSE] * 3
@@ -48,12 +41,12 @@ def test_candidates_hang_on_the_triplet_and_the_run_seed_only():
 
 
 def test_a_seed_survives_a_reader_of_floats():
-    seeds = [c.seed for c in draw_candidates([CAT, HOUSE], 50, 0, Ranges())]
+    seeds = [c.seed for c in draw_candidates([CAT, HOUSE], 50, 0, Rendering())]
     assert all(0 <= seed == int(float(seed)) for seed in seeds)
 
 
 def test_a_share_of_the_candidates_lends_words():
-    plain = draw_candidates([CAT, HOUSE], 1000, 0, Ranges())
+    plain = draw_candidates([CAT, HOUSE], 1000, 0, Rendering())
     drawn = lend_words(plain, 0.3, 0)
     some = [c for c in drawn if c.words]
     assert 520 < len(some) < 680  # 600 within four deviations
@@ -67,7 +60,7 @@ def test_a_share_of_the_candidates_lends_words():
 
 
 def test_who_lends_words_hangs_on_the_seed_and_the_run():
-    plain = draw_candidates([CAT, HOUSE], 20, 0, Ranges())
+    plain = draw_candidates([CAT, HOUSE], 20, 0, Rendering())
     drawn = lend_words(plain, 0.5, 0)
     assert lend_words(plain[::-1], 0.5, 0) == drawn[::-1]
     assert lend_words(plain[7:9], 0.5, 0) == drawn[7:9]
@@ -77,7 +70,7 @@ def test_who_lends_words_hangs_on_the_seed_and_the_run():
 def test_the_longer_caption_leads():
     removal = Triplet(HOUSE.edited_caption, "remove the horse", HOUSE.caption)
     for triplet, lead in ((HOUSE, "after"), (removal, "before"), (CAT, "before")):
-        plain = draw_candidates([triplet], 3, 0, Ranges())
+        plain = draw_candidates([triplet], 3, 0, Rendering())
         assert {c.words.lead for c in lend_words(plain, 1.0, 0)} == {lead}
 
 

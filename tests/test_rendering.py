@@ -1,7 +1,7 @@
 """Pairs equal the released algorithm's, and do not depend on how they are batched."""
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import diffusers.schedulers.scheduling_euler_ancestral_discrete as euler_module
 import pytest
@@ -15,6 +15,7 @@ from diffusers import (
 
 from ip2p_lib import draws, rendering
 from ip2p_lib.backbone import load_backbone
+from ip2p_lib.config import Rendering
 from ip2p_lib.rendering import Candidate, draw_candidates, render, render_images
 from ip2p_lib.triplets import Triplet
 
@@ -31,14 +32,6 @@ SCHEDULE = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
 }
-
-
-@dataclass(frozen=True)
-class Ranges:
-    p_min: float = 0.1
-    p_max: float = 0.9
-    cfg_min: float = 7.5
-    cfg_max: float = 15.0
 
 
 def flat(batches):
@@ -184,7 +177,7 @@ def encoded(backbone, monkeypatch):
 
 
 def test_a_caption_is_encoded_once(backbone, encoded):
-    candidates = draw_candidates([CAT, HOUSE], 3, 0, Ranges())
+    candidates = draw_candidates([CAT, HOUSE], 3, 0, Rendering())
     list(render(backbone, candidates, steps=1, batch_size=2))
     captions = {t for c in (CAT, HOUSE) for t in (c.caption, c.edited_caption)}
     assert sorted(encoded) == sorted(["", *captions])

@@ -38,9 +38,7 @@ from ip2p_lib.shards import Pair
 from ip2p_lib.triplets import Triplet, read_jsonl, tally, write_jsonl
 
 SAMPLE = 256  # pairs shipped for readers
-# Share of candidates that lend words as well as attention. With a blend, more of the
-# pairs keep what their edit does not name, which matters most for small things.
-LENT = 0.75
+LENT = 0.75  # share of candidates that also lend words; the others are as the paper's
 ATTEMPTS = 2  # at a triplet, by the language model
 
 
@@ -215,7 +213,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/editor"))
     parser.add_argument("--captions", type=int, default=48_000)
     parser.add_argument("--candidates", type=int, default=2, help="of one triplet")
-    parser.add_argument("--batch", type=int, default=512, help="captions or candidates")
+    parser.add_argument("--batch", type=int, default=512, help="replies or candidates")
     parser.add_argument("--seconds", type=float, default=120, help="of rendering")
     parser.add_argument(
         "--part", default="0/1", help="k/n: the k-th of n parts, from 0"

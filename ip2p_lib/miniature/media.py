@@ -70,6 +70,7 @@ def _oil_painting(x: Tensor) -> Tensor:
             for top, left in ((0, 0), (0, 4), (4, 0), (4, 4))
         ]
     )
+    # Steep enough to choose wherever there is a choice, and smooth where there is none.
     weight = (windows[:, :, 3:] + 1e-3) ** -8
     best = (weight * windows[:, :, :3]).sum(0) / weight.sum(0)
     return ((best - 0.5) * 1.2 + 0.52).clamp(0, 1)

@@ -7,7 +7,7 @@ from ip2p_lib.dataset import write_shards
 from jobs import train
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pairs(tmp_path_factory):
     """Twelve pairs of 48 x 48 pixels, with texts the tiny tokenizer knows."""
     folder = tmp_path_factory.mktemp("data") / "pairs"
@@ -18,7 +18,7 @@ def pairs(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def words(pairs, tiny_sd_folder, tiny_clip_folder):
     options = {
         "pairs": pairs, "backbone": tiny_sd_folder, "clip": tiny_clip_folder,
@@ -28,7 +28,7 @@ def words(pairs, tiny_sd_folder, tiny_clip_folder):
     return [word for k, v in options.items() for word in (f"--{k}", str(v))]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def alone(words, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "run"
     train.main([*words, "--out", str(out)])
