@@ -99,6 +99,7 @@ class Scale:
     language_adapter: str | None = None  # of ``language_model``, a folder
     # To fine-tune with LoRA where ``language_model`` is a service and there is no key.
     open_language_model: Source | None = None
+    language_attempts: int = 1  # at a triplet, by a local model; the paper makes one
     rendering: Rendering = field(default_factory=Rendering)
     filtering: Filtering = field(default_factory=Filtering)
     training: Training = field(default_factory=Training)
@@ -114,6 +115,7 @@ _MINIATURE = Scale(
     clip=Source(str(MODELS / "miniature-clip")),
     language_model=Source(str(MODELS / "miniature-lm")),
     language_adapter=str(MODELS / "miniature-lm" / "adapter"),
+    language_attempts=2,  # the reply is kept that the model is surest of
     triplets=8,
     rendering=Rendering(
         steps=12, cfg_min=2.0, cfg_max=4.0, candidates=4, sampler="dpm_solver_pp"

@@ -178,6 +178,7 @@ def load_writer(
     adapter: str | Path | None = None,
     *,
     run_seed: int = 0,
+    attempts: int = 1,
     client: OpenAI | None = None,
     examples: Sequence[Triplet] = (),
     device: str | torch.device | None = None,
@@ -187,7 +188,7 @@ def load_writer(
     Args:
         source: a folder, or a Hub id with a revision, is a local model; any other name
             is a service's.
-        adapter, run_seed, device: for a local model.
+        adapter, run_seed, attempts, device: for a local model.
         client, examples: for a service, see ``ask_service``.
 
     Raises:
@@ -198,7 +199,7 @@ def load_writer(
     pinned = isinstance(source, Source) and source.revision is not None
     if pinned or Path(name).is_absolute() or Path(name).is_dir():
         model = load_language_model(source, adapter, device=device)
-        return partial(write_triplets, model, run_seed=run_seed)
+        return partial(write_triplets, model, run_seed=run_seed, attempts=attempts)
     if adapter is not None:
         raise ValueError(f"{name} is a service's model, which takes no adapter.")
     client = client or connect()

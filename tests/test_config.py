@@ -16,6 +16,11 @@ def test_the_paper_preset_holds_the_papers_numbers() -> None:
     assert paper.triplets == 454_445
 
 
+def test_only_the_small_writer_is_asked_more_than_once() -> None:
+    attempts = {name: scale.language_attempts for name, scale in SCALES.items()}
+    assert attempts == {"smoke": 2, "miniature": 2, "sd15": 1, "paper": 1}
+
+
 def test_hub_models_are_pinned_and_local_ones_are_here() -> None:
     for scale in SCALES.values():
         for source in (scale.backbone, scale.clip, scale.editor):

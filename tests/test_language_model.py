@@ -263,6 +263,9 @@ def test_of_several_attempts_the_likeliest_triplet_is_given_back(monkeypatch) ->
         by_score = sorted(zip(scores, texts, strict=True), reverse=True)
         good = [text for _, text in by_score if is_triplet(reply.caption, text)]
         assert reply.text == (good or texts)[0]
+    source = scale.language_model, scale.language_adapter
+    write = load_writer(*source, attempts=3, device=writer.model.device)
+    assert [r.text for r in write(captions)] == [r.text for r in thrice]
 
 
 def test_attempts_that_are_no_triplets_never_win() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from ip2p_lib.miniature import pretrain_language
 from ip2p_lib.miniature.corpus import grammar_triplets
 from ip2p_lib.miniature.fitting import Budget
 from ip2p_lib.miniature.parsing import count_changes, read_caption
-from ip2p_lib.triplets import Reply, read_jsonl, to_completion, to_prompt
+from ip2p_lib.triplets import Reply, read_jsonl, to_completion, to_prompt, write_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,32 @@ def test_the_shipped_model_changes_one_thing_at_a_time() -> None:
     assert found["parsed"] >= 0.9
     assert found["one_change"] >= found["right"] >= 0.85
     assert found["new"] == 1.0  # nothing is known
+
+
+def test_the_final_model_is_measured_at_one_attempt_and_at_the_miniatures(
+    model, tokenizer, grammar, tmp_path, monkeypatch
+) -> None:
+    asked = []
+
+    def write(writer, captions, *, attempts):
+        asked.append(attempts)
+        return [Reply(caption, "") for caption in captions]
+
+    monkeypatch.setattr(pretrain_language, "write_triplets", write)
+    pretrain_language.save(model, tokenizer, tmp_path)
+    write_jsonl(tmp_path / "written.jsonl", grammar[:12])
+    paths = {
+        "out": tmp_path,
+        "results": tmp_path,
+        "written": tmp_path / "written.jsonl",
+    }
+    args = argparse.Namespace(**paths, scenes=10, samples=4)
+    pretrain_language.run_written(args, "cpu")
+    rows = json.loads((tmp_path / "miniature-lm.json").read_text())["rows"]
+    expected = [(0, 1), (70, 1), (12, 1), (12, 2)]
+    assert [(row["written"], row["attempts"]) for row in rows] == expected
+    assert asked == [attempts for _, attempts in expected]
+    assert (tmp_path / "adapter" / "adapter_config.json").is_file()
 
 
 def test_the_measure_tells_what_is_known_and_what_is_wrong(monkeypatch) -> None:

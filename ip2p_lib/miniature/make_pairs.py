@@ -39,7 +39,6 @@ from ip2p_lib.triplets import Triplet, read_jsonl, tally, write_jsonl
 
 SAMPLE = 256  # pairs shipped for readers
 LENT = 0.75  # share of candidates that also lend words; the others are as the paper's
-ATTEMPTS = 2  # at a triplet, by the language model
 
 
 @dataclass
@@ -166,11 +165,8 @@ def run_write(args: argparse.Namespace, scale: Scale) -> None:
     folder = args.out / "models" / "miniature-lm"
     writer = load_language_model(folder, folder / "adapter")
     began, captions = time.monotonic(), world_captions(0, args.captions)
-    replies = list(
-        write_triplets(
-            writer, captions, batch_size=args.batch, max_tokens=96, attempts=ATTEMPTS
-        )
-    )
+    options = {"batch_size": args.batch, "attempts": scale.language_attempts}
+    replies = list(write_triplets(writer, captions, max_tokens=96, **options))
     triplets = dict.fromkeys(reply.triplet for reply in replies if reply.triplet)
     write_jsonl(args.work / "triplets.jsonl", triplets)
     seconds, outcomes = round(time.monotonic() - began, 1), tally(replies)
