@@ -64,6 +64,16 @@ def test_fitting_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert last.seconds >= 1.5 and last.loss < 0.1
 
 
+def test_what_is_remembered_of_a_weight_stays_with_it(tmp_path: Path) -> None:
+    """A file is contiguous, a network on a GPU is not: its layout must come back."""
+    network = torch.nn.Conv2d(3, 4, 3, bias=False)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    weight = torch.nn.init.zeros_(network.weight)
+    follow(fit(network, lambda _: weight[0, 1, 2, 2], Budget(0.1, 0.1), tmp_path), "")
+    next(fit(network, lambda _: 0 * weight.sum(), Budget(9, 0.1), tmp_path))
+    assert (weight != 0).nonzero().tolist() == [[0, 1, 2, 2]]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     layer, _ = _line()
     steps = fit(layer, lambda _: layer.weight.sum() / 0, Budget(9, 0.1), tmp_path)

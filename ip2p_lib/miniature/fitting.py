@@ -50,18 +50,22 @@ def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tens
     return {name: value.detach().cpu().clone() for name, value in tensors.items()}
 
 
+@torch.no_grad()
 def _restore(
     model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
 ) -> None:
     weights: dict[str, Tensor] = {}
     moments: dict[int, dict[str, Tensor]] = {}
+    learned = list(model.parameters())
     for name, value in tensors.items():
         kind, rest = name.split("/", 1)
         if kind == "model":
             weights[rest] = value
-        else:
-            index, moment = rest.split("/")
-            moments.setdefault(int(index), {})[moment] = value
+            continue
+        index, moment = rest.split("/")
+        if value.dim():  # a file has lost the weight's layout, which AdamW insists on
+            value = torch.empty_like(learned[int(index)]).copy_(value)
+        moments.setdefault(int(index), {})[moment] = value
     model.load_state_dict(weights)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
