@@ -57,7 +57,7 @@ publish: $(VENV)/base.stamp
 
 # Not generations.py, which compares environments: it says how.
 bench: $(VENV)/test.stamp
-	set -e; for name in world editing rendering rejection training fresh_clone; do \
+	set -e; for name in world editing rendering rejection training asking fresh_clone; do \
 	  echo "$$name"; $(BIN)/python benchmarks/$$name.py; done
 
 bench-gpu: $(VENV)/test.stamp
