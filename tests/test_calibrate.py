@@ -74,6 +74,8 @@ def test_a_row_holds_the_scores_and_the_verdict_of_its_candidate(scale, written)
         assert row["kind"] == twice[i].edit.kind
         assert row["cfg_scale"] == pytest.approx(candidate.cfg_scale, abs=1e-4)
         assert row["verdict"] == said[i]
+        change = float((before[i] - after[i]).abs().mean()) / 2
+        assert row["l1"] == pytest.approx(change, abs=2e-3)
         for name, score in vars(scores).items():
             assert row[name] == pytest.approx(float(score[i]), abs=2e-3)
 
@@ -86,7 +88,31 @@ def test_what_was_written_is_read_as_columns(written):
     assert found.verdicts == [row["verdict"] for row in rows]
     assert set(found.verdicts) <= set(VERDICTS)
     assert found.p.tolist() == pytest.approx([row["p"] for row in rows])
+    assert found.l1.tolist() == pytest.approx([row["l1"] for row in rows])
     assert found.good.tolist() == [row["verdict"] == "good" for row in rows]
+
+
+def test_the_same_candidates_are_marked_with_words_lent(scale, written):
+    from ip2p_lib.backbone import load_backbone
+
+    marker = calibrate.Marker(load_clip(scale.clip), load_judge())
+    backbone, todo = load_backbone(scale.backbone), calibrate.tasks(3)
+    lent = calibrate.mark_candidates(backbone, marker, todo, SETTINGS, 0, lent=1)
+    plain = json.loads(written.read_text())["rows"]
+    same = ("triplet", "kind", "p", "cfg_scale")
+    assert [[row[n] for n in same] for row in lent] == [
+        [row[n] for n in same] for row in plain
+    ]
+    assert all(row["lent"] for row in lent) and not any(row["lent"] for row in plain)
+    values = [[row["direction"] for row in rows] for rows in (lent, plain)]
+    assert values[0] != values[1], "other pictures"
+
+
+def test_lending_words_makes_more_pairs_good_as_the_shipped_runs_say():
+    plain, lent = (calibrate.read_marked(p) for p in (calibrate.RESULT, calibrate.LENT))
+    assert plain[1]["lent"] == 0 and lent[1]["lent"] == 1
+    assert plain[0].triplets == lent[0].triplets
+    assert plain[0].good.sum() < lent[0].good.sum()
 
 
 def test_some_candidates_keep_their_columns_together(written):

@@ -5,6 +5,11 @@
 leaves ``results/filter-calibration.json``: of each candidate what it was drawn with,
 its four CLIP scores and the judge's verdict. From this file notebook 03 draws what a
 threshold keeps, and chooses thresholds; run it again when a network was trained anew.
+
+    python -m ip2p_lib.miniature.calibrate --lent 1
+
+marks the same candidates with words lent (``candidates.lend_words``), as
+``results/filter-calibration-lent.json``: what that is good for is the difference.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ip2p_lib.backbone import Backbone, load_backbone
+from ip2p_lib.candidates import draw_candidates, lend_words
 from ip2p_lib.config import HELD_OUT, RESULTS, Rendering, preset
 from ip2p_lib.filtering import ClipScorer, Scores, load_clip, score_pairs
 from ip2p_lib.miniature.judge import Judge, load_judge
@@ -28,12 +34,13 @@ from ip2p_lib.miniature.pair_verdict import verdicts
 from ip2p_lib.miniature.render import render
 from ip2p_lib.miniature.scenes import Edit, Scene
 from ip2p_lib.miniature.world import caption, sample_edit, sample_scene
-from ip2p_lib.rendering import RenderedPair, draw_candidates
+from ip2p_lib.rendering import RenderedPair
+from ip2p_lib.rendering import render as render_candidates
 from ip2p_lib.results import write_results
-from ip2p_lib.slots import render_by
 from ip2p_lib.triplets import Triplet, is_unchanged
 
 RESULT = RESULTS / "filter-calibration.json"
+LENT = RESULTS / "filter-calibration-lent.json"
 FIRST = HELD_OUT + 10**6  # scenes that neither notebooks nor other measurements use
 
 
@@ -68,6 +75,7 @@ class Marked:
     verdicts: list[str]
     p: Tensor  # (B,) share of steps with shared attention
     cfg_scale: Tensor  # (B,)
+    l1: Tensor  # (B,) mean difference of the two pictures, from 0 to 1
     triplets: list[int]  # the number of each one's triplet
     kinds: list[str]  # of edit
 
@@ -82,7 +90,8 @@ class Marked:
         lists = (self.verdicts, self.triplets, self.kinds)
         said, triplets, kinds = ([column[i] for i in rows] for column in lists)
         scores = Scores(*(column[rows] for column in vars(self.scores).values()))
-        return Marked(scores, said, self.p[rows], self.cfg_scale[rows], triplets, kinds)
+        p, cfg_scale, l1 = self.p[rows], self.cfg_scale[rows], self.l1[rows]
+        return Marked(scores, said, p, cfg_scale, l1, triplets, kinds)
 
 
 def read_marked(path: str | Path = RESULT) -> tuple[Marked, dict[str, Any]]:
@@ -92,12 +101,11 @@ def read_marked(path: str | Path = RESULT) -> tuple[Marked, dict[str, Any]]:
     columns = {name: [row[name] for row in rows] for name in rows[0]}
     numbers = {
         name: torch.tensor(columns[name])
-        for name in ("image", "before", "after", "direction", "p", "cfg_scale")
+        for name in ("image", "before", "after", "direction", "p", "cfg_scale", "l1")
     }
-    p, cfg_scale = numbers.pop("p"), numbers.pop("cfg_scale")
-    names = (columns[name] for name in ("verdict", "triplet", "kind"))
-    said, triplets, kinds = names
-    return Marked(Scores(**numbers), said, p, cfg_scale, triplets, kinds), facts
+    p, cfg_scale, l1 = (numbers.pop(name) for name in ("p", "cfg_scale", "l1"))
+    said, triplets, kinds = (columns[name] for name in ("verdict", "triplet", "kind"))
+    return Marked(Scores(**numbers), said, p, cfg_scale, l1, triplets, kinds), facts
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,8 @@ class Marker:
                 "kind": task.edit.kind,
                 "p": round(pair.candidate.p, 4),
                 "cfg_scale": round(pair.candidate.cfg_scale, 4),
+                "lent": pair.candidate.words is not None,
+                "l1": round(float((after[i] - before[i]).abs().mean()) / 2, 4),
                 **{name: round(float(score[i]), 4) for name, score in scores.items()},
                 "verdict": said[i],
             }
@@ -136,13 +146,25 @@ def mark_candidates(
     todo: Sequence[Task],
     settings: Rendering,
     run_seed: int,
+    lent: float = 0,
 ) -> list[dict[str, Any]]:
-    """Render ``settings.candidates`` pairs of each task and mark them."""
+    """Render ``settings.candidates`` pairs of each task and mark them.
+
+    ``lent`` is the share of them that lend words; without any they are the paper's.
+    """
     triplets = [task.triplet for task in todo]
     candidates = draw_candidates(triplets, settings.candidates, run_seed, settings)
+    candidates = lend_words(candidates, lent, run_seed)
     of = {task.triplet: (i, task) for i, task in enumerate(todo)}
     rows: list[dict[str, Any]] = []
-    for pairs in render_by(backbone, candidates, settings):
+    batches = render_candidates(
+        backbone,
+        candidates,
+        steps=settings.steps,
+        batch_size=settings.batch_size,
+        sampler=settings.sampler,
+    )
+    for pairs in batches:
         rows += marker.rows(pairs, of)
         print(f"{len(rows)} of {len(candidates)} candidates", flush=True)
     return sorted(rows, key=lambda row: (row["triplet"], row["p"]))
@@ -161,22 +183,25 @@ def main() -> None:
     parser.add_argument("--triplets", type=int, default=96)
     parser.add_argument("--candidates", type=int, default=4, help="of one triplet")
     parser.add_argument("--seed", type=int, default=0, help="of the candidates")
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--lent", type=float, default=0, help="share, from 0 to 1")
+    parser.add_argument("--out", type=Path, help="instead of a file in data/results")
     args, scale, began = parser.parse_args(), preset("miniature"), time.monotonic()
     settings = replace(scale.rendering, candidates=args.candidates)
     backbone, judge = load_backbone(scale.backbone), load_judge()
     marker, todo = Marker(load_clip(scale.clip), judge), tasks(args.triplets)
-    rows = mark_candidates(backbone, marker, todo, settings, args.seed)
+    rows = mark_candidates(backbone, marker, todo, settings, args.seed, args.lent)
     facts = {
         "first_scene": FIRST,
         "triplets": args.triplets,
         "candidates": args.candidates,
+        "lent": args.lent,
         "steps": settings.steps,
         "sampler": settings.sampler,
         "ceiling": round(ceiling(judge, tasks(256)), 4),
     }
     seconds = round(time.monotonic() - began, 1)
-    write_results(args.out, rows, seed=args.seed, seconds=seconds, **facts)
+    path = args.out or (LENT if args.lent else RESULT)
+    write_results(path, rows, seed=args.seed, seconds=seconds, **facts)
 
 
 if __name__ == "__main__":
