@@ -7,15 +7,16 @@ from ip2p_lib.language_service import connect
 from ip2p_lib.ledger import Ledger
 from ip2p_lib.spending import Price
 
+PRICE = Price("m", read=0.1, written=0.5)
+
 if __name__ == "__main__":
     url, path, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
     captions = [f"caption {place}" for place in range(count)]
-    price = Price("m", read=0.1, written=0.5)
     with connect(url) as client, Ledger(path, "killed") as ledger:
         more = {"poll_seconds": 0.01, "most_requests": count // 2, "ceiling": 1.0}
         replies = list(
             ask_in_batches(
-                captions, model="m", client=client, ledger=ledger, price=price, **more
+                captions, model="m", client=client, ledger=ledger, price=PRICE, **more
             )
         )
     assert [reply.caption for reply in replies] == captions

@@ -24,6 +24,8 @@ TRIPLETS = [
     Triplet("沙漠里的猫", "变成夜晚", "夜晚沙漠里的猫", "zh"),
 ]
 TEXTS = [to_prompt(t.caption) + to_completion(t) for t in TRIPLETS]
+CAPTIONS = ["a cat in a forest", "a dog and a bell on a beach at night", "沙漠里的猫"]
+GOOD = "make it a dog\n%%\na dog in a forest\nEND"
 
 _ROTARY = {
     "hidden_size": 32,
@@ -40,6 +42,7 @@ _CONFIGS = {
     ),
     "llama": lambda settings: LlamaConfig(**_ROTARY | settings),
 }
+KINDS = list(_CONFIGS)
 
 
 def new_model(kind: str, vocabulary: int, seed: int = 0, **settings):

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from stand_in_server import GOOD, KEY, caption_of, completion, page
+from stand_in_protocol import GOOD, KEY, caption_of, completion, page
 
 from ip2p_lib.batch_files import BatchFiles
 from ip2p_lib.batches import ask_in_batches
@@ -196,56 +191,3 @@ def test_a_ledger_in_memory_or_captions_in_a_batch_are_refused(
     with pytest.raises(LedgerError, match="wait in a batch"):
         next(ask_service(CAPTIONS, model="m", client=client, ledger=ledger))
     assert tally(ask(client, ledger)) == {"kept": 40}  # its file is not there
-
-
-KILLED = Path(__file__).with_name("kill_batches.py")
-# When, at which call, and whether that call (or, after it, the next one) is heard.
-KILLS = [
-    ("before", "upload", "unheard"),
-    ("before", "upload", "heard"),
-    ("before", "create", "unheard"),
-    ("before", "create", "heard"),
-    ("after", "upload", "unheard"),
-    ("after", "create", "unheard"),
-    ("before", "poll", "heard"),
-    ("after", "poll", "unheard"),
-    ("before", "download", "heard"),
-    ("after", "download", "unheard"),
-    ("before", "create", "heard"),  # of the second round
-]
-
-
-def test_killed_11_times_there_is_no_second_batch(server, tmp_path) -> None:
-    server.outcome = lambda n: ("expired", 0.5) if n < 2 else ("completed", 1.0)
-    path = tmp_path / "ledger"
-    environment = os.environ | {"PYTHONPATH": str(KILLED.parents[1])}
-    command = [sys.executable, "-B", str(KILLED), server.url, str(path), "40"]
-    for turn in (*KILLS, None):
-        child = subprocess.Popen(command, env=environment)
-
-        def kill(when, call, child=child, turn=turn):
-            if turn and (when, call) == turn[:2]:
-                child.kill()
-                child.wait()
-                return turn[2]
-
-        server.watch = kill
-        assert child.wait() == (-signal.SIGKILL if turn else 0)
-        server.wait_until_read()
-    server.watch = lambda when, call: None
-    sizes = [
-        server.files[batch["input_file_id"]]["content"].count(b"\n")
-        for batch in server.batches.values()
-    ]
-    # Two that expired half done, then their rests, together or each for itself.
-    assert sizes in ([20, 20, 20], [20, 20, 10, 10])
-    tags = [tuple(batch["metadata"].items()) for batch in server.batches.values()]
-    assert len(set(tags)) == len(tags)
-    uploads = [f["filename"] for f in server.files.values() if f["purpose"] == "batch"]
-    assert len(set(uploads)) == len(uploads) == len(sizes)
-    asked = [caption_of(request) for request in server.asked]
-    assert len(asked) == 60 and set(asked) == set(CAPTIONS)
-    with Ledger(path, "killed") as ledger:
-        totals = ledger.totals()
-    assert totals.answers == 40 and totals.held == totals.lost == 0
-    assert totals.spent == PRICE.batched().cost(server.read, server.written)

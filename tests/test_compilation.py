@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from test_training import LATENTS, SCHEDULE, SETTINGS
+from small_training import LATENTS, SCHEDULE, SETTINGS
 
 from ip2p_lib.compilation import compile_unet, compiled_parts, even_part
 from ip2p_lib.economy import Economy

@@ -6,20 +6,18 @@ from contextlib import ExitStack
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
-from materialised_words import MaterialisedWords, Pair, mask
+from materialised_words import MaterialisedWords, Pair
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from ip2p_lib import draws
 from ip2p_lib.cross_attention import (
     EditedCrossAttention,
-    blend_mask,
     edited_attention,
     map_grid,
     word_control,
-    word_maps,
 )
 from ip2p_lib.prompt_to_prompt import SharedSelfAttention, sharing, source_rows
-from ip2p_lib.word_edits import EVERYWHERE, LocalBlend, WordEdit, plan
+from ip2p_lib.word_edits import LocalBlend, WordEdit, plan
 
 STEPS = 10
 EXACT = 1e-12
@@ -234,41 +232,3 @@ def test_the_words_maps_are_summed_over_layers_and_steps(tiny_backbone, unet, si
         predict(unet, 8, size)
     assert ours.sum() > 0
     assert (ours - reference.heat.flatten(0, 1)).abs().max() < EXACT
-
-
-def test_a_words_map_is_its_column():
-    q, k = (
-        draws.normal(draws.key("map", name), torch.arange(3), (2, n, 4)).double()
-        for name, n in (("q", 5), ("k", 6))
-    )
-    words = torch.zeros(3, 6).double()
-    words[0, 2] = words[1, [0, 4]] = 1
-    maps = (q @ k.mT / 2).softmax(-1).mean(1)
-    expected = [maps[0, :, 2], maps[1, :, 0] + maps[1, :, 4], torch.zeros(5)]
-    assert (word_maps(q, k, words) - torch.stack(expected)).abs().max() < EXACT
-
-
-@pytest.mark.parametrize(
-    ("grid", "size"), [((6, 6), (16, 16)), ((5, 6), (10, 12)), ((5, 6), (9, 11))]
-)
-def test_the_mask_is_that_of_either_word(grid, size):
-    ids = torch.arange(6)
-    heat = draws.uniform(draws.key("heat"), ids, (grid[0] * grid[1],)).double() ** 9
-    heat[1] = 0  # the second pair has no first word, the third none at all
-    heat[2] = heat[5] = 0
-    threshold = torch.tensor([0.5, 0.8, EVERYWHERE])
-    found = blend_mask(heat, grid, size, threshold)
-    assert found.shape == (3, 1, *size) and found[2].all()
-    for i, k in enumerate((0.5, 0.8)):
-        first, second = (mask(heat[n], grid, size, k) for n in (i, 3 + i))
-        assert torch.equal(found[i, 0], first | second)
-        assert found[i].any() and not found[i].all()
-
-
-def test_the_released_codes_maps_are_read():
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):
-        sd15 = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
-    assert map_grid(sd15, (64, 64)) == (16, 16)
-    assert map_grid(sd15, (64, 90)) == (16, 23)

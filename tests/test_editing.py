@@ -5,40 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tiny_editor import DEFAULTS, distance, new_editor, picture
 
-from ip2p_lib import config, editing
-from ip2p_lib.backbone import Backbone
-from ip2p_lib.config import Editing, Source
-from ip2p_lib.editing import Editor, load_editor
+from ip2p_lib import editing
+from ip2p_lib.editing import Editor
 from ip2p_lib.images import to_tensor
-from ip2p_lib.surgery import widen_conv_in
-
-DEFAULTS = Editing(steps=4, text_scale=7.5, image_scale=1.5)
 
 
 @pytest.fixture(scope="module")
-def backbone(tiny_backbone):
-    """The tiny pipeline as if it had been trained to look at the input."""
-    unet = widen_conv_in(tiny_backbone.unet).eval()
-    new = unet.conv_in.weight.data[:, 4:]
-    new.copy_(torch.randn(new.shape, generator=torch.Generator().manual_seed(0)))
-    return replace(tiny_backbone, unet=unet)
-
-
-@pytest.fixture(scope="module")
-def editor(backbone):
-    return Editor(backbone, DEFAULTS, 64)
-
-
-def picture(width=64, height=64, seed=0):
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-    return small.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def distance(a, b):
-    return np.abs(np.asarray(a, float) - np.asarray(b, float)).mean()
+def editor(tiny_backbone):
+    return new_editor(tiny_backbone)
 
 
 def stock_pipeline(backbone, sampler):
@@ -84,9 +60,9 @@ def noise_of(generator):
 
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "ddim"])
 @pytest.mark.parametrize("scales", [(7.5, 1.5), (3.0, 1.0), (1.5, 1.5)])
-def test_the_same_noise_gives_the_stock_pipelines_picture(backbone, sampler, scales):
+def test_the_same_noise_gives_the_stock_pipelines_picture(editor, sampler, scales):
     text_scale, image_scale = scales
-    stock = stock_pipeline(backbone, sampler)(
+    stock = stock_pipeline(editor.backbone, sampler)(
         "make it a cat",
         image=picture(),
         num_inference_steps=6,
@@ -96,7 +72,7 @@ def test_the_same_noise_gives_the_stock_pipelines_picture(backbone, sampler, sca
         output_type="pt",
     ).images[0]
     ours = Editor(
-        backbone,
+        editor.backbone,
         replace(DEFAULTS, sampler=sampler),
         64,
         _noise=noise_of(torch.Generator().manual_seed(5)),
@@ -209,47 +185,3 @@ def test_a_misspelt_knob_is_not_swallowed(editor):
 def test_a_text_to_image_u_net_is_no_editor(tiny_backbone):
     with pytest.raises(ValueError, match=r"8 channels, not 4.*widen_conv_in"):
         Editor(tiny_backbone, DEFAULTS, 64)
-
-
-def test_an_unknown_scale_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'miniature'"):
-        load_editor("minature")
-
-
-@pytest.fixture
-def installed(backbone, tiny_sd_folder, tmp_path, monkeypatch):
-    """A scale of tiny models on disk, its U-Net stored as the repository ships it."""
-    backbone.unet.save_pretrained(tmp_path / "unet")
-    tiny = replace(
-        config.preset("miniature"),
-        name="tiny",
-        resolution=64,
-        backbone=Source(str(tiny_sd_folder)),
-        editor=Source(str(tmp_path / "unet")),
-        editing=DEFAULTS,
-    )
-    monkeypatch.setitem(config.SCALES, "tiny", tiny)
-    return tiny
-
-
-def test_a_scale_is_loaded_with_its_u_net_and_defaults(installed, editor):
-    loaded = load_editor("tiny", device="cpu")
-    assert loaded.settings == DEFAULTS
-    edits = [e.edit(picture(), "make it a cat") for e in (loaded, editor)]
-    assert distance(*edits) == 0
-
-
-def test_missing_weights_say_what_to_do(installed, tmp_path, monkeypatch):
-    absent = replace(installed, editor=Source(str(tmp_path / "gone")))
-    monkeypatch.setitem(config.SCALES, "tiny", absent)
-    with pytest.raises(FileNotFoundError, match="train one"):
-        load_editor("tiny", device="cpu")
-
-
-def test_without_a_network_the_hubs_scale_says_what_to_do(monkeypatch):
-    def unreachable(*args, **options) -> Backbone:
-        raise OSError("We couldn't connect to 'https://huggingface.co'")
-
-    monkeypatch.setattr(editing, "load_backbone", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"Connect.*load_editor\('miniature'\)"):
-        load_editor("sd15")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from test_training import LATENTS, SCHEDULE, SETTINGS
+from small_training import LATENTS, SCHEDULE, SETTINGS
 
 from ip2p_lib.draws import key, normal
 from ip2p_lib.economy import Economy

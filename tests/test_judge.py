@@ -1,22 +1,15 @@
-"""The judge, untrained or trained for seconds: its questions, answers and training."""
+"""The judge, untrained: its labels, its answers, its files, and pictures mirrored."""
 
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from small_judge import BUS, CAT, LONE, PAIR, small_judge
 
 from ip2p_lib.miniature import vocabulary as words
 from ip2p_lib.miniature.augmentation import augment, mirrored
-from ip2p_lib.miniature.fitting import Budget
 from ip2p_lib.miniature.judge import Judge, load_judge, save_judge
-from ip2p_lib.miniature.judge_training import (
-    bodies,
-    half_reconstructed,
-    measure_judge,
-    train_judge,
-)
 from ip2p_lib.miniature.readings import (
     ANSWERS,
     NONE,
@@ -26,22 +19,7 @@ from ip2p_lib.miniature.readings import (
     readings_of,
 )
 from ip2p_lib.miniature.render import encode, render
-from ip2p_lib.miniature.scenes import Scene, Thing
-from ip2p_lib.miniature.stages import Stage, render_bank, to_bytes
 from ip2p_lib.miniature.world import sample_edit, sample_scene
-
-CPU = torch.device("cpu")
-CAT = Thing("cat", 32, 112, 56, finish="gold")
-BUS = Thing("bus", 96, 104, 48, mirrored=True, accessory="crown")
-PAIR = Scene((CAT, BUS), "beach", "night", "rain", "photo", "noto", 3)
-LONE = replace(PAIR, things=(BUS,), place="city", medium="line drawing")
-
-
-def small_judge() -> Judge:
-    """A judge of the least width with the same weights in every test."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return Judge((8, 8, 8, 8))
 
 
 def perfect(codes: torch.Tensor) -> list[Reading]:
@@ -205,19 +183,6 @@ def test_mirrored_codes_are_what_the_mirror_image_shows() -> None:
         torch.testing.assert_close(image[inside], mirror[inside], rtol=0, atol=1e-4)
 
 
-def test_the_judge_is_told_where_things_are() -> None:
-    where = bodies(encode([PAIR, LONE]))
-    left, right = (
-        where[f"{slot}.where"].reshape(2, 8, 8) for slot in ("left", "right")
-    )
-    columns = torch.arange(8) * 16 + 8.0
-    assert (left.sum(1) @ columns)[0] == pytest.approx(CAT.x, abs=4)
-    assert (left.sum(1) @ columns)[1] == pytest.approx(BUS.x, abs=4)
-    middle = BUS.base - BUS.size / 2
-    assert (right.sum(2) @ columns)[0] == pytest.approx(middle, abs=4)
-    assert left.sum().item() == pytest.approx(2) and right[1].sum() == 0
-
-
 def test_augmented_pictures_still_show_their_scene() -> None:
     scenes = [sample_scene(seed) for seed in range(48)]
     images, codes = render(scenes), encode(scenes)
@@ -231,26 +196,3 @@ def test_augmented_pictures_still_show_their_scene() -> None:
     assert torch.minimum(straight, mirror).max() < 0.25
     again, _ = augment(images[:4], codes[:4], step=1)
     torch.testing.assert_close(again, changed[:4], rtol=0, atol=1e-5)
-
-
-def test_half_of_the_pictures_are_reconstructed() -> None:
-    bank = torch.full((1030, 3, 2, 2), 200, dtype=torch.uint8)
-    mixed = half_reconstructed(bank, lambda x: torch.zeros_like(x))
-    assert torch.equal(mixed[1::2], bank[1::2])
-    assert (mixed[::2] == to_bytes(torch.zeros(1))).all()
-    assert (bank == 200).all()
-
-
-def test_training_lowers_the_loss(tmp_path: Path) -> None:
-    codes = encode([PAIR, LONE])
-    stage = Stage(Budget(600, 2e-3, warmup=1), batch=8)
-    _, progress = train_judge(codes, render_bank(codes, CPU), stage, tmp_path)
-    losses = [step.loss for step in islice(progress, 11)]
-    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
-
-
-def test_a_judge_is_measured_on_both_kinds_of_pictures() -> None:
-    rows = measure_judge(small_judge(), 4, reconstruct=lambda x: x)
-    assert [row["pictures"] for row in rows] == ["rendered", "reconstructed"]
-    assert rows[0]["samples"] == 4 and 0 <= rows[0]["objects"] <= 1
-    assert {**rows[0], "pictures": ""} == {**rows[1], "pictures": ""}

@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import logging
-import os
-import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 import traceback
-from collections import Counter
 from email.utils import formatdate
-from pathlib import Path
 
 import pytest
-from stand_in_server import FORMS, KEY, RIGHT, answer, caption_of, failure
+from hasty_asking import ask
+from stand_in_protocol import FORMS, KEY, RIGHT, answer, failure
 
 from ip2p_lib import service_faults
-from ip2p_lib.language_service import (
-    Patience,
-    ServiceError,
-    ask_service,
-    connect,
-)
+from ip2p_lib.language_service import Patience, ServiceError, ask_service, connect
 from ip2p_lib.ledger import Ledger
 from ip2p_lib.triplets import tally
 
-HASTE = Patience(tries=6, first=0.001, longest=0.01)
 GOOD = answer(RIGHT["chat"])
-
-
-def ask(captions, client, **more):
-    return ask_service(captions, model="m", client=client, patience=HASTE, **more)
 
 
 def refusal(status: int, code: str | None = None):
@@ -203,50 +187,6 @@ def test_what_the_service_asks_to_wait_is_waited(server, client) -> None:
     start = time.monotonic()
     assert next(ask(["a castle"], client)).triplet
     assert time.monotonic() - start >= 0.15
-
-
-KILLED = Path(__file__).parent / "kill_service.py"
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_killed_20_times_no_answer_is_asked_for_again(server, tmp_path, form) -> None:
-    path, count, kills = tmp_path / "ledger", 200, 20
-    chance, lost, asked_before = random.Random(0), {}, 0
-    environment = os.environ | {"PYTHONPATH": str(KILLED.parents[1])}
-    command = [sys.executable, "-B", str(KILLED), server.url, str(path)]
-    command += [str(count), form]
-    for turn in range(kills + 1):
-        done = known(path, count)
-        child = subprocess.Popen(command, env=environment)
-        after = len(server.asked) + chance.randrange(1, 11)
-        moment, delay = chance.choice(["before", "after"]), chance.random() * 0.004
-
-        def kill(when, call, child=child, after=after, moment=moment, delay=delay):
-            if when == moment and len(server.asked) >= after:
-                time.sleep(delay)
-                child.kill()
-
-        server.watch = kill if turn < kills else lambda when, call: None
-        assert child.wait() == (-signal.SIGKILL if turn < kills else 0)
-        server.wait_until_read()  # it is on the books
-        now = {caption_of(request) for request in server.asked[asked_before:]}
-        asked_before = len(server.asked)
-        assert not now & done
-        with Ledger(path, "killed") as ledger:
-            losses = {loss.place: loss.times for loss in ledger.losses()}
-        assert sum(losses.values()) - sum(lost.values()) <= 8
-        lost = losses
-    assert len(known(path, count)) == count
-    times = Counter(caption_of(request) for request in server.asked)
-    twice = {caption for caption, n in times.items() if n > 1}
-    assert twice <= {f"caption {place}" for place in lost}
-
-
-def known(path: Path, count: int) -> set[str]:
-    """The captions whose answers are in the ledger."""
-    with Ledger(path, "killed") as ledger:
-        captions = [f"caption {place}" for place in range(count)]
-        return {c for place, c in enumerate(captions) if ledger.find(place, c)}
 
 
 def test_no_server_is_said_in_plain_words(monkeypatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from layout_table import IMPORTS, PARTS, SHOWS
 from packaging.requirements import Requirement
 
 import ip2p_lib
@@ -16,168 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = ROOT / "ip2p_lib"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-# Who may import whom inside ip2p_lib; nothing else is allowed. For its types alone,
-# under TYPE_CHECKING, a module may also name config and whatever lies below it.
-IMPORTS = {
-    "config": "",
-    "draws": "",
-    "parallel": "",
-    "files": "",
-    "triplets": "files",
-    "captions": "",
-    "triplet_filter": "config triplets",
-    "ledger": "",
-    "spending": "config ledger",
-    "service_form": "triplets",
-    "service_faults": "draws",
-    "tuning_files": "triplets service_form",
-    "asking": "triplets spending service_form",
-    "service_run": "triplets ledger spending service_form service_faults asking",
-    "language_service": "triplets ledger spending asking service_faults service_run",
-    "language_server": "",
-    "moderation": "triplet_filter service_form service_faults",
-    "model_dates": "spending service_form service_faults",
-    "batch_files": "files ledger spending service_form",
-    "batches": (
-        "triplets ledger spending service_form service_faults service_run"
-        " batch_files language_service"
-    ),
-    "lora": "draws",
-    "adapter_files": "config files lora",
-    "language_loading": "config backbone weights adapter_files",
-    "attempts": "triplets",
-    "language_model": (
-        "attempts config draws triplets language_loading language_service"
-    ),
-    "images": "",
-    "diffusion": "draws",
-    "guidance": "draws",
-    "denoising": "diffusion guidance",
-    "prompt_to_prompt": "draws",
-    "word_alignment": "",
-    "word_edits": "backbone word_alignment",
-    "cross_attention": "prompt_to_prompt word_edits",
-    "paired_sampling": (
-        "diffusion stepping prompt_to_prompt cross_attention word_edits"
-    ),
-    "language_tuning": "draws triplets",
-    "weights": "",
-    "backbone": "config images diffusion weights",
-    "candidates": "triplets draws word_edits",
-    "rendering": (
-        "candidates draws diffusion guidance denoising backbone word_edits"
-        " paired_sampling"
-    ),
-    "stepping": "diffusion",
-    "trees": "triplets draws rendering stepping backbone",
-    "slots": (
-        "draws diffusion denoising prompt_to_prompt backbone rendering stepping trees"
-    ),
-    "filtering": "images",
-    "calibration": "filtering",
-    "rejection": "calibration filtering slots",
-    "disk_faults": "",
-    "folders": "disk_faults",
-    "pairs": "images triplets",
-    "shards": "disk_faults files pairs",
-    "dataset": "images pairs shards",
-    "pair_validation": "dataset pairs shards",
-    "pair_rows": "dataset images pairs",
-    "pair_parquet": "dataset folders pair_rows pairs",
-    "pair_folders": "dataset folders images pairs",
-    "own_pictures": "dataset images pairs",
-    "pair_survey": "pairs",
-    "dataset_card": "dataset pair_survey shards",
-    "rendering_run": (
-        "config files triplets images backbone rendering slots filtering pairs shards"
-        " dataset run_lock"
-    ),
-    "surgery": "",
-    "checkpoint": "files disk_faults",
-    "latents": "draws",
-    "economy": "",
-    "precision": "backbone",
-    "loss_scale": "",
-    "adamw": "",
-    "ema": "",
-    "train_state": "adamw economy ema loss_scale",
-    "editor_lora": "adapter_files files lora surgery",
-    "memory_trace": "",
-    "training_time": "",
-    "compilation": "",
-    "memory_plan": "adamw economy editor_lora memory_trace",
-    "micro_batches": "parallel train_state",
-    "loss_bands": "diffusion",
-    "training": (
-        "draws diffusion guidance latents economy checkpoint parallel train_state"
-        " micro_batches loss_bands"
-    ),
-    "stored_latents": (
-        "config images backbone pairs dataset checkpoint latents parallel"
-    ),
-    "interruption": "",
-    "run_lock": "folders parallel",
-    "recovery": (
-        "files disk_faults parallel checkpoint train_state training interruption"
-        " run_lock loss_bands"
-    ),
-    "editing": "config draws images diffusion guidance denoising backbone weights",
-    "baselines": "draws images diffusion guidance denoising backbone",
-    "results": "shards",
-    "evaluation": "dataset filtering editing baselines results",
-    "validation": "editing evaluation filtering files parallel train_state training",
-    "model_card": "config loss_bands validation",
-    "publishing": "editor_lora folders train_state",
-    "figure_style": "",
-    "figures": "images figure_style",
-    "filter_figures": "calibration figure_style",
-    "panels": "",
-    "tensorboard_log": "loss_bands training validation",
-    "training_figures": "figures files loss_bands training validation",
-    "widgets": "images editing figures panels",
-    "threshold_widget": "calibration filter_figures filtering panels",
-    "teaching": "",
-}
-# Split off a stage to keep files short, and tested with it.
-PARTS = {
-    "figure_style": "figures",
-    "panels": "widgets",
-    "adapter_files": "lora",
-    "attempts": "language_model",
-    "language_loading": "language_model",
-    "language_tuning": "language_model",
-    "shards": "dataset",
-    "pairs": "dataset",
-    "pair_rows": "pair_parquet",
-    "pair_survey": "dataset_card",
-    "language_service": "language_model",
-    "service_form": "language_service",
-    "service_faults": "language_service",
-    "service_run": "language_service",
-    "batch_files": "batches",
-    "denoising": "guidance",
-    "candidates": "rendering",
-    "stepping": "slots",
-    "trees": "slots",
-    "weights": "backbone",
-    "latents": "training",
-    "ema": "training",
-    "train_state": "training",
-    "micro_batches": "training",
-    "publishing": "model_card",
-    "economy": "memory_plan",
-    "loss_scale": "precision",
-    "memory_trace": "memory_plan",
-    "interruption": "recovery",
-    "run_lock": "recovery",
-}
-# Slow to import, and not on every machine of use: the only modules that need them.
-SHOWS = {
-    "matplotlib": {"figure_style", "figures", "filter_figures"},
-    "ipywidgets": {"panels", "widgets", "threshold_widget"},
-}
 MODULES = [p.stem for p in LIBRARY.glob("*.py") if p.stem != "__init__"]
 SOURCES = sorted([*LIBRARY.rglob("*.py"), *(ROOT / "jobs").rglob("*.py")])
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NOT_A_MODULE = {"overview", "miniature", "scaling"}  # notebooks on the whole
 
@@ -305,7 +147,7 @@ def test_notebooks_are_numbered_and_named_after_their_stages():
     assert list(stages) == expected
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=named)
+@pytest.mark.parametrize("path", [*SOURCES, *TESTS], ids=named)
 def test_files_and_functions_stay_within_their_budgets(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 250
     lengths = {f.name: f.end_lineno - f.lineno + 1 for f in functions(path)}

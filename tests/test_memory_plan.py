@@ -6,30 +6,18 @@ from copy import deepcopy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from test_training import LATENTS, SCHEDULE, SETTINGS
+from small_training import LATENTS, SCHEDULE, SETTINGS
+from small_unet import SMALL
 
-from ip2p_lib import memory_plan, memory_trace
+from ip2p_lib import memory_plan
 from ip2p_lib.checkpoint import size_of
 from ip2p_lib.economy import Economy
 from ip2p_lib.editor_lora import add_editor_lora
 from ip2p_lib.memory_plan import LADDER, memory_of, plan_training, recommend
-from ip2p_lib.memory_trace import trace
 from ip2p_lib.surgery import widen_conv_in
 from ip2p_lib.training import start, train
 
 GIB, MIB = 2**30, 2**20
-SMALL = {
-    "sample_size": 16,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [32, 128],
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "layers_per_block": 1,
-    "attention_head_dim": 4,
-    "cross_attention_dim": 32,
-    "norm_num_groups": 8,
-}
 SD15 = {
     "sample_size": 64,
     "in_channels": 4,
@@ -39,73 +27,6 @@ SD15 = {
     "attention_head_dim": 8,
     "cross_attention_dim": 768,
 }
-
-
-def small_unet(device):
-    with torch.device(device):
-        return UNet2DConditionModel.from_config({**SMALL, "in_channels": 8}).train()
-
-
-def measured(n, checkpointing, dtype):
-    """Bytes that torch's allocator holds when the forward pass ends, and at most."""
-    unet = small_unet("cpu")
-    if checkpointing:
-        unet.enable_gradient_checkpointing()
-    sample, noise = torch.ones(n, 8, 16, 16), torch.ones(n, 4, 16, 16)
-    t, text = torch.zeros(n, dtype=torch.int64), torch.ones(n, 77, 32)
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
-        with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            eps = unet(sample, t, text, return_dict=False)[0]
-            loss = (eps.float() - noise).square().mean()
-            del eps
-        with torch.profiler.record_function("turn"):
-            pass
-        loss.backward()
-    alive, curve, waiting = 0, [], 0
-    events = profile.profiler.kineto_results.events()
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            curve.append(alive)
-        elif event.name() == "turn":
-            waiting = alive
-    return waiting, max(curve)
-
-
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_a_trace_foretells_what_torch_allocates(monkeypatch, dtype, checkpointing):
-    """Within 5 %, against the profile of a real pass on the CPU."""
-    monkeypatch.setattr(memory_trace, "FULL", ())  # a CPU's autocast norms in half
-    timeline = trace(
-        small_unet("meta"),
-        latent=(8, 16, 16),
-        text=(77, 32),
-        autocast=dtype,
-        checkpointing=checkpointing,
-    )
-    for n in (2, 8):
-        waiting, peak = measured(n, checkpointing, dtype)
-        foretold = timeline.saved[0] + n * timeline.saved[1]
-        assert foretold == pytest.approx(waiting, rel=0.05)
-        assert timeline.peak(n) == pytest.approx(peak, rel=0.05)
-
-
-def test_norms_are_float32_on_a_gpu_and_that_is_counted():
-    def saved(autocast):
-        options = {"latent": (8, 16, 16), "text": (77, 32)}
-        return trace(small_unet("meta"), autocast=autocast, **options).saved[1]
-
-    assert 0.5 < saved(torch.bfloat16) / saved(None) < 0.9
-
-
-def test_gradients_of_earlier_parts_lie_there_too():
-    timeline = trace(small_unet("meta"), latent=(8, 16, 16), text=(77, 32))
-    gradients = 4 * sum(w.numel() for w in small_unet("meta").parameters())
-    assert timeline.gradients[-1] == gradients
-    more = timeline.peak(64, accumulating=True) - timeline.peak(64)
-    assert 0 < more <= gradients
 
 
 @pytest.mark.parametrize(

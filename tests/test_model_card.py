@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from test_training import LATENTS, SCHEDULE, SETTINGS
+from small_training import LATENTS, SCHEDULE, SETTINGS
 from torch import nn
 
 from ip2p_lib.config import Source

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from stand_in_server import KEY, failure
+from stand_in_protocol import KEY, failure
 
 from ip2p_lib.language_service import ServiceError, connect
 from ip2p_lib.model_dates import check_model, shutdown_date

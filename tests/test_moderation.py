@@ -6,7 +6,7 @@ import logging
 import traceback
 
 import pytest
-from stand_in_server import KEY, failure, page
+from stand_in_protocol import KEY, failure, page
 
 from ip2p_lib.language_service import Patience, ServiceError, ask_service
 from ip2p_lib.moderation import service_moderation

@@ -12,20 +12,11 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     StableDiffusionPipeline,
 )
+from small_rendering import CANDIDATES, CAT, HOUSE, exact_backbone
 
 from ip2p_lib import draws, rendering
-from ip2p_lib.backbone import load_backbone
-from ip2p_lib.config import Rendering
-from ip2p_lib.rendering import Candidate, draw_candidates, render, render_images
-from ip2p_lib.triplets import Triplet
+from ip2p_lib.rendering import Candidate, render, render_images
 
-CAT = Triplet("a photo of the cat", "make it a dog", "a photo of the dog")
-HOUSE = Triplet("house by the river", "add a horse", "horse at a house by the river")
-CANDIDATES = [
-    Candidate(CAT, seed=11, p=0.9, cfg_scale=7.5),
-    Candidate(HOUSE, seed=2**47 + 1, p=0.3, cfg_scale=15.0),
-    Candidate(CAT, seed=3, p=0.0, cfg_scale=2.0),
-]
 STEPS = 6
 SCHEDULE = {
     "beta_start": 0.00085,
@@ -49,12 +40,7 @@ def noise_of(candidate, step):
 
 @pytest.fixture(scope="module")
 def backbone(tiny_sd_folder):
-    """In float64, and with attention that matters, as it does in a trained model."""
-    backbone = load_backbone(tiny_sd_folder, device="cpu", dtype=torch.float64)
-    for name, weight in backbone.unet.named_parameters():
-        if "attn" in name:
-            weight.data *= 3
-    return backbone
+    return exact_backbone(tiny_sd_folder)
 
 
 @pytest.fixture(scope="module")
@@ -160,34 +146,6 @@ def test_every_part_of_a_candidate_counts(backbone, pairs, change):
     other = replace(CANDIDATES[0], **change)
     (pair,) = flat(render(backbone, [other], steps=STEPS, batch_size=1))
     assert gap(pair.after, pairs[0].after) > 1e-2
-
-
-@pytest.fixture
-def encoded(backbone, monkeypatch):
-    """The texts that were encoded, in order."""
-    seen = []
-
-    def encode_text(texts):
-        seen.extend(texts)
-        return type(backbone).encode_text(backbone, texts)
-
-    monkeypatch.setattr(backbone, "encode_text", encode_text, raising=False)
-    backbone.__dict__.pop("null_text", None)
-    return seen
-
-
-def test_a_caption_is_encoded_once(backbone, encoded):
-    candidates = draw_candidates([CAT, HOUSE], 3, 0, Rendering())
-    list(render(backbone, candidates, steps=1, batch_size=2))
-    captions = {t for c in (CAT, HOUSE) for t in (c.caption, c.edited_caption)}
-    assert sorted(encoded) == sorted(["", *captions])
-
-
-def test_memory_does_not_grow_with_the_number_of_captions(backbone, encoded):
-    """Only the last batch's embeddings are kept: what comes again is encoded again."""
-    cat, house = CANDIDATES[:2]
-    list(render(backbone, [cat, house, cat], steps=1, batch_size=1))
-    assert encoded.count(CAT.caption) == 2 and encoded.count(HOUSE.caption) == 1
 
 
 def test_the_unet_gets_its_attention_back_between_batches(backbone):

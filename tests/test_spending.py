@@ -7,7 +7,8 @@ import random
 from datetime import date
 
 import pytest
-from stand_in_server import COUNTS, FORMS, StandInServer, failure
+from stand_in_protocol import FORMS, failure
+from stand_in_server import COUNTS, StandInServer
 
 from ip2p_lib.language_service import (
     Patience,

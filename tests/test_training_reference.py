@@ -9,7 +9,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from test_training import LATENTS, SCHEDULE, SETTINGS
+from small_training import LATENTS, SCHEDULE, SETTINGS
 
 from ip2p_lib import draws
 from ip2p_lib.config import Training

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_training import LATENTS, SCHEDULE, SETTINGS
+from small_training import LATENTS, SCHEDULE, SETTINGS
 
 from ip2p_lib import parallel, validation
 from ip2p_lib.config import Editing

@@ -1,0 +1,162 @@
+"""Open models, as the Hub has them, write by our settings and with our adapters."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from open_models import CAPTIONS, TRIPLETS, new_model, new_tokenizer, save_open_model
+from safetensors.torch import load_file, save_file
+
+from ip2p_lib import language_loading, triplets
+from ip2p_lib.adapter_files import save_lora
+from ip2p_lib.config import Source, preset
+from ip2p_lib.language_model import (
+    LanguageModel,
+    load_language_model,
+    load_writer,
+    write_triplets,
+)
+from ip2p_lib.language_tuning import encode, fine_tune
+from ip2p_lib.lora import add_lora
+
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module", params=["qwen2", "llama", "gpt2"])
+def open_model(request, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hub") / request.param
+    return save_open_model(folder, request.param)
+
+
+def greedy(writer: LanguageModel, captions) -> list[str]:
+    settings = {"temperature": 1e-6, "frequency_penalty": 0.0, "max_tokens": 12}
+    return [reply.text for reply in write_triplets(writer, captions, **settings)]
+
+
+def test_an_open_model_is_sampled_by_our_settings_and_not_by_its_own(
+    open_model, tmp_path
+) -> None:
+    """Its folder asks for a penalty of 9; padded and in batches, against row by row."""
+    writer = load_language_model(open_model, device="cpu")
+    plain = new_model(open_model.name, len(writer.tokenizer)).bfloat16().float()
+    tokenizer = new_tokenizer(open_model.name)
+    for caption, text in zip(CAPTIONS, greedy(writer, CAPTIONS), strict=True):
+        prompt = tokenizer(triplets.to_prompt(caption), return_tensors="pt")
+        tokens = plain.generate(
+            input_ids=prompt["input_ids"],
+            attention_mask=prompt["attention_mask"],
+            do_sample=False,
+            max_new_tokens=12,
+            pad_token_id=0,
+        )
+        new = tokens[0, prompt["input_ids"].shape[1] :]
+        assert text == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_an_open_model_writes_what_its_adapter_learnt(open_model, tmp_path) -> None:
+    pupil = load_language_model(open_model, device="cpu")
+    add_lora(pupil.model, rank=16)
+    rows = encode(pupil.tokenizer, TRIPLETS)
+    list(fine_tune(pupil.model, *rows, epochs=40, learning_rate=1e-2))
+    adapter = save_lora(pupil.model, tmp_path, open_model)
+    captions = [triplet.caption for triplet in TRIPLETS]
+
+    def written(adapter: Path | None) -> list:
+        writer = load_language_model(open_model, adapter, device="cpu")
+        replies = write_triplets(writer, captions, temperature=0.1, max_tokens=80)
+        return [reply.triplet for reply in replies]
+
+    assert written(adapter) == TRIPLETS
+    assert not any(written(None))
+
+
+def test_what_a_tokenizer_leaves_open_is_filled_in(open_model) -> None:
+    writer = load_language_model(open_model, device="cpu")
+    assert writer.tokenizer.pad_token == "<|endoftext|>"
+    learnt = open_model.name == "gpt2"  # a table of 192 positions
+    longest = 192 if learnt else 2048 if open_model.name == "llama" else 4096
+    assert writer.tokenizer.model_max_length == longest
+
+
+def test_a_tokenizer_with_nothing_to_pad_with_is_refused() -> None:
+    tokenizer = new_tokenizer("qwen2", eos_token=None)
+    with pytest.raises(ValueError, match="pad_token"):
+        language_loading._fill_in(tokenizer, new_model("qwen2", len(tokenizer)))
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "parameters", "expected"),
+    [
+        ("cpu", None, 1_500_000_000, torch.float32),
+        ("cuda", (8, 0), 1_300_000, torch.float32),
+        ("cuda", (8, 0), 1_500_000_000, torch.bfloat16),
+        ("cuda", (7, 5), 1_500_000_000, torch.float16),  # a T4
+    ],
+)
+def test_a_large_model_on_a_gpu_is_in_the_half_precision_it_has(
+    monkeypatch, device: str, capability, parameters: int, expected
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    found = language_loading._precision(parameters, torch.device(device))
+    assert found is expected
+
+
+def test_the_angles_of_a_rotary_model_stay_in_float32(monkeypatch, tmp_path) -> None:
+    """In bfloat16 they would be off by a turn after some hundred tokens."""
+    folder = save_open_model(tmp_path, "qwen2")
+    monkeypatch.setattr(language_loading, "_precision", lambda *_: torch.bfloat16)
+    model = load_language_model(folder, device="cpu").model
+    assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+    angles = dict(model.named_buffers())["model.rotary_emb.inv_freq"]
+    expected = 10_000.0 ** -(torch.arange(0, 8, 2) / 8)
+    torch.testing.assert_close(angles, expected)
+
+
+def test_a_model_of_the_hub_is_read_from_the_cache(monkeypatch, tmp_path) -> None:
+    snapshot = tmp_path / "models--maker--model" / "snapshots" / REVISION
+    local = save_open_model(tmp_path / "local", "qwen2")
+    shutil.copytree(local, snapshot)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    source = Source("maker/model", REVISION)
+    writer = load_language_model(source, device="cpu")
+    here = load_language_model(local, device="cpu")
+    assert greedy(writer, CAPTIONS) == greedy(here, CAPTIONS)
+    add_lora(writer.model)
+    adapter = save_lora(writer.model, tmp_path / "adapter", source)
+    assert load_writer(source, adapter, device="cpu")
+    with pytest.raises(ValueError, match=f"trained on maker/model@{REVISION}"):
+        load_writer(local, adapter, device="cpu")
+
+
+def test_a_model_out_of_reach_is_named(monkeypatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="maker/absent could not be loaded"):
+        load_writer(Source("maker/absent", REVISION))
+    with pytest.raises(FileNotFoundError, match=r"config.Source\(id, revision\)"):
+        load_language_model("maker/absent")
+
+
+def test_a_model_without_all_its_weights_is_refused(tmp_path) -> None:
+    folder = save_open_model(tmp_path, "llama")
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 1 weights"):
+        load_language_model(folder, device="cpu")
+
+
+def test_a_service_takes_no_adapter(tmp_path) -> None:
+    with pytest.raises(ValueError, match="takes no adapter"):
+        load_writer(preset("sd15").language_model, tmp_path)
+
+
+def test_where_the_writer_is_a_service_there_is_an_open_model_too() -> None:
+    source = preset("sd15").open_language_model
+    assert source is not None
+    assert re.fullmatch("[0-9a-f]{40}", source.revision or "")

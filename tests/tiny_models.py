@@ -1,0 +1,124 @@
+"""Tiny, randomly initialised models, saved the way the Hub gives real ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
+
+PIXELS = 64
+MARKERS = ["<|startoftext|>", "<|endoftext|>"]
+WORDS = "a photo of the cat dog horse tree house river bird in on at with make it turn"
+CLIP_WORDS = (
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]"
+    r"|[^\s\p{L}\p{N}]+"
+)
+
+
+def byte_level_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """A small CLIP vocabulary: bytes, bytes that end a word, merges, markers."""
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(CLIP_WORDS), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = BpeTrainer(
+        vocab_size=700,
+        end_of_word_suffix="</w>",
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([WORDS] * 4, trainer)
+    merges = [tuple(m) for m in json.loads(tokenizer.to_str())["model"]["merges"]]
+    pieces = [*alphabet, *(c + "</w>" for c in alphabet)]
+    pieces += [a + b for a, b in merges if a + b not in pieces]
+    return {p: i for i, p in enumerate([*pieces, *MARKERS])}, merges
+
+
+def text_settings(tokenizer) -> dict[str, int]:
+    """Settings of a text encoder; the ids are passed, since pooling looks for them."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 77,
+        "projection_dim": 16,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def pndm_scheduler():
+    """As Stable Diffusion 1.5 stores it."""
+    from diffusers import PNDMScheduler
+
+    return PNDMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        skip_prk_steps=True,
+        steps_offset=1,
+    )
+
+
+def tiny_pipeline(tokenizer):
+    """Stable Diffusion 1.5's architecture at the least width, for 64 px."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    vae = AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        block_out_channels=[8, 8, 8, 8],
+        layers_per_block=1,
+        norm_num_groups=4,
+        sample_size=PIXELS,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=PIXELS // 8,
+        block_out_channels=[8, 8, 16, 16],
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(CLIPTextConfig(**text_settings(tokenizer))),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=pndm_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def publish_text_encoder(folder: Path) -> None:
+    """Name the weights as the Hub's files do, which all transformers versions read."""
+    path = folder / "model.safetensors"
+    weights = {
+        f"text_model.{name.removeprefix('text_model.')}": value
+        for name, value in load_file(path).items()
+    }
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def publish_tokenizer(folder: Path) -> None:
+    """Write the two files of a CLIP tokenizer in place of the one of transformers 5."""
+    vocab, merges = byte_level_bpe()
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "tokenizer.json").unlink(missing_ok=True)
