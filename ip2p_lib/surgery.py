@@ -4,6 +4,8 @@ InstructPix2Pix shows the picture to be edited by stacking its latent under the 
 one, so the first convolution must take 8 channels instead of 4. Everything else, the
 bias of that convolution included, stays as pretrained, and the new weights start at
 zero: before the first training step the wider U-Net *is* the text-to-image model.
+
+When that model has learnt more, its editor need not begin again: ``carry_over``.
 """
 
 from __future__ import annotations
@@ -62,3 +64,36 @@ def _widen(conv: nn.Conv2d, extra_channels: int) -> nn.Conv2d:
     conv.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
     conv.in_channels += extra_channels
     return conv
+
+
+@torch.no_grad()
+def carry_over(
+    editor: UNet2DConditionModel, old: UNet2DConditionModel, new: UNet2DConditionModel
+) -> UNet2DConditionModel:
+    """Take an editor from the text-to-image U-Net it began as to another one.
+
+    What training added to the weights of ``old`` is added to those of ``new``, which
+    should descend from ``old``: editor + (new - old), the arithmetic of Ilharco et al.
+    (arXiv 2212.04089). A good place to train on from, seldom a finished editor.
+
+    Args:
+        editor: ``widen_conv_in(old)``, trained.
+        old, new: text-to-image U-Nets of one architecture, on the editor's device.
+    Returns:
+        A new editor in the given one's dtype; nothing given is changed.
+    Raises:
+        ValueError: the three have not the same weights.
+    """
+    channels = editor.config.in_channels - old.config.in_channels
+    before, after = (widen_conv_in(u, channels).state_dict() for u in (old, new))
+    moved = copy.deepcopy(editor)
+    for name, weight in moved.state_dict().items():
+        for other in (before, after):
+            if name not in other or other[name].shape != weight.shape:
+                raise ValueError(
+                    f"The U-Nets differ in {name}. An editor can only be carried "
+                    "between networks of one architecture."
+                )
+        step = after[name].double() - before[name].double()
+        weight.copy_(weight.double() + step)
+    return moved

@@ -113,9 +113,10 @@ def make_editor(job: Job, options: argparse.Namespace) -> None:
     parts, where = max(job.gpus, 1), ["--out", str(job.out), "--work", str(job.work)]
     for old in job.work.glob("part-*"):
         shutil.rmtree(old)  # or the editor would not wait for the new ones
-    batch = ["--batch", str(options.editor_batch * parts), "--parts", str(parts)]
+    how = ["--batch", str(options.editor_batch * parts), "--parts", str(parts)]
+    how += ["--since", str(options.since)] if options.since else []
     editor = job.start(
-        "editor", "make_editor", "train", *where, *batch, *job.until(EDITOR_ENDS)
+        "editor", "make_editor", "train", *where, *how, *job.until(EDITOR_ENDS)
     )
     seconds = ["--seconds", str(options.render_seconds)]
     rendering = [
@@ -167,6 +168,9 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=80_000, help="to write for")
     parser.add_argument("--unet-batch", type=int, default=2048, help="on each GPU")
     parser.add_argument("--editor-batch", type=int, default=1536, help="on each GPU")
+    parser.add_argument(
+        "--since", type=Path, help="go on from the editor that began as this U-Net"
+    )
     parser.add_argument(
         "--samples",
         type=int,

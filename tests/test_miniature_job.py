@@ -63,6 +63,12 @@ def test_every_gpu_has_its_part(run):
     assert not stale.exists(), "the editor would train on an earlier run's pairs"
 
 
+def test_an_editor_may_go_on_from_an_earlier_one(run):
+    job, *_ = run
+    rows = {log: arguments for log, *_, arguments in job("--since", "old")}
+    assert "--since old" in rows["editor"]
+
+
 def test_triplets_that_are_there_are_not_written_again(run):
     job, _, work = run
     (work / "triplets.jsonl").write_text("")

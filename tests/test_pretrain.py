@@ -1,22 +1,16 @@
 """The stages of pretraining, at a size that learns something in seconds."""
 
-from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from ip2p_lib.backbone import load_backbone
-from ip2p_lib.config import MODELS, preset
-from ip2p_lib.dataset import read_shards
 from ip2p_lib.diffusion import Schedule
 from ip2p_lib.draws import key, normal
-from ip2p_lib.miniature import make_pairs, models, rehearsal
+from ip2p_lib.miniature import models, rehearsal
 from ip2p_lib.miniature.corpus import build_corpus
 from ip2p_lib.miniature.fitting import Budget, fit
-from ip2p_lib.miniature.make_editor import read_pairs
-from ip2p_lib.miniature.make_pairs import world_captions
 from ip2p_lib.miniature.objectives import clip_loss, decoder_loss, unet_loss, vae_loss
 from ip2p_lib.miniature.pretrain import follow
 from ip2p_lib.miniature.render import encode
@@ -35,7 +29,6 @@ from ip2p_lib.miniature.unet_stage import (
     train_unet,
 )
 from ip2p_lib.miniature.world import sample_scene
-from ip2p_lib.triplets import read_jsonl
 
 
 def _line(width: int = 4) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -215,30 +208,6 @@ def test_the_critics_pull_is_the_share_it_is_given() -> None:
 
     distance, both = pull(0.0), pull(0.3)
     torch.testing.assert_close((both - distance).norm(), 0.3 * distance.norm())
-
-
-def test_pairs_are_made_and_read_back_for_training(tmp_path: Path) -> None:
-    """All of ``make_pairs`` and ``make_editor`` with the shipped models, in small."""
-    scale, out = preset("smoke"), tmp_path / "data"
-    both = {"out": out, "work": tmp_path}
-    asked = Namespace(captions=6, batch=6, part="0/1", seconds=0.0, **both)
-    out.mkdir()
-    (out / "models").symlink_to(MODELS)
-    make_pairs.run_write(asked, scale)
-    triplets = read_jsonl(tmp_path / "triplets.jsonl")
-    assert {t.caption for t in triplets} <= set(world_captions(0, 6))
-    easy = replace(scale.filtering, image=-1.0, text=-1.0, direction=-1.0)
-    make_pairs.run_render(asked, replace(scale, filtering=easy))
-    backbone = load_backbone(scale.backbone, device="cpu")
-    latents, counts = read_pairs(tmp_path, backbone)
-    assert counts["kept"] == len(latents) > 0
-    sample = list(read_shards(out / "pairs" / "sample"))
-    assert sample[0].instruction in {t.instruction for t in triplets}
-
-
-def test_training_without_pairs_says_how_to_make_some(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="make_pairs write render"):
-        read_pairs(tmp_path, None)  # type: ignore[arg-type]
 
 
 def _hush(_: str) -> None:

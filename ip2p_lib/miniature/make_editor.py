@@ -1,11 +1,13 @@
 """Trains the miniature editor on its own pairs and measures it on held-out scenes.
 
     python -m ip2p_lib.miniature.make_editor train measure
+    python -m ip2p_lib.miniature.make_editor train --since OLD_UNET
     torchrun --nproc_per_node 2 -m ip2p_lib.miniature.make_editor train
 
 ``train`` reads what ``make_pairs`` left in ``--work`` and writes
 ``models/miniature-ip2p/unet`` and ``results/miniature-training.json``; ``measure``
-writes ``results/miniature-editor.json``. Budgets are wall time.
+writes ``results/miniature-editor.json``. Budgets are wall time. With ``--since`` the
+editor in ``--out`` goes on learning, also if its text-to-image U-Net has learnt since.
 """
 
 from __future__ import annotations
@@ -19,22 +21,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from ip2p_lib import checkpoint, training
 from ip2p_lib.backbone import Backbone, load_backbone
-from ip2p_lib.config import DATA, HELD_OUT, Scale, Source, Training, preset
+from ip2p_lib.config import DATA, Scale, Source, Training, preset
 from ip2p_lib.economy import Economy
-from ip2p_lib.editing import Editor, load_editor
-from ip2p_lib.evaluation import Examples, measure, summarise
-from ip2p_lib.filtering import ClipScorer, load_clip
+from ip2p_lib.editing import load_editor
+from ip2p_lib.filtering import load_clip
 from ip2p_lib.latents import Latents, with_instructions
 from ip2p_lib.miniature import rehearsal, saving
-from ip2p_lib.miniature.corpus import build_corpus
-from ip2p_lib.miniature.render import render_codes
-from ip2p_lib.miniature.world import sample_edit, sample_scene
+from ip2p_lib.miniature.editor_quality import held_out_examples, measure_scale
 from ip2p_lib.parallel import agree, join, leave, processes, rank
 from ip2p_lib.results import write_results
-from ip2p_lib.surgery import widen_conv_in
+from ip2p_lib.surgery import carry_over, widen_conv_in
+from ip2p_lib.weights import load_network
 
 _SHARE_OF_REHEARSAL = 0.8  # draws, AdamW and the average take the rest of a step
 
@@ -64,6 +65,25 @@ def wait_for_pairs(work: Path, parts: int) -> None:
     """Wait until all the parts that ``make_pairs`` renders elsewhere are complete."""
     while len(list(work.glob(f"part-*/{checkpoint.MANIFEST}"))) < parts:
         time.sleep(0.5)
+
+
+def first_unet(out: Path, backbone: Backbone, since: Path | None) -> Any:
+    """The text-to-image U-Net widened; or, carried over to it, an earlier editor.
+
+    Args:
+        out: its ``models/miniature-ip2p/unet`` is the earlier editor.
+        backbone: today's text-to-image model.
+        since: folder of the text-to-image U-Net that the editor began as; None begins
+            anew.
+    """
+    if since is None:
+        return widen_conv_in(backbone.unet)
+    editor, old = (
+        load_network(UNet2DConditionModel, {"pretrained_model_name_or_path": folder})
+        for folder in (out / "models" / "miniature-ip2p" / "unet", since)
+    )
+    device = backbone.device
+    return carry_over(editor.to(device), old.to(device), backbone.unet)
 
 
 def train_editor(
@@ -101,54 +121,11 @@ def _until(
             return
 
 
-def held_out_examples(n: int, device: torch.device) -> tuple[Examples, list[str]]:
-    """``n`` held-out scenes and edits in held-out phrasings, with the exact answers.
-
-    Returns:
-        The examples, and the kind of each edit.
-    """
-    seeds = range(HELD_OUT, HELD_OUT + n)
-    corpus = build_corpus(HELD_OUT, n, wording="held-out")
-    pictures = [
-        torch.cat([render_codes(part.to(device)) for part in codes.split(128)])
-        for codes in (corpus.before, corpus.after)
-    ]
-    texts = (corpus.instructions, corpus.captions, corpus.edited_captions)
-    kinds = [sample_edit(sample_scene(s), s, wording="held-out").kind for s in seeds]
-    return Examples(pictures[0], *texts, pictures[1]), kinds
-
-
-def measure_scale(
-    editor: Editor,
-    clip: ClipScorer,
-    examples: Examples,
-    kinds: list[str],
-    text_scale: float,
-    image_scale: float,
-) -> list[dict[str, Any]]:
-    """One row for all held-out edits at these scales, and one for each kind of edit."""
-    after = editor.edit_tensors(
-        examples.before,
-        examples.instructions,
-        text_scale=text_scale,
-        image_scale=image_scale,
-        seed=list(range(len(examples))),
-    )
-    columns = measure(clip, examples, after)
-    scales = {"text_scale": text_scale, "image_scale": image_scale}
-    rows = [{"kind": "all", **scales, **summarise(columns)}]
-    for kind in sorted(set(kinds)):
-        own = torch.tensor([name == kind for name in kinds])
-        chosen = {name: column[own] for name, column in columns.items()}
-        rows.append({"kind": kind, **scales, **summarise(chosen)})
-    return rows
-
-
 def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
     """Train the editor on the pairs in ``--work`` and save it."""
     began = time.monotonic()
     backbone = load_backbone(args.out / "models" / "miniature-sd", device=device)
-    unet = widen_conv_in(backbone.unet).float()
+    unet = first_unet(args.out, backbone, args.since).float()
     rows = args.batch // processes()
     rehearsal.begin(unet, rows, device).result()
     wait_for_pairs(args.work, args.parts)
@@ -174,6 +151,7 @@ def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
     saving.save_half(unet, args.out / "models" / "miniature-ip2p" / "unet")
     rows = [{"step": 20 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
     facts |= {"batch_size": args.batch, "processes": processes()}
+    facts |= {"went_on": args.since is not None}
     spent = round(time.monotonic() - began, 1)
     path = args.out / "results" / "miniature-training.json"
     write_results(path, rows, seed=0, seconds=spent, device=device, **facts)
@@ -206,6 +184,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("stages", nargs="+", choices=["train", "measure"])
     parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, default=Path("runs/editor"))
+    parser.add_argument(
+        "--since", type=Path, help="go on from the editor that began as this U-Net"
+    )
     parser.add_argument("--parts", type=int, default=0, help="of pairs to wait for")
     parser.add_argument("--steps", type=int, help="default: what the time allows")
     parser.add_argument("--batch", type=int, default=2048)
