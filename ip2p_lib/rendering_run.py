@@ -159,7 +159,9 @@ def _make_block(
     )
     reasons["not among the best"] -= len(best)
     pairs = [
-        _to_pair(f"{path.stem[6:]}-{i:05d}", made[i], _row(scores, i), settings)
+        as_pair(
+            f"{path.stem[6:]}-{i:05d}", made[i], scores, i, settings.rendering.steps
+        )
         for i in best
     ]
     return {
@@ -201,13 +203,16 @@ def _score(clip: ClipScorer, made: list[RenderedPair], size: int) -> Scores:
     return Scores(*(torch.cat(column).cpu() for column in columns))
 
 
-def _row(scores: Scores, row: int) -> dict[str, float]:
-    return {name: round(float(score[row]), 5) for name, score in vars(scores).items()}
+def as_pair(key: str, made: RenderedPair, scores: Scores, row: int, steps: int) -> Pair:
+    """The record of a rendered pair in a data set.
 
-
-def _to_pair(
-    key: str, made: RenderedPair, scores: dict[str, float], settings: Settings
-) -> Pair:
+    Args:
+        key: names it there.
+        made: the pair, its pictures in [-1, 1].
+        scores: of several pairs.
+        row: which of them is this one's.
+        steps: of its sampling.
+    """
     triplet, candidate = made.candidate.triplet, made.candidate
     before, after = to_pil(torch.stack([made.before, made.after]))
     return Pair(
@@ -220,7 +225,8 @@ def _to_pair(
         seed=candidate.seed,
         p=candidate.p,
         cfg_scale=candidate.cfg_scale,
-        steps=settings.rendering.steps,
-        scores=scores,
+        steps=steps,
+        words=candidate.words.facts() if candidate.words else {},
+        scores={name: round(float(x[row]), 5) for name, x in vars(scores).items()},
         language=triplet.language,
     )

@@ -27,12 +27,12 @@ from ip2p_lib.candidates import Candidate, draw_candidates, lend_words
 from ip2p_lib.config import DATA, Scale, preset
 from ip2p_lib.dataset import write_shards
 from ip2p_lib.filtering import ClipScorer, Scores, keep_best, load_clip, score_pairs
-from ip2p_lib.images import to_pil
 from ip2p_lib.language_model import load_language_model, write_triplets
 from ip2p_lib.latents import encode_pairs
 from ip2p_lib.miniature.stages import to_bytes, to_unit
 from ip2p_lib.miniature.world import caption, sample_scene
-from ip2p_lib.rendering import render
+from ip2p_lib.rendering import RenderedPair, render
+from ip2p_lib.rendering_run import as_pair
 from ip2p_lib.results import write_results
 from ip2p_lib.shards import Pair
 from ip2p_lib.triplets import Triplet, read_jsonl, tally, write_jsonl
@@ -65,27 +65,11 @@ class KeptPairs:
     def pairs(self, rows: Sequence[int], steps: int) -> Iterator[Pair]:
         """Some of the pairs as records for a data set."""
         before, after = torch.cat(self.before), torch.cat(self.after)
-        scores = torch.cat(self.scores).cpu()
+        scores = Scores(*torch.cat(self.scores).cpu().T)
         for row in rows:
-            made, triplet = self.candidates[row], self.candidates[row].triplet
-            pictures = to_pil(to_unit(torch.stack([before[row], after[row]])))
-            names = ("image", "before", "after", "direction")
-            values = [round(float(score), 5) for score in scores[row]]
-            yield Pair(
-                key=f"{row:07d}",
-                before=pictures[0],
-                after=pictures[1],
-                caption=triplet.caption,
-                instruction=triplet.instruction,
-                edited_caption=triplet.edited_caption,
-                seed=made.seed,
-                p=made.p,
-                cfg_scale=made.cfg_scale,
-                steps=steps,
-                words=made.words.facts() if made.words else {},
-                scores=dict(zip(names, values, strict=True)),
-                language=triplet.language,
-            )
+            pictures = to_unit(torch.stack([before[row], after[row]]))
+            made = RenderedPair(self.candidates[row], *pictures)
+            yield as_pair(f"{row:07d}", made, scores, row, steps)
 
 
 def world_captions(first_seed: int, n: int) -> list[str]:
