@@ -41,7 +41,8 @@ def test_a_scale_is_loaded_with_its_u_net_and_defaults(installed, editor):
     loaded = load_editor("tiny", device="cpu")
     assert loaded.settings == DEFAULTS
     edits = [e.edit(picture(), "make it a cat") for e in (loaded, editor)]
-    assert distance(*edits) == 0
+    # In memory weights lie elsewhere than from a file, and a sum may round otherwise.
+    assert distance(*edits) < 0.01  # of 255
 
 
 def test_missing_weights_say_what_to_do(installed, tmp_path, monkeypatch):

@@ -3,44 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from tokenizers.trainers import BpeTrainer
+from tokenizers import pre_tokenizers
 
 PIXELS = 64
 MARKERS = ["<|startoftext|>", "<|endoftext|>"]
 WORDS = "a photo of the cat dog horse tree house river bird in on at with make it turn"
-CLIP_WORDS = (
-    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]"
-    r"|[^\s\p{L}\p{N}]+"
-)
 
 
 def byte_level_bpe() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """A small CLIP vocabulary: bytes, bytes that end a word, merges, markers."""
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(CLIP_WORDS), "removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    """A small CLIP vocabulary: bytes, bytes that end a word, merges, markers.
+
+    The same in every run, which a trainer of ``tokenizers`` does not give: of pairs
+    that are equally frequent it takes any.
+    """
+    words = [[*word[:-1], word[-1] + "</w>"] for word in WORDS.split()]
+    merges: list[tuple[str, str]] = []
+    while pairs := Counter(pair for word in words for pair in pairwise(word)):
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append(best)
+        words = [merged(word, best) for word in words]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = BpeTrainer(
-        vocab_size=700,
-        end_of_word_suffix="</w>",
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([WORDS] * 4, trainer)
-    merges = [tuple(m) for m in json.loads(tokenizer.to_str())["model"]["merges"]]
     pieces = [*alphabet, *(c + "</w>" for c in alphabet)]
-    pieces += [a + b for a, b in merges if a + b not in pieces]
+    pieces += [a + b for a, b in merges]
     return {p: i for i, p in enumerate([*pieces, *MARKERS])}, merges
+
+
+def merged(word: list[str], pair: tuple[str, str]) -> list[str]:
+    """A word's pieces after one merge."""
+    left: list[str] = []
+    for piece in word:
+        if left and (left[-1], piece) == pair:
+            left[-1] += piece
+        else:
+            left.append(piece)
+    return left
 
 
 def text_settings(tokenizer) -> dict[str, int]:
