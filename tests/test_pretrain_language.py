@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPTokenizer
 
-from ip2p_lib.config import preset
+from ip2p_lib.config import MODELS, preset
 from ip2p_lib.language_model import LanguageModel, load_language_model
 from ip2p_lib.language_tuning import encode
 from ip2p_lib.miniature import pretrain_language
 from ip2p_lib.miniature.corpus import grammar_triplets
 from ip2p_lib.miniature.fitting import Budget
-from ip2p_lib.miniature.parsing import count_changes, read_caption
+from ip2p_lib.miniature.parsing import (
+    count_changes,
+    find_difference,
+    read_caption,
+)
+from ip2p_lib.miniature.vocabulary import COLOURS
 from ip2p_lib.triplets import Reply, read_jsonl, to_completion, to_prompt, write_jsonl
 
 
@@ -156,6 +162,34 @@ def test_the_hand_written_set_is_in_the_miniatures_words() -> None:
         after = read_caption(triplet.edited_caption)
         assert not before.rest + after.rest, triplet
         assert count_changes(before, after) == 1, triplet
+
+
+def family(triplet) -> str:
+    """What kind of edit a hand-written triplet is, as its captions tell."""
+    captions = triplet.caption, triplet.edited_caption
+    found = find_difference(*map(read_caption, captions))
+    assert found is not None
+    if found.attribute == "finish":
+        return "colour" if (found.new or found.old) in COLOURS else "material"
+    if found.attribute not in ("name", "accessory"):
+        return found.attribute
+    way = "add" if found.old is None else "remove" if found.new is None else "replace"
+    if found.attribute == "accessory":
+        return "give" if way == "add" else "take or swap"
+    return way
+
+
+def test_the_hand_written_sets_families_are_balanced() -> None:
+    counts = Counter(map(family, read_jsonl(pretrain_language.WRITTEN)))
+    assert len(counts) == 11
+    assert max(counts.values()) <= 1.5 * min(counts.values())
+
+
+def test_the_hand_written_set_fits_the_miniatures_text_encoder() -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(MODELS / "miniature-sd" / "tokenizer")
+    for t in read_jsonl(pretrain_language.WRITTEN):
+        texts = [t.caption, t.instruction, t.edited_caption]
+        assert max(map(len, tokenizer(texts).input_ids)) <= 77, t
 
 
 def test_the_hand_written_set_asks_in_its_own_words() -> None:
