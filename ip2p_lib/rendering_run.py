@@ -158,12 +158,8 @@ def _make_block(
         for reason in drop_reasons(scores, settings.filtering)
     )
     reasons["not among the best"] -= len(best)
-    pairs = [
-        as_pair(
-            f"{path.stem[6:]}-{i:05d}", made[i], scores, i, settings.rendering.steps
-        )
-        for i in best
-    ]
+    steps, block = settings.rendering.steps, path.stem[6:]
+    pairs = [as_pair(f"{block}-{i:05d}", made[i], scores, i, steps) for i in best]
     return {
         "too_long": len(triplets) - len(readable),
         "rendered": len(made),

@@ -74,7 +74,8 @@ def carry_over(
 
     What training added to the weights of ``old`` is added to those of ``new``, which
     should descend from ``old``: editor + (new - old), the arithmetic of Ilharco et al.
-    (arXiv 2212.04089). A good place to train on from, seldom a finished editor.
+    (arXiv 2212.04089). That is a start to train on from: what it adds up was never
+    trained together.
 
     Args:
         editor: ``widen_conv_in(old)``, trained.
@@ -94,6 +95,6 @@ def carry_over(
                     f"The U-Nets differ in {name}. An editor can only be carried "
                     "between networks of one architecture."
                 )
-        step = after[name].double() - before[name].double()
-        weight.copy_(weight.double() + step)
+        learnt_since = after[name].double() - before[name].double()
+        weight.copy_(weight.double() + learnt_since)
     return moved

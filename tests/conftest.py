@@ -13,7 +13,6 @@ import torch
 from stand_in_protocol import KEY
 from stand_in_server import StandInServer
 from tiny_models import (
-    publish_text_encoder,
     publish_tokenizer,
     text_settings,
     tiny_pipeline,
@@ -21,6 +20,7 @@ from tiny_models import (
 from torch.overrides import TorchFunctionMode
 
 from ip2p_lib.language_service import connect
+from ip2p_lib.miniature.saving import name_as_the_hub
 
 torch.set_num_threads(1)
 # A shell that starts the tests in the background lets them, and what they start,
@@ -47,7 +47,7 @@ def tiny_sd_folder(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer) -> 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tiny_pipeline(tiny_tokenizer).save_pretrained(folder)
-    publish_text_encoder(folder / "text_encoder")
+    name_as_the_hub(folder / "text_encoder")
     publish_tokenizer(folder / "tokenizer")
     return folder
 

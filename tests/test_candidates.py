@@ -8,14 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_rendering import CAT, HOUSE
 
 from ip2p_lib.candidates import TAUS, Candidate, draw_candidates, lend_words
 from ip2p_lib.config import Rendering
 from ip2p_lib.triplets import Triplet
 from ip2p_lib.word_edits import LocalBlend, WordEdit
-
-CAT = Triplet("a photo of the cat", "make it a dog", "a photo of the dog")
-HOUSE = Triplet("house by the river", "add a horse", "horse at a house by the river")
 
 
 def test_candidates_spread_over_their_ranges():

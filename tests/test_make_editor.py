@@ -44,9 +44,9 @@ def test_an_editor_begins_as_the_widened_unet_or_as_an_earlier_editor() -> None:
         begun.mid_block.resnets[0].conv1.weight,
         backbone.unet.mid_block.resnets[0].conv1.weight,
     )
-    went_on = first_unet(DATA, backbone, MODELS / "miniature-sd" / "unet")
+    continued = first_unet(DATA, backbone, MODELS / "miniature-sd" / "unet")
     shipped = load_editor("miniature", "cpu").backbone.unet.state_dict()
-    for name, weight in went_on.state_dict().items():
+    for name, weight in continued.state_dict().items():
         assert torch.equal(weight, shipped[name].to(weight)), name
 
 

@@ -4,19 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_rendering import CAT, HOUSE, exact_backbone
 
-from ip2p_lib.backbone import load_backbone
 from ip2p_lib.diffusion import SAMPLERS, Schedule, trajectory
 from ip2p_lib.draws import key, normal
 from ip2p_lib.rendering import Candidate, RenderedPair, draw_candidates, render
 from ip2p_lib.slots import Preview, render_in_slots
 from ip2p_lib.stepping import advance, begin, step_table
 from ip2p_lib.trees import draw_trees
-from ip2p_lib.triplets import Triplet
 from ip2p_lib.word_edits import WordEdit
 
-CAT = Triplet("a photo of the cat", "make it a dog", "a photo of the dog")
-HOUSE = Triplet("house by the river", "add a horse", "horse at a house by the river")
 TREE = [Candidate(CAT, 11, p, 7.5) for p in (0.3, 0.9, 0.0, 0.55)]
 CANDIDATES = [
     *TREE,
@@ -33,12 +30,7 @@ class Ranges:
 
 @pytest.fixture(scope="module")
 def backbone(tiny_sd_folder):
-    """In float64, and with attention that matters, as it does in a trained model."""
-    backbone = load_backbone(tiny_sd_folder, device="cpu", dtype=torch.float64)
-    for name, weight in backbone.unet.named_parameters():
-        if "attn" in name:
-            weight.data *= 3
-    return backbone
+    return exact_backbone(tiny_sd_folder)
 
 
 @pytest.fixture

@@ -187,12 +187,10 @@ def test_what_an_editor_learnt_is_carried_and_nothing_given_is_changed(unet):
     given = [copy.deepcopy(u.state_dict()) for u in (editor, unet, new)]
     arrived = carry_over(editor, unet, new)
     assert arrived.config.in_channels == 8
-    learnt = {k: v - widen_conv_in(unet).state_dict()[k] for k, v in given[0].items()}
-    start = widen_conv_in(new).state_dict()
+    began, begins = (widen_conv_in(u).state_dict() for u in (unet, new))
     for name, weight in arrived.state_dict().items():
-        torch.testing.assert_close(
-            weight - start[name], learnt[name], rtol=0, atol=2e-6
-        )
+        learnt, kept = given[0][name] - began[name], weight - begins[name]
+        torch.testing.assert_close(kept, learnt, rtol=0, atol=2e-6)
     for before, u in zip(given, (editor, unet, new), strict=True):
         assert all(torch.equal(before[k], v) for k, v in u.state_dict().items())
 

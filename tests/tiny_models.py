@@ -7,7 +7,6 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 
 PIXELS = 64
@@ -104,16 +103,6 @@ def tiny_pipeline(tokenizer):
         feature_extractor=None,
         requires_safety_checker=False,
     )
-
-
-def publish_text_encoder(folder: Path) -> None:
-    """Name the weights as the Hub's files do, which all transformers versions read."""
-    path = folder / "model.safetensors"
-    weights = {
-        f"text_model.{name.removeprefix('text_model.')}": value
-        for name, value in load_file(path).items()
-    }
-    save_file(weights, path, metadata={"format": "pt"})
 
 
 def publish_tokenizer(folder: Path) -> None:

@@ -151,7 +151,7 @@ def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
     saving.save_half(unet, args.out / "models" / "miniature-ip2p" / "unet")
     rows = [{"step": 20 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
     facts |= {"batch_size": args.batch, "processes": processes()}
-    facts |= {"went_on": args.since is not None}
+    facts |= {"continued": args.since is not None}
     spent = round(time.monotonic() - began, 1)
     path = args.out / "results" / "miniature-training.json"
     write_results(path, rows, seed=0, seconds=spent, device=device, **facts)

@@ -101,11 +101,7 @@ def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 
 def save_text_encoder(clip: CLIPModel, folder: Path) -> None:
-    """Save CLIP's text model as Stable Diffusion's text encoder.
-
-    transformers 4 expects the prefix ``text_model.`` on every key and silently starts
-    from random weights without it; transformers 5 reads either form.
-    """
+    """Save CLIP's text model as Stable Diffusion's text encoder."""
     from transformers import CLIPTextModel
 
     encoder = CLIPTextModel(clip.config.text_config)
@@ -119,6 +115,15 @@ def save_text_encoder(clip: CLIPModel, folder: Path) -> None:
     )
     encoder.half().save_pretrained(folder)
     load_as_single(folder)
+    name_as_the_hub(folder)
+
+
+def name_as_the_hub(folder: Path) -> None:
+    """Name a saved text encoder's weights as the Hub's files do.
+
+    transformers 4 expects the prefix ``text_model.`` on every key and silently starts
+    from random weights without it; transformers 5 reads either form.
+    """
     path = folder / "model.safetensors"
     weights = {
         f"text_model.{name.removeprefix('text_model.')}": value
