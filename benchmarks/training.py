@@ -6,8 +6,8 @@ python benchmarks/training.py --size sd15      SD 1.5's size, random weights, on
 Three ways to take optimiser steps on the same U-Net and the same pairs, in turns:
 
 - ours    ``training.train`` from stored latents; on a GPU compiled, in bfloat16
-- tuned   diffusers' train_instruct_pix2pix.py at its best: micro-batches as large as
-          ours, bfloat16, nothing checkpointed, with its average of the weights
+- tuned   diffusers' train_instruct_pix2pix.py at its best: batches like ours,
+          bfloat16, nothing checkpointed, with its average of the weights
 - readme  the same as its README runs it: checkpointed, 4 times 4 examples, no average
 
 Clipping, AdamW and the loader count; storing the latents, once a run, does not. The
@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,19 +48,22 @@ from ip2p_lib.training_time import product_speed
 DROP = 0.25  # when comparing: few examples, each case among them
 ROUNDING = 5e-3  # what stored latents, in half precision, may change in a gradient
 CASES = {
-    "sd15": Case(256, 256, 256, 64, "blocks", host=True),
-    "miniature on cuda": Case(128, 4096, 2048, 2048, "blocks"),
-    "miniature on cpu": Case(128, 64, 16, 16, "none"),
-    "tiny": Case(64, 8, 8, 4, "none", host=True),
+    "sd15": Case(256, 256, 256, 128, 64, "blocks", host=True),
+    "miniature on cuda": Case(128, 4096, 2048, 2048, 2048, "whole"),
+    "miniature on cpu": Case(128, 64, 16, 16, 16, "none"),
+    "tiny": Case(64, 8, 8, 4, 2, "none", host=True),
 }
 
 
-def gradients(unet: nn.Module, loss: Tensor) -> tuple[Tensor, ...]:
-    """The loss, and the gradient of every weight; the weights keep none."""
-    loss.backward()
+def gradients(unet: nn.Module, losses: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """The sum of losses, and the gradient of every weight; the weights keep none."""
+    total = torch.zeros((), device=next(unet.parameters()).device)
+    for loss in losses:
+        loss.backward()
+        total += loss.detach()
     found = [weight.grad for weight in unet.parameters() if weight.grad is not None]
     unet.zero_grad()
-    return loss.detach(), *found
+    return total, *found
 
 
 def apart(found: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> float:
@@ -89,13 +92,19 @@ def compare(ours: Ours, script: Script) -> dict[str, float]:
         integers(keys["timestep"], ids, 1000),
         uniform(keys["drop"], ids),
     )
+    parts = drawn.cut(case.tuned)
+
+    def of_script(half: torch.dtype | None) -> tuple[Tensor, ...]:
+        losses = (script.loss(part, half, DROP) / len(parts) for part in parts)
+        return gradients(script.unet, losses)
+
     script.checkpoint(True)  # float32 takes room
-    right = gradients(script.unet, script.loss(drawn, None, DROP))
+    right = of_script(None)
     script.checkpoint(False)
-    theirs = gradients(script.unet, script.loss(drawn, script.half, DROP))
+    theirs = of_script(script.half)
     error, began = apart(theirs, right), time.monotonic()
     del theirs
-    own = apart(gradients(ours.unet, ours.loss(visits, DROP)), right)
+    own = apart(gradients(ours.unet, [ours.loss(visits, DROP)]), right)
     if not own <= 1.25 * error + ROUNDING:
         raise SystemExit(f"Ours is off by {own:.1e}, the script by {error:.1e}.")
     seconds = round(time.monotonic() - began, 1)
@@ -182,7 +191,8 @@ def arguments() -> argparse.Namespace:
     add("--seconds", type=float, default=2, help="of each way in a turn")
     add("--budget", type=float, default=200, help="seconds for all, compiling included")
     add("--batch", type=int, help="examples of a step, ours and tuned")
-    add("--micro-batch", type=int, help="examples at once, ours and tuned")
+    add("--micro-batch", type=int, help="examples at once, ours")
+    add("--tuned", type=int, help="examples at once, tuned")
     add("--compiled", choices=WAYS, help="of our U-Net")
     add("--out", type=Path)
     return parser.parse_args()
@@ -193,12 +203,13 @@ def case_of(args: argparse.Namespace, device: torch.device) -> Case:
     name = args.size if args.size == "sd15" else f"{args.size} on {device.type}"
     asked = {
         name: getattr(args, name)
-        for name in ("batch", "micro_batch", "compiled")
+        for name in ("batch", "micro_batch", "tuned", "compiled")
         if getattr(args, name)
     }
     case = replace(CASES["tiny" if args.tiny else name], **asked)
-    if case.batch % case.micro_batch:
-        raise SystemExit(f"{case.batch} are no multiple of {case.micro_batch} at once.")
+    for whole, part in (case.batch, case.micro_batch), (case.micro_batch, case.tuned):
+        if whole % part:
+            raise SystemExit(f"{whole} are no multiple of {part} at once.")
     return case
 
 
@@ -215,8 +226,11 @@ def main() -> None:
     print(f"prepared at {age():.0f} s", flush=True)
     facts = compare(ours, script)
     print(facts, f"compared at {age():.0f} s", flush=True)
-    size, times = case.micro_batch, case.batch // case.micro_batch
-    portions = {"ours": (size, times), "tuned": (size, times), "readme": (4, 4)}
+    portions = {
+        "ours": (case.micro_batch, case.batch // case.micro_batch),
+        "tuned": (case.tuned, case.batch // case.tuned),
+        "readme": (4, 4),
+    }
     ways: dict[str, Iterator[Any]] = {"ours": ours.steps()}
     for way in ("tuned", "readme"):
         ways[way] = script.steps(*portions[way], readme=way == "readme")

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 WAYS = ("none", "blocks", "whole")
 LIMIT = 64  # forms of one block's code: Stable Diffusion's have some twenty
+# Pictures stay channels last through a whole graph. Inductor gives that up where one
+# convolution halves its channels, as every block does that a skip connection enters,
+# and then copies what goes into and comes out of each convolution.
+LAYOUT: dict[str, bool] = {"force_layout_optimization": True}
 
 
 def compile_unet(
@@ -57,8 +61,9 @@ def compile_unet(
     # Many blocks share one code, and past its limit torch goes on without compiling.
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, LIMIT)
+    options = LAYOUT if backend == "inductor" else None
     for module in compiled_parts(unet, way):
-        module.compile(dynamic=False, backend=backend)
+        module.compile(dynamic=False, backend=backend, options=options)
     return unet
 
 

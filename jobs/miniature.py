@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from ip2p_lib.config import DATA
 
 # When a stage ends, as a share of the whole time.
 UNET_ENDS, EDITOR_ENDS = 0.55, 0.95
+_LOOK = 0.2  # seconds between looks at what runs
 
 
 @dataclass
@@ -63,20 +65,45 @@ class Job:
                 command, stdout=file, stderr=file, env={**os.environ, **alone}
             )
 
-    def finish(self, name: str, *running: subprocess.Popen[bytes]) -> None:
-        """Wait for the processes of a stage.
+    def finish(
+        self,
+        name: str,
+        *running: subprocess.Popen[bytes],
+        beside: Sequence[subprocess.Popen[bytes]] = (),
+    ) -> None:
+        """Wait for the processes of a stage; if one fails, stop all.
+
+        Args:
+            name: what they do.
+            running: to wait for.
+            beside: go on meanwhile and afterwards, and work for nobody if it fails.
 
         Raises:
             SystemExit: one failed.
         """
-        codes = [process.wait() for process in running]
+        every = [*running, *beside]
+        while any(p.poll() is None for p in running) and not any(
+            p.poll() for p in every
+        ):
+            time.sleep(_LOOK)
+        codes = [process.poll() for process in every]
         self.say(f"{name} ended")
         if any(codes):
+            for process in every:
+                process.terminate()
             raise SystemExit(f"{name} failed with {codes}: see the logs in {self.work}")
 
 
-def write_triplets(job: Job, options: argparse.Namespace) -> None:
-    """New triplets if ``--work`` has none, by a language model trained anew or not."""
+def write_triplets(
+    job: Job, options: argparse.Namespace, unet: subprocess.Popen[bytes]
+) -> None:
+    """New triplets if ``--work`` has none, by a language model trained anew or not.
+
+    Args:
+        job: where they are written.
+        options: of the command line.
+        unet: learns beside it.
+    """
     where, last = ["--out", str(job.out), "--work", str(job.work)], max(job.gpus - 1, 0)
     if options.language_seconds:
         stages = ["grammar", "written", "--seconds", str(options.language_seconds)]
@@ -86,11 +113,11 @@ def write_triplets(job: Job, options: argparse.Namespace) -> None:
         stages += ["--work", str(job.work / "language")]
         stages += ["--results", str(job.out / "results")]
         learning = job.start("language", "pretrain_language", *stages, gpu=last)
-        job.finish("language", learning)
+        job.finish("language", learning, beside=[unet])
     if not (job.work / "triplets.jsonl").is_file():
         many = ["--batch", "1024", "--captions", str(options.captions)]
         writing = job.start("write", "make_pairs", "write", *where, *many, gpu=last)
-        job.finish("write", writing)
+        job.finish("write", writing, beside=[unet])
 
 
 def train_unet(job: Job, options: argparse.Namespace) -> None:
@@ -100,11 +127,7 @@ def train_unet(job: Job, options: argparse.Namespace) -> None:
     arguments += ["--batch", str(options.unet_batch * max(job.gpus, 1))]
     arguments += ["--scenes", str(options.scenes)]
     learning = job.start("unet", "pretrain", *arguments)
-    try:
-        write_triplets(job, options)
-    except SystemExit:
-        learning.terminate()
-        raise
+    write_triplets(job, options, learning)
     job.finish("unet", learning)
 
 
@@ -128,11 +151,7 @@ def make_editor(job: Job, options: argparse.Namespace) -> None:
         )
         for part in range(parts)
     ]
-    try:
-        job.finish("pairs", *rendering)
-    except SystemExit:
-        editor.terminate()  # it would wait for the missing pairs for ever
-        raise
+    job.finish("pairs", *rendering, beside=[editor])  # which waits for their pairs
     job.finish("editor", editor)
 
 

@@ -115,6 +115,7 @@ def _speed() -> list[str]:
     """Rows of what is fast beside diffusers, and of LoRA on a model of 1.5 billion."""
     ways = {row["way"]: row for row in read("rendering-miniature-cpu")["rows"]}
     steps = {row["way"]: row for row in read("training-miniature-cpu")["rows"]}
+    full = next(r for r in read("training-sd15-cuda")["rows"] if r["way"] == "ours")
     epoch = read("language-lora")["rows"][0]
     peer = "as fast as diffusers'"
     return [
@@ -129,6 +130,12 @@ def _speed() -> list[str]:
             f"{steps['ours']['times_tuned']:.1f} x",
             "1.5 x",
             f"Training from stored latents, {peer} script tuned",
+        ),
+        _row(
+            "training-sd15-cuda",
+            f"{full['times_tuned']:.1f} x, {full['examples_per_second']:.0f} a second",
+            "3 x, 450 a second",
+            "The same at Stable Diffusion's size, 256 pixels, random weights",
         ),
         _row(
             "language-lora",

@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from small_training import LATENTS, SCHEDULE, SETTINGS
 
-from ip2p_lib.compilation import compile_unet, compiled_parts, even_part
+from ip2p_lib.compilation import LAYOUT, compile_unet, compiled_parts, even_part
 from ip2p_lib.economy import Economy
 from ip2p_lib.editor_lora import add_editor_lora, load_editor_lora, save_editor_lora
 from ip2p_lib.publishing import save_editor
@@ -128,6 +128,20 @@ def test_blocks_of_one_shape_are_compiled_once(tiny_backbone):
     names = {type(part).__name__ for part in parts}
     assert names == {"ResnetBlock2D", "Transformer2DModel"}
     assert 0 < counter.graphs < len(parts)
+
+
+def test_pictures_stay_channels_last_in_every_part_that_inductor_compiles(
+    tiny_backbone, monkeypatch
+):
+    """Else each convolution's input and output are copied on a GPU."""
+    known, asked = set(torch._inductor.list_options()), []
+    assert LAYOUT["force_layout_optimization"] and LAYOUT.keys() <= known
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda *_, **options: asked.append(options)
+    )
+    unet = compile_unet(wide(tiny_backbone), "blocks")
+    assert len(asked) == len(compiled_parts(unet, "blocks"))
+    assert all(options["options"] == LAYOUT for options in asked)
 
 
 @pytest.mark.parametrize(

@@ -1,25 +1,28 @@
 """The job that trains the miniature: its stages, their order, and what stops it."""
 
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
 from jobs import miniature
 
+PARTS = ("rendering", "its neighbour", "the editor")
+
 
 class Ended:
     """A process that has ended."""
 
-    terminated = 0
-
     def __init__(self, code=0):
         self.code = code
 
-    def wait(self):
+    def poll(self):
         return self.code
 
     def terminate(self):
-        Ended.terminated += 1
+        """It has ended before."""
 
 
 @pytest.fixture
@@ -97,11 +100,9 @@ def test_the_work_can_be_done_in_sittings(run):
 
 def test_without_triplets_nothing_goes_on(run):
     job, started, _ = run
-    before = Ended.terminated
     with pytest.raises(SystemExit, match="write failed"):
         job(failing="write")
     assert [log for log, *_ in started] == ["unet", "write"]
-    assert Ended.terminated == before + 1, "the U-Net would learn for nobody"
 
 
 def test_the_editors_deadline_comes_after_the_unets(run):
@@ -116,11 +117,36 @@ def test_the_editors_deadline_comes_after_the_unets(run):
 
 def test_a_stage_that_fails_ends_the_job_and_says_where_to_look(run):
     job, started, work = run
-    before = Ended.terminated
     with pytest.raises(SystemExit, match=f"pairs failed .*{work}"):
         job(failing="pairs-1")
     assert started[-1][0] == "pairs-1"
-    assert Ended.terminated == before + 1, "the editor waits for ever"
+
+
+def process(code):
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+@pytest.mark.parametrize("which", PARTS)
+def test_what_works_for_a_failed_process_is_stopped_with_it(tmp_path, which):
+    """An editor waits for its pairs for ever, and pairs without it are for nobody."""
+    codes = {name: "import time; time.sleep(60)" for name in PARTS}
+    codes[which] = "raise SystemExit(3)"
+    parts = {name: process(code) for name, code in codes.items()}
+    *rendering, editor = parts.values()
+    job, began = miniature.Job(tmp_path, tmp_path, 2, 1.0), time.monotonic()
+    with pytest.raises(SystemExit, match=r"pairs failed with .*3.*: see the logs"):
+        job.finish("pairs", *rendering, beside=[editor])
+    ends = {name: part.wait(timeout=20) for name, part in parts.items()}
+    assert time.monotonic() - began < 30
+    assert ends.pop(which) == 3 and set(ends.values()) == {-signal.SIGTERM}
+
+
+def test_what_works_beside_a_stage_goes_on_after_it(tmp_path):
+    editor, rendering = process("import time; time.sleep(60)"), process("")
+    miniature.Job(tmp_path, tmp_path, 1, 1.0).finish("x", rendering, beside=[editor])
+    assert rendering.poll() == 0 and editor.poll() is None
+    editor.kill()
+    editor.wait()
 
 
 def test_a_started_module_leaves_its_log(tmp_path):

@@ -35,6 +35,11 @@ class Drawn(NamedTuple):
     t: Tensor
     u: Tensor  # decides what is dropped
 
+    def cut(self, size: int) -> list[Drawn]:
+        """The same in smaller micro-batches."""
+        parts = zip(*(drawn.split(size) for drawn in self), strict=True)
+        return [Drawn(*part) for part in parts]
+
 
 class Pairs(NamedTuple):
     """Pictures (N, 3, H, W) in [-1, 1] and instructions as token ids (N, L)."""

@@ -30,7 +30,8 @@ class Case:
     pixels: int  # side of a picture
     pairs: int
     batch: int  # examples of a step, ours and tuned
-    micro_batch: int  # of them at once
+    micro_batch: int  # of them at once, ours
+    tuned: int  # of them at once, tuned
     compiled: str  # a way of ``compilation``
     host: bool = False  # latents on the host and token ids, as ``jobs.train`` has them
 

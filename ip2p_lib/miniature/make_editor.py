@@ -37,7 +37,7 @@ from ip2p_lib.results import write_results
 from ip2p_lib.surgery import carry_over, widen_conv_in
 from ip2p_lib.weights import load_network
 
-_SHARE_OF_REHEARSAL = 0.8  # draws, AdamW and the average take the rest of a step
+_SHARE_OF_REHEARSAL = 0.9  # draws, AdamW and the average take the rest of a step
 
 
 def read_pairs(work: Path, backbone: Backbone) -> tuple[Latents, dict[str, int]]:
