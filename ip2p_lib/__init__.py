@@ -15,7 +15,8 @@ Modules in the order of the paper's pipeline:
 - what two captions share: word_alignment, word_edits
 - and two pictures: prompt_to_prompt, cross_attention, paired_sampling
 - section 3.1.2: candidates, rendering, filtering, calibration, dataset, shards, pairs
-- the same, faster and for weeks: stepping, trees, slots, rejection, rendering_run
+- the same, faster: stepping, walks, trees, slots, rejection
+- and for weeks: rendering_run
 - its pairs for others, and theirs: pair_parquet, pair_rows, pair_folders, own_pictures
 - what they are worth: pair_validation, pair_survey, dataset_card
 - section 3.2: surgery, latents, training, train_state, ema, micro_batches, parallel

@@ -79,7 +79,7 @@ def render(
         drawn = [candidate.in_order() for candidate in batch]
         captions = [c.triplet.caption for c in drawn]
         edited = [c.triplet.edited_caption for c in drawn]
-        text = _encode(backbone, [*captions, *edited], known)
+        text = encode_captions(backbone, [*captions, *edited], known)
         lent, other = _render_batch(backbone, drawn, text, steps, sampler).chunk(2)
         yield [_pair(*row) for row in zip(batch, lent, other, strict=True)]
 
@@ -116,7 +116,7 @@ def render_images(
     timesteps(backbone.schedule, steps, sampler)
     known: dict[str, Tensor] = {}
     for batch in _batches(range(len(seeds)), batch_size):
-        text = _encode(backbone, [captions[i] for i in batch], known)
+        text = encode_captions(backbone, [captions[i] for i in batch], known)
         denoise = _guided(backbone, text, torch.full((len(batch),), cfg_scale))
         noise = _noise(backbone, [seeds[i] for i in batch])
         yield _sample(backbone, denoise, noise, steps, sampler)
@@ -131,10 +131,20 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[i : i + size] for i in range(0, len(items), size))
 
 
-def _encode(
+def encode_captions(
     backbone: Backbone, captions: Sequence[str], known: dict[str, Tensor]
 ) -> Tensor:
-    """(B, L, D) embeddings; ``known`` carries them from this batch to the next."""
+    """Encode the captions of a batch, each text once.
+
+    Args:
+        backbone: has the text encoder.
+        captions: B of them.
+        known: by caption, carries what was encoded from this batch to the next.
+    Returns:
+        (B, L, D) embeddings.
+    Raises:
+        ValueError: a caption is too long for the text encoder.
+    """
     new = [caption for caption in dict.fromkeys(captions) if caption not in known]
     if new:
         known.update(zip(new, backbone.encode_text(new), strict=True))

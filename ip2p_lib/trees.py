@@ -10,51 +10,31 @@ second pictures are one until the smaller p is over:
                       |       '---------------*      after, middle p      - does not
                       '-----------------------*      after, smallest p
 
-A fork leaves the trunk when its p is over, and needs no source any more. ``slots``
-renders trees; here is what they are made of.
+A fork leaves the trunk when its p is over, and needs no source any more. Here trees
+are planted; ``walks`` walks them, ``slots`` renders what they carry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from dataclasses import replace
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor
 
 from ip2p_lib import draws
 from ip2p_lib.backbone import Backbone
-from ip2p_lib.rendering import Candidate, Ranges, draw_candidates, noise_key
+from ip2p_lib.rendering import (
+    Candidate,
+    Ranges,
+    draw_candidates,
+    encode_captions,
+    noise_key,
+)
 from ip2p_lib.stepping import begin
 from ip2p_lib.triplets import Triplet
-
-
-@dataclass(eq=False)
-class Walk:
-    """One picture on its way from noise, for one or several candidates."""
-
-    candidates: list[Candidate]  # largest p first
-    text: Tensor  # (L, D)
-    x: Tensor  # (C, h, w) latent
-    x0: Tensor  # (C, h, w) clean latent, as last predicted
-    source: Walk | None = None  # of a second picture: the walk of the first
-    step: int = 0  # steps done
-    picture: Tensor = field(default_factory=lambda: torch.empty(0))  # once decoded
-
-    def fork(self, steps: int) -> Walk | None:
-        """Part from a trunk the candidates whose p is over, if any but not all are."""
-        stay = self.sharing(steps)
-        if not 0 < stay < len(self.candidates):
-            return None
-        leave, self.candidates = self.candidates[stay:], self.candidates[:stay]
-        state = self.x.clone(), self.x0.clone(), self.source, self.step
-        return Walk(leave, self.text, *state)
-
-    def sharing(self, steps: int) -> int:
-        """How many of its candidates share attention in its next step."""
-        limit = self.step / max(steps - 1, 1)  # as in ``prompt_to_prompt.is_active``
-        return sum(c.p > limit for c in self.candidates) if self.source else 0
+from ip2p_lib.walks import Walk
 
 
 def draw_trees(
@@ -77,33 +57,48 @@ def draw_trees(
 
 
 def plant(
-    backbone: Backbone, candidates: Iterable[Candidate], table: Tensor, sampler: str
+    backbone: Backbone,
+    candidates: Iterable[Candidate],
+    table: Tensor,
+    sampler: str,
+    *,
+    ahead: int = 8,
 ) -> Iterator[list[Walk]]:
     """Source and trunk of each tree, at their first step.
 
     Args:
-        backbone: encodes the captions, each triplet's once.
+        backbone: encodes the captions.
         candidates: those of one tree together; read as trees are asked for.
         table: of ``stepping.step_table``.
         sampler: the table's.
+        ahead: trees that are read, and their captions encoded, at once.
     Raises:
         ValueError: a p outside [0, 1], a caption too long for the text encoder, or a
             candidate whose cross-attention is edited.
     """
-    for triplet, family in groupby(candidates, lambda c: c.triplet):
-        text = backbone.encode_text([triplet.caption, triplet.edited_caption])
-        for _, twins in groupby(family, lambda c: (c.seed, c.cfg_scale)):
-            tree = sorted(twins, key=lambda c: -c.p)
-            if not 0 <= tree[-1].p <= tree[0].p <= 1:
-                raise ValueError(f"p is a share of steps in [0, 1]: {tree}.")
-            if any(c.words for c in tree):
-                raise ValueError("Words are not edited in trees: use render.")
-            x = begin(_noise(backbone, tree[0].seed), table, sampler)[0]
-            source = Walk(list(tree), text[0], x, x)
-            yield [source, Walk(tree, text[1], x, x, source)]
+    trees, known = _trees(candidates), dict[str, Tensor]()
+    while some := list(islice(trees, ahead)):
+        triplets = [tree[0].triplet for tree in some]
+        captions = [t.caption for t in triplets] + [t.edited_caption for t in triplets]
+        first, second = encode_captions(backbone, captions, known).chunk(2)
+        noise = begin(_noise(backbone, [tree[0].seed for tree in some]), table, sampler)
+        for tree, before, after, x in zip(some, first, second, noise, strict=True):
+            source = Walk(list(tree), before, x, x)
+            yield [source, Walk(tree, after, x, x, source)]
 
 
-def _noise(backbone: Backbone, seed: int) -> Tensor:
-    ids = torch.tensor([seed], device=backbone.device)
+def _trees(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
+    """The candidates of each tree, the largest p first."""
+    for _, twins in groupby(candidates, lambda c: (c.triplet, c.seed, c.cfg_scale)):
+        tree = sorted(twins, key=lambda c: -c.p)
+        if not 0 <= tree[-1].p <= tree[0].p <= 1:
+            raise ValueError(f"p is a share of steps in [0, 1]: {tree}.")
+        if any(c.words for c in tree):
+            raise ValueError("Words are not edited in trees: use render.")
+        yield tree
+
+
+def _noise(backbone: Backbone, seeds: Sequence[int]) -> Tensor:
+    ids = torch.tensor(seeds, device=backbone.device)
     dtype = torch.promote_types(backbone.dtype, torch.float32)  # as ``rendering``
     return draws.normal(noise_key(-1), ids, backbone.latent_shape).to(dtype)

@@ -53,10 +53,12 @@ IMPORTS = {
         " paired_sampling"
     ),
     "stepping": "diffusion",
-    "trees": "triplets draws rendering stepping backbone",
-    "slots": (
-        "draws diffusion denoising prompt_to_prompt backbone rendering stepping trees"
+    "walks": (
+        "candidates draws diffusion denoising prompt_to_prompt backbone rendering"
+        " stepping"
     ),
+    "trees": "triplets draws rendering stepping backbone walks",
+    "slots": "backbone rendering stepping trees walks",
     "filtering": "images",
     "calibration": "filtering",
     "rejection": "calibration filtering slots",
@@ -141,6 +143,7 @@ PARTS = {
     "candidates": "rendering",
     "stepping": "slots",
     "trees": "slots",
+    "walks": "slots",
     "weights": "backbone",
     "latents": "training",
     "ema": "training",
