@@ -3,243 +3,193 @@
 python benchmarks/rendering.py                  the miniature, on this machine
 python benchmarks/rendering.py --size sd15      SD 1.5's size, random weights, on a GPU
 
-Four ways, each given the same candidates, in turns:
+Five ways, in turns; slow ones are given fewer of the same candidates:
 
 - released    as the released code: one candidate in four rows, attention maps formed
 - pipeline    diffusers' pipeline in a loop, with attention processors that share
 - batched     ``rendering.render``
 - trees       ``slots.render_in_slots``; candidates of a seed differ in p alone
+- filtered    the same, and CLIP keeps the best; only at the miniature's size
 
-Before anything is timed, each way's pictures are compared with those of the pipeline.
+Before anything is timed, each way's pictures are compared with those of the pipeline,
+in float32. On a GPU all but the first are then compiled, in bfloat16, and how far that
+takes their pictures from the pipeline's is reported.
 Writes data/results/rendering-<size>-<device>.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DPMSolverMultistepScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
-from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel
+from clock import age
+from full_size import full_size
+from rendering_ways.all_ways import Way, difference, filtered, rendered, ways_of
 
-from ip2p_lib import draws
-from ip2p_lib.backbone import Backbone, load_backbone
+from ip2p_lib.backbone import Backbone, load_backbone, pick_device
+from ip2p_lib.compilation import compile_unet
 from ip2p_lib.config import HELD_OUT, RESULTS, Rendering, preset
-from ip2p_lib.diffusion import Schedule
 from ip2p_lib.miniature.corpus import grammar_triplets
-from ip2p_lib.prompt_to_prompt import is_active, sharing, source_rows
-from ip2p_lib.rendering import Candidate, RenderedPair, render
+from ip2p_lib.precision import choose_precision
+from ip2p_lib.rendering import Candidate
 from ip2p_lib.results import write_results
-from ip2p_lib.slots import render_in_slots
-from ip2p_lib.trees import draw_trees, noise_key
+from ip2p_lib.trees import draw_trees
 
-SAMPLER, THRESHOLDS = "dpm_solver_pp", 4
-
-
-def full_size(tokenizer: Any, device: str) -> Backbone:
-    """Networks of SD 1.5's size with random weights, and the miniature's tokenizer."""
-    unet = UNet2DConditionModel(
-        sample_size=64, cross_attention_dim=768, attention_head_dim=8
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        latent_channels=4,
-        sample_size=512,
-    )
-    config = CLIPTextConfig(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    parts = (CLIPTextModel(config), vae, unet)
-    half = torch.bfloat16 if device == "cuda" else torch.float32
-    text, vae, unet = (part.to(device, half).eval() for part in parts)
-    unet.to(memory_format=torch.channels_last)
-    return Backbone(tokenizer, text, vae, unet, Schedule.scaled_linear())
+THRESHOLDS = 4  # of p, for one seed
+FEW, FEW_STEPS = 4, 4  # candidates and steps that are compared
+APART = 0.05  # of 255 levels, at most, in float32
 
 
-class FormedMaps:
-    """Self-attention as the released code shares it: the scores, copied."""
+@dataclass(frozen=True)
+class Case:
+    """What is rendered, and how many candidates each way is given."""
 
-    source: Tensor | None = None
-
-    def __call__(self, attn: Any, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
-        """(rows, tokens, C) to the same shape."""
-        q, k, v = (
-            attn.head_to_batch_dim(to(hidden_states))
-            for to in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        scores = (q @ k.transpose(1, 2) * attn.scale).unflatten(0, (-1, attn.heads))
-        if self.source is not None:
-            scores = scores[self.source]
-        out = attn.batch_to_head_dim(scores.softmax(-1).flatten(0, 1) @ v)
-        return attn.to_out[1](attn.to_out[0](out))
+    steps: int
+    batch: int  # candidates at once, in four rows each
+    triplets: int
+    seeds: int  # of each triplet; four candidates of each
+    fewer: dict[str, int]  # candidates of the ways that are not given all
 
 
-@contextmanager
-def formed_maps(unet: Any) -> Iterator[FormedMaps]:
-    """Self-attention layers that form their maps, inside a ``with`` block."""
-    old, maps = dict(unet.attn_processors), FormedMaps()
-    unet.set_attn_processor({n: maps if "attn1" in n else p for n, p in old.items()})
-    try:
-        yield maps
-    finally:
-        unet.set_attn_processor(old)
+CASES = {
+    "sd15": Case(100, 8, 4, 4, {"released": 2, "pipeline": 4, "batched": 8}),
+    "miniature on cuda": Case(
+        25, 512, 64, 32, {"released": 8, "pipeline": 8, "batched": 1024}
+    ),
+    "miniature on cpu": Case(12, 8, 8, 1, {}),
+    "tiny": Case(5, 2, 2, 1, {"released": 1, "pipeline": 2}),
+}
 
 
-def one_by_one(
-    pipeline: Any, backbone: Backbone, sharer: Any, steps: int, candidates: Sequence
-) -> Iterator[list[RenderedPair]]:
-    """Candidates through diffusers' pipeline, two captions or four rows at once."""
-    with sharer(backbone.unet) as state:
-        for candidate in candidates:
-            p = torch.tensor([candidate.p])
-            rows = [source_rows(is_active(p, i, steps)) for i in range(steps)]
-            rows = [row.to(backbone.device) for row in rows]
-            state.source = rows[0]
-
-            def share(_: Any, i: int, __: Any, given: dict, rows=rows) -> dict:
-                state.source = rows[min(i + 1, steps - 1)]  # of the step that follows
-                return given
-
-            yield [_through(pipeline, backbone, candidate, steps, share)]
+def differences(
+    backbone: Backbone, batch: int, candidates: list[Candidate]
+) -> dict[str, float]:
+    """How far each way is from the pipeline; what is compiled is compiled here."""
+    made, enough = {}, max(FEW, batch)
+    for name, way in ways_of(backbone, FEW_STEPS, batch).items():
+        n = FEW if name in ("released", "pipeline") else enough
+        made[name] = rendered(way, candidates[:n])[:FEW]
+    return {name: difference(made[name], made["pipeline"]) for name in made}
 
 
-def _through(
-    pipeline: Any, backbone: Backbone, candidate: Candidate, steps: int, share: Callable
-) -> RenderedPair:
-    ids = torch.tensor([candidate.seed])
-    noise = draws.normal(noise_key(-1), ids, backbone.latent_shape)
-    triplet = candidate.triplet
-    images = pipeline(
-        [triplet.caption, triplet.edited_caption],
-        latents=noise.repeat(2, 1, 1, 1).to(backbone.device, backbone.dtype),
-        num_inference_steps=steps,
-        guidance_scale=candidate.cfg_scale,
-        output_type="pt",
-        callback_on_step_end=share,
-    ).images
-    return RenderedPair(candidate, *(images.float() * 2 - 1))
+def compare(backbone: Backbone, candidates: list[Candidate]) -> dict[str, float]:
+    """Compare all ways in float32.
+
+    Raises:
+        SystemExit: one renders other pictures than the pipeline.
+    """
+    parts = (backbone.text_encoder, backbone.vae, backbone.unet)
+    text, vae, unet = (copy.deepcopy(part).float() for part in parts)
+    exact = replace(backbone, text_encoder=text, vae=vae, unet=unet)
+    gaps = differences(exact, 2, candidates)
+    for name, gap in gaps.items():
+        if not gap <= APART:
+            raise SystemExit(f"{name} is {gap:.3f} of 255 from diffusers' pipeline.")
+    return gaps
 
 
-def stock_pipeline(backbone: Backbone) -> Any:
-    """The networks in diffusers' text-to-image pipeline."""
-    pipeline = StableDiffusionPipeline(
-        vae=backbone.vae,
-        text_encoder=backbone.text_encoder,
-        tokenizer=backbone.tokenizer,
-        unet=backbone.unet,
-        scheduler=DPMSolverMultistepScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            steps_offset=1,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def seconds_of(way: Way, candidates: Sequence[Candidate]) -> float:
+    """How long a way takes, the device being waited for."""
+    began = time.monotonic()
+    pair = [pair for some in way(candidates) for pair in some][-1]
+    _ = float(pair.after.sum())
+    return time.monotonic() - began
 
 
-def timed(way: Callable, candidates: list[Candidate]) -> tuple[float, list]:
-    """Seconds, and the pairs in the order of the candidates."""
-    start = time.monotonic()
-    pairs = [pair for batch in way(candidates) for pair in batch]
-    _ = float(pairs[-1].after.sum())  # waits for a GPU
-    seconds = time.monotonic() - start
-    place = {id(candidate): i for i, candidate in enumerate(candidates)}
-    return seconds, sorted(pairs, key=lambda pair: place[id(pair.candidate)])
+def take_turns(
+    chosen: dict[str, Way],
+    given: dict[str, list[Candidate]],
+    args: argparse.Namespace,
+) -> dict[str, list[float]]:
+    """Seconds a candidate, turn by turn, for as many turns as the budget allows."""
+    seconds: dict[str, list[float]] = {name: [] for name in chosen}
+    for turn in range(args.turns):
+        began = age()
+        for name, way in chosen.items():
+            seconds[name].append(seconds_of(way, given[name]) / len(given[name]))
+            print(f"{name} {seconds[name][-1]:.4f} s, at {age():.0f} s", flush=True)
+        print(f"turn {turn + 1} took {age() - began:.1f} s", flush=True)
+        if 2 * age() - began > args.budget:
+            break
+    return seconds
 
 
-def difference(pairs: Sequence[RenderedPair], others: Sequence[RenderedPair]) -> float:
-    """Mean absolute difference of pictures, in levels of 255."""
-    gaps = [
-        (getattr(a, n) - getattr(b, n)).abs().mean() * 127.5
-        for a, b in zip(pairs, others, strict=True)
-        for n in ("before", "after")
-    ]
-    return float(torch.stack(gaps).mean())
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    add = parser.add_argument
+    add("--size", choices=["miniature", "sd15"], default="miniature")
+    add("--tiny", action="store_true", help="sd15's way with the miniature's networks")
+    add("--turns", type=int, default=3, help="at most")
+    add("--budget", type=float, default=900, help="seconds for all, compiling included")
+    add("--batch", type=int, help="candidates at once")
+    add("--steps", type=int)
+    return parser.parse_args()
 
 
-def ways(backbone: Backbone, steps: int, batch: int) -> dict[str, Callable]:
-    """The four ways, by name."""
-    loop = partial(one_by_one, stock_pipeline(backbone), backbone)
-    options = {"steps": steps, "sampler": SAMPLER}
-    return {
-        "released": partial(loop, formed_maps, steps),
-        "pipeline": partial(loop, sharing, steps),
-        "batched": partial(render, backbone, batch_size=batch, **options),
-        "trees": partial(render_in_slots, backbone, slots=2 * batch, **options),
-    }
+def prepare(
+    args: argparse.Namespace, device: torch.device
+) -> tuple[Case, Backbone, list[Candidate]]:
+    """What the command line asks for: the networks, and what they render."""
+    if args.size == "sd15" and device.type == "cpu" and not args.tiny:
+        raise SystemExit("860 million parameters want a GPU; --tiny runs without one.")
+    name = args.size if args.size == "sd15" else f"{args.size} on {device.type}"
+    asked = {n: getattr(args, n) for n in ("batch", "steps") if getattr(args, n)}
+    case = replace(CASES["tiny" if args.tiny else name], **asked)
+    scale, half = preset("miniature"), choose_precision(device).autocast
+    backbone = load_backbone(scale.backbone, device=device, dtype=half)
+    settings = scale.rendering
+    if args.size == "sd15" and not args.tiny:
+        with device:  # draws the weights there, which a host does slowly
+            backbone = full_size(backbone.tokenizer, device.type)
+        settings = Rendering()
+    every = grammar_triplets(HELD_OUT, 4 * case.triplets)
+    triplets = [t for t in every if t.language == "en"][: case.triplets]
+    return case, backbone, draw_trees(triplets, case.seeds, THRESHOLDS, 0, settings)
 
 
 def main() -> None:
     """Compare, then time in turns."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--size", choices=["miniature", "sd15"], default="miniature")
-    parser.add_argument("--seeds", type=int, default=8, help="of four candidates each")
-    parser.add_argument("--batch", type=int, default=8, help="candidates at once")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--turns", type=int, default=3)
-    args = parser.parse_args()
-    began, settings = time.monotonic(), preset("miniature").rendering
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = load_backbone(preset("miniature").backbone, device=device)
-    if args.size == "sd15":
-        settings, backbone = Rendering(), full_size(backbone.tokenizer, device)
-    triplets = [t for t in grammar_triplets(HELD_OUT, 32) if t.language == "en"]
-    each = max(args.seeds // 8, 1)
-    candidates = draw_trees(
-        triplets[: args.seeds // each], each, THRESHOLDS, 0, settings
-    )
-    chosen = ways(backbone, args.steps, args.batch)
-    if device == "cuda":
-        backbone.unet.compile(dynamic=False)
-    first = {name: timed(way, candidates)[1] for name, way in chosen.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in chosen}
-    for _ in range(args.turns):
-        for name, way in chosen.items():
-            seconds[name].append(timed(way, candidates)[0])
+    args, device = arguments(), pick_device()
+    case, backbone, candidates = prepare(args, device)
+    gaps = compare(backbone, candidates)
+    print(gaps, f"compared at {age():.0f} s", flush=True)
+    if device.type == "cuda":
+        compile_unet(backbone.unet, "blocks")
+        gaps = differences(backbone, case.batch, candidates)
+        print(gaps, f"compiled at {age():.0f} s", flush=True)
+    chosen = ways_of(backbone, case.steps, case.batch)
+    if args.size == "miniature":
+        chosen["filtered"] = filtered(chosen["trees"])
+    given = {name: candidates[: case.fewer.get(name)] for name in chosen}
+    seconds = take_turns(chosen, given, args)
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     rows = [
         {
             "way": name,
-            "candidates": len(candidates),
-            "candidates_per_second": round(len(candidates) / median, 3),
+            "candidates": len(given[name]),
+            "candidates_per_second": round(1 / median, 3),
             "times_the_pipeline": round(medians["pipeline"] / median, 2),
-            "difference_of_255": round(difference(first[name], first["pipeline"]), 4),
-            "steps": args.steps,
-            "batch": args.batch,
+            "times_released": round(medians["released"] / median, 2),
+            "turns": len(seconds[name]),
+            "difference_of_255": round(gaps[name], 4) if name in gaps else None,
+            "steps": case.steps,
+            "batch": case.batch,
             "threads": torch.get_num_threads(),
         }
         for name, median in medians.items()
     ]
-    path = RESULTS / f"rendering-{args.size}-{device}.json"
-    taken = round(time.monotonic() - began, 1)
-    print(write_results(path, rows, seed=0, seconds=taken, device=device))
     for row in rows:
         print(row)
+    if not args.tiny:
+        path = RESULTS / f"rendering-{args.size}-{device.type}.json"
+        seconds_taken = round(age(), 1)
+        print(write_results(path, rows, seed=0, seconds=seconds_taken, device=device))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
+from clock import age
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from training_steps.of_diffusers import Drawn, Script
@@ -130,11 +130,6 @@ def seconds_of(steps: Iterator[Any], n: int, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return (time.monotonic() - began) / n
-
-
-def age() -> float:
-    """Seconds since this process began, imports and compiling included."""
-    return time.time() - psutil.Process().create_time()
 
 
 def take_turns(

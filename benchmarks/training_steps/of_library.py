@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from rendering import full_size
+from full_size import full_size
 from torch import Tensor
 from training_steps.of_diffusers import Pairs
 

@@ -1,0 +1,76 @@
+"""All ways to render by name, and how far their pictures are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from rendering_ways.of_diffusers import formed_maps, one_by_one, stock_pipeline
+
+from ip2p_lib.backbone import Backbone
+from ip2p_lib.config import preset
+from ip2p_lib.filtering import keep_best, load_clip
+from ip2p_lib.prompt_to_prompt import sharing
+from ip2p_lib.rejection import score_rendered
+from ip2p_lib.rendering import Candidate, RenderedPair, render
+from ip2p_lib.slots import render_in_slots
+
+SAMPLER = "dpm_solver_pp"
+Way = Callable[[Sequence[Candidate]], Iterator[list[RenderedPair]]]
+
+
+def ways_of(backbone: Backbone, steps: int, batch: int) -> dict[str, Way]:
+    """The ways that render, by name."""
+    loop = partial(one_by_one, stock_pipeline(backbone), backbone)
+    options = {"steps": steps, "sampler": SAMPLER}
+    return {
+        "released": uncompiled(partial(loop, formed_maps, steps)),
+        "pipeline": partial(loop, sharing, steps),
+        "batched": partial(render, backbone, batch_size=batch, **options),
+        "trees": partial(render_in_slots, backbone, slots=2 * batch, **options),
+    }
+
+
+def uncompiled(way: Way) -> Way:
+    """The same, even if the U-Net is compiled."""
+
+    def run(candidates: Sequence[Candidate]) -> Iterator[list[RenderedPair]]:
+        stance: Any = torch.compiler.set_stance
+        with stance("force_eager"):
+            yield from way(candidates)
+
+    return run
+
+
+def filtered(way: Way) -> Way:
+    """Also score what a way renders, and keep the best of each triplet."""
+    scale = preset("miniature")
+    clip = load_clip(scale.clip)
+
+    def render_and_filter(
+        candidates: Sequence[Candidate],
+    ) -> Iterator[list[RenderedPair]]:
+        for pairs in way(candidates):
+            groups = [pair.candidate.triplet for pair in pairs]
+            keep_best(score_rendered(clip, pairs), groups, scale.filtering)
+            yield pairs
+
+    return render_and_filter
+
+
+def rendered(way: Way, candidates: Sequence[Candidate]) -> list[RenderedPair]:
+    """The pairs in the order of the candidates."""
+    pairs = {id(pair.candidate): pair for some in way(candidates) for pair in some}
+    return [pairs[id(candidate)] for candidate in candidates]
+
+
+def difference(pairs: Sequence[RenderedPair], others: Sequence[RenderedPair]) -> float:
+    """Mean absolute difference of pictures, in levels of 255."""
+    gaps = [
+        (getattr(a, n) - getattr(b, n)).abs().mean() * 127.5
+        for a, b in zip(pairs, others, strict=True)
+        for n in ("before", "after")
+    ]
+    return float(torch.stack(gaps).mean())
