@@ -61,8 +61,8 @@ bench: $(VENV)/test.stamp
 	  echo "$$name"; $(BIN)/python benchmarks/$$name.py; done
 
 bench-gpu: $(VENV)/test.stamp
-	set -e; for words in world training "training --size sd15" \
-	  "rendering --size sd15" "rejection --triplets 1000" language_lora memory; do \
+	set -e; for words in world training rendering "training --size sd15" \
+	  "rendering --size sd15" "rejection --triplets 100 --each 100" language_lora memory; do \
 	  echo "$$words"; set -- $$words; $(BIN)/python benchmarks/$$1.py "$${@:2}"; done
 
 format: $(VENV)/test.stamp

@@ -5,11 +5,14 @@ predicts both clean pictures; CLIP scores them as it would the finished ones, an
 below some floor are stopped (``slots.Preview``). A blurred picture scores lower than
 the finished one will, in every score by another amount that changes with the step, so
 the floors are not the filter's thresholds: ``fit_floors`` puts each where it loses a
-small share of pairs known to be kept. ``outcome`` counts what that does to other pairs.
+small share of pairs known to be kept. Of a triplet rendered many times the filter keeps
+the few best by direction; a ``Contest`` stops those that lag behind. ``outcome``
+counts what either does to pairs whose end is known.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -40,20 +43,75 @@ def score_rendered(clip: ClipScorer, pairs: Sequence[RenderedPair]) -> Scores:
     )
 
 
-def clip_preview(clip: ClipScorer, step: int, floors: Filtering) -> Preview:
-    """A preview that finishes the pairs whose predicted pictures reach every floor.
+class Contest:
+    """Lets a pair pass while few of its triplet, so far, pointed better than it.
+
+    The first ``places`` of a triplet all pass; of n in random order about
+    places * (1 + log(n / places)) do. It remembers, so use a new one for each run.
+
+    Attributes:
+        places: at least as many as the filter keeps, and more, since the order at a
+            preview is not the order in the end; None lets all pass.
+    """
+
+    def __init__(self, places: int | None) -> None:
+        self.places = places
+        self._best: dict[Hashable, list[float]] = {}
+
+    def enter(self, groups: Sequence[Hashable], direction: Tensor) -> list[bool]:
+        """Which of some pairs pass; in the order given, the earlier ones count.
+
+        Args:
+            groups: names each pair's triplet.
+            direction: (B,) directional similarities as predicted.
+        """
+        found = zip(groups, direction.tolist(), strict=True)
+        return [self._passes(group, value) for group, value in found]
+
+    def _passes(self, group: Hashable, value: float) -> bool:
+        best = self._best.setdefault(group, [])  # the lowest of them first
+        if self.places is None or len(best) < self.places:
+            heapq.heappush(best, value)
+            return True
+        return heapq.heappushpop(best, value) < value
+
+
+def clip_preview(
+    clip: ClipScorer, step: int, floors: Filtering, places: int | None = None
+) -> Preview:
+    """A preview that finishes pairs whose predicted pictures reach every floor.
 
     Args:
         clip: the filter's scorer.
         step: after how many steps to look.
         floors: as ``fit_floors`` finds them at this step; ``keep`` is not used.
+        places: of a ``Contest`` among those that reach them; None is no contest.
     """
+    contest = Contest(places)
 
     def keep(pairs: Sequence[RenderedPair]) -> list[bool]:
-        reached: list[bool] = passes(score_rendered(clip, pairs), floors).tolist()
-        return reached
+        scores = score_rendered(clip, pairs)
+        finish = passes(scores, floors).tolist()
+        return contested(finish, scores, [p.candidate.triplet for p in pairs], contest)
 
     return Preview(step, keep)
+
+
+def contested(
+    finish: Sequence[bool], seen: Scores, groups: Sequence[Hashable], contest: Contest
+) -> list[bool]:
+    """Of the pairs that are to be finished, those that a contest lets pass.
+
+    Args:
+        finish: (B,) which pairs reach the floors; the others do not enter.
+        seen: the scores of the B pairs as predicted.
+        groups: names each pair's triplet.
+        contest: takes the pairs in order.
+    """
+    rows = [row for row, enters in enumerate(finish) if enters]
+    passed = contest.enter([groups[row] for row in rows], seen.direction[rows])
+    through = {row for row, passes_on in zip(rows, passed, strict=True) if passes_on}
+    return [row in through for row in range(len(finish))]
 
 
 def fit_floors(

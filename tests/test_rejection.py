@@ -9,7 +9,9 @@ from ip2p_lib.filtering import ClipScorer, Scores, keep_best, passes
 from ip2p_lib.rejection import (
     ANY,
     NAMES,
+    Contest,
     clip_preview,
+    contested,
     finish_by_halves,
     fit_floors,
     outcome,
@@ -89,6 +91,48 @@ def test_floors_of_the_other_half_hold_about_as_well(seen, kept):
     assert own[kept].all()
     assert 0.9 < float(finish[kept].double().mean()) <= 1
     assert float((~finish).double().mean()) > 0.1, "rejection rejects"
+
+
+@pytest.mark.parametrize("places", [1, 3, 7])
+def test_a_contest_lets_pass_whoever_few_were_better_than_before(places):
+    values = drawn("contest")
+    groups = [row % 3 for row in range(N)]
+    for row, passed in enumerate(Contest(places).enter(groups, values)):
+        better = sum(
+            values[other] >= values[row]
+            for other in range(row)
+            if groups[other] == groups[row]
+        )
+        assert passed == (better < places)
+
+
+def test_a_contest_passes_the_best_and_about_as_many_as_told():
+    n, places, values = 100, 8, torch.stack([drawn(f"run {i}") for i in range(40)])
+    values, passed = values[:, :n], []
+    for run in values:
+        through = Contest(places).enter(["one"] * n, run)
+        best = run.topk(places).indices.tolist()
+        assert all(through[row] for row in best)
+        passed.append(sum(through))
+    told = places * (1 + torch.tensor(n / places).log().item())
+    assert torch.tensor(passed).double().mean().item() == pytest.approx(told, rel=0.1)
+
+
+def test_a_contest_goes_on_over_batches_and_knows_triplets_apart():
+    values, groups = drawn("contest"), [row // 9 for row in range(N)]
+    whole, parts = Contest(2).enter(groups, values), Contest(2)
+    cut = [parts.enter(groups[i : i + 7], values[i : i + 7]) for i in range(0, N, 7)]
+    assert whole == [passed for part in cut for passed in part]
+    assert all(Contest(None).enter(groups, values))
+
+
+def test_what_misses_a_floor_takes_no_place(seen):
+    reach = (drawn("reach") > 0.5).tolist()
+    found = contested(reach, seen, [0] * N, Contest(3))
+    rows = [row for row, enters in enumerate(reach) if enters]
+    alone = Contest(3).enter([0] * len(rows), seen.direction[rows])
+    assert [found[row] for row in rows] == alone
+    assert not any(found[row] for row in range(N) if not reach[row])
 
 
 def test_rejecting_nothing_loses_nothing(final, kept):

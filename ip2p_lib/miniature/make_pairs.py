@@ -24,6 +24,7 @@ from torch import Tensor
 from ip2p_lib import checkpoint
 from ip2p_lib.backbone import Backbone, load_backbone
 from ip2p_lib.candidates import Candidate, draw_candidates, lend_words
+from ip2p_lib.compilation import compile_unet
 from ip2p_lib.config import DATA, Scale, preset
 from ip2p_lib.dataset import write_shards
 from ip2p_lib.filtering import ClipScorer, Scores, keep_best, load_clip, score_pairs
@@ -168,6 +169,8 @@ def run_render(args: argparse.Namespace, scale: Scale) -> None:
     part, parts = (int(number) for number in args.part.split("/"))
     clip, folder = load_clip(scale.clip), args.out / "models" / "miniature-sd"
     backbone = load_backbone(folder)
+    if backbone.device.type == "cuda":  # on a CPU it takes longer than it saves
+        compile_unet(backbone.unet, "blocks")
     triplets = readable(backbone, read_jsonl(args.work / "triplets.jsonl"))[part::parts]
     began, options = time.monotonic(), {"batch_size": args.batch}
     kept = render_kept(backbone, clip, triplets, scale, seconds=args.seconds, **options)
