@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ip2p_lib.config import HELD_OUT, Rendering, preset
-from ip2p_lib.filtering import load_clip, score_pairs
-from ip2p_lib.miniature import calibrate
+from ip2p_lib.filtering import keep_best, load_clip, score_pairs
+from ip2p_lib.miniature import calibrate, make_pairs
 from ip2p_lib.miniature.judge import load_judge
 from ip2p_lib.miniature.pair_verdict import VERDICTS, verdicts
 from ip2p_lib.rendering import draw_candidates, render
@@ -115,6 +115,20 @@ def test_lent_words_bring_pictures_closer_and_make_more_pairs_good():
     assert plain[0].triplets == lent[0].triplets
     assert plain[0].good.sum() < lent[0].good.sum()
     assert plain[0].l1.mean() > lent[0].l1.mean()
+
+
+def test_of_the_best_of_four_more_are_good_than_of_two_that_are_both_kept():
+    """As ``make_pairs`` chooses, by the shipped run."""
+    four, limits = calibrate.read_marked(calibrate.LENT)[0], preset("miniature")
+    limits = replace(limits.filtering, keep=make_pairs.KEPT)
+    places = [four.triplets[:row].count(n) for row, n in enumerate(four.triplets)]
+    assert max(places) + 1 == make_pairs.CANDIDATES
+    two = four.where(torch.tensor(places) < 2)
+    shares = [
+        found.good[keep_best(found.scores, found.triplets, limits)].double().mean()
+        for found in (two, four)
+    ]
+    assert shares[1] > shares[0] + 0.03
 
 
 def test_some_candidates_keep_their_columns_together(written):

@@ -42,6 +42,9 @@ SAMPLE = 256  # pairs shipped for readers
 # Share of candidates that also lend words; the others are as the paper's. With it more
 # are good: ``results/filter-calibration-lent.json``.
 LENT = 0.75
+# Of so many candidates of a triplet the best are kept. More of them are good than of
+# two that are both kept: the same file.
+CANDIDATES, KEPT = 4, 2
 
 
 @dataclass
@@ -197,7 +200,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, default=Path("runs/editor"))
     parser.add_argument("--captions", type=int, default=48_000)
-    parser.add_argument("--candidates", type=int, default=2, help="of one triplet")
+    parser.add_argument(
+        "--candidates", type=int, default=CANDIDATES, help="of one triplet"
+    )
+    parser.add_argument("--keep", type=int, default=KEPT, help="of one triplet")
     parser.add_argument("--batch", type=int, default=512, help="replies or candidates")
     parser.add_argument("--seconds", type=float, default=120, help="of rendering")
     parser.add_argument(
@@ -209,11 +215,15 @@ def _arguments() -> argparse.Namespace:
 def main() -> None:
     """Run the stages named on the command line."""
     args, scale = _arguments(), preset("miniature")
-    rendering = replace(scale.rendering, candidates=args.candidates)
+    scale = replace(
+        scale,
+        rendering=replace(scale.rendering, candidates=args.candidates),
+        filtering=replace(scale.filtering, keep=args.keep),
+    )
     if "write" in args.stages:
         run_write(args, scale)
     if "render" in args.stages:
-        run_render(args, replace(scale, rendering=rendering))
+        run_render(args, scale)
 
 
 if __name__ == "__main__":
