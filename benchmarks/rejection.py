@@ -2,14 +2,15 @@
 
     python benchmarks/rejection.py    on two cores; --triplets 100 --each 100 on a GPU
 
-As the paper does, each of some held-out captions is rendered many times, and the filter
-keeps the few best. All are rendered in full, and at some steps what is predicted is
-scored too: so it is known what a ``Preview`` would have stopped. Floors are fitted to
-half of the triplets and measured on the other half, both ways round; a contest has
-nothing to fit. Of the settings that lose at most one kept pair in twenty, that with
-most kept pairs an hour (relative to no rejection; of walking, decoding and scoring) is
-chosen, and used in ``slots.render_in_slots`` for a quarter of the triplets, beside
-none. Writes data/results/rejection-miniature-<device>.json.
+As the paper does, each of some held-out captions is rendered many times, here in trees
+of four, and the filter keeps the few best. All are walked in full, one by one, and what
+is predicted at some steps is scored too: so it is known what a ``Preview`` would have
+stopped. Floors are fitted to half of the triplets and measured on the other half, both
+ways round; a contest has nothing to fit. Of the settings that lose at most one kept
+pair in twenty, that with most kept pairs an hour (relative to no rejection; of walking
+as trees, decoding and scoring) is chosen, and used in ``slots.render_in_slots`` for a
+quarter of the triplets, beside none.
+Writes data/results/rejection-miniature-<device>.json.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from rejection_trees import enter, shown, walked
 from torch import Tensor
 
 from ip2p_lib import draws, rejection
@@ -31,15 +33,17 @@ from ip2p_lib.denoising import caption_denoiser
 from ip2p_lib.filtering import Scores, keep_best, load_clip
 from ip2p_lib.miniature.calibrate import tasks
 from ip2p_lib.paired_sampling import sample_pairs
-from ip2p_lib.rendering import Candidate, RenderedPair, draw_candidates, noise_key
+from ip2p_lib.rendering import Candidate, RenderedPair, noise_key
 from ip2p_lib.rendering_run import Makers
 from ip2p_lib.results import write_results
 from ip2p_lib.slots import render_by
 from ip2p_lib.stepping import step_table
+from ip2p_lib.trees import draw_trees
 
 FIRST = HELD_OUT + 2 * 10**6  # scenes on which no threshold was calibrated
 RECALL = 0.95  # at least, of the pairs that are kept without rejection
 LOOKS = (2, 3, 4, 5, 6)  # twelfths of the way
+THRESHOLDS = 4  # of p, for one seed
 NAMES = ("image", "text", "direction")
 # Names of floors, their slack and their margin; no floor at all comes first.
 FLOORS = [((), 0.0, 0.0)] + [
@@ -106,31 +110,36 @@ def look_at_all(
 
 
 def measure(
-    scores: dict[int, Scores], groups: Sequence, limits: Filtering, *seconds: float
+    scores: dict[int, Scores], candidates: Candidates, limits: Filtering, *cost: float
 ) -> Iterator[dict[str, Any]]:
     """Every setting of the grid, on triplets that its floors were not fitted to.
 
-    Those of one step and number of places follow each other.
+    Those of one step and number of places follow each other. ``cost`` is of a step of
+    one picture, and of a look at a pair, in seconds.
     """
-    (*looks, steps), (walking, looking) = scores, seconds
+    *looks, steps = scores
+    groups = [c.triplet for c in candidates]
     kept = keep_best(scores[steps], groups, limits)
+    p = torch.tensor([c.p for c in candidates]).unflatten(0, (-1, THRESHOLDS))
+    every = torch.ones_like(p, dtype=torch.bool)
+    without = cost[0] * walked(p, every, 0, steps) + cost[1] * p.numel()
     grid = itertools.product(looks, PLACES, FLOORS)
     for look, places, (names, slack, margin) in grid:
         given, care = (scores[look], kept, limits), {"slack": slack, "margin": margin}
         reach = rejection.finish_by_halves(*given, groups, names=names, **care)
-        contest = rejection.Contest(places)
-        finish = rejection.contested(reach.tolist(), scores[look], groups, contest)
-        told = rejection.outcome(torch.tensor(finish), scores[steps], groups, limits)
+        place = shown(candidates, look, steps)
+        finish = enter(reach, scores[look], groups, place, rejection.Contest(places))
+        told = rejection.outcome(finish, scores[steps], groups, limits)
         floors = vars(rejection.fit_floors(*given, names=names, **care))
-        saved = told.rejected.value * (1 - look / steps)
-        # What is finished is looked at once more, as all are where none is rejected.
-        spent = walking * (1 - saved) + looking * (2 - told.rejected.value)
+        rows = walked(p, finish.view_as(every), look, steps)
+        looked = len(set(place)) + int(finish.sum())  # what is finished, once more
+        spent = cost[0] * rows + cost[1] * looked
         numbers = {
             "recall": told.recall.value,
             "recall_at_least": told.recall.low,
             "rejected": told.rejected.value,
-            "steps_saved": saved,
-            "kept_pairs_an_hour": told.kept / len(kept) * (walking + looking) / spent,
+            "steps_saved": 1 - rows / walked(p, every, 0, steps),
+            "kept_pairs_an_hour": told.kept / len(kept) * without / spent,
         }
         yield {
             "step": look,
@@ -182,19 +191,24 @@ def report(
     each = scale.rendering.candidates
     look_at_all(networks, candidates[:size], scale.rendering)  # warms up
     scores, *seconds = look_at_all(networks, candidates, scale.rendering)
-    groups = [c.triplet for c in candidates]
+    steps, n = scale.rendering.steps, len(candidates)
     alike = itertools.groupby(
-        measure(scores, groups, limits, *seconds),
+        measure(
+            scores, candidates, limits, seconds[0] / (2 * n * steps), seconds[1] / n
+        ),
         key=lambda row: (row["step"], row["places"]),
     )
     rows = [best_of(part) for _, part in alike]
     best = best_of(rows)
     best = best if best["recall"] >= RECALL else None
     some = candidates[: max(len(candidates) // each // 4, 1) * each]
+    groups = [c.triplet for c in candidates]
     return rows, {
-        "candidates": len(candidates),
+        "candidates": n,
         "of_each_triplet": each,
-        "kept": len(keep_best(scores[scale.rendering.steps], groups, limits)),
+        "of_each_tree": THRESHOLDS,
+        "steps": steps,
+        "kept": len(keep_best(scores[steps], groups, limits)),
         "seconds_to_walk_and_look_once": [round(part, 2) for part in seconds],
         "chosen": best,
         "it_pays": bool(best) and best["kept_pairs_an_hour"] > 1,
@@ -206,7 +220,9 @@ def main() -> None:
     """Measure the grid, choose, and compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--triplets", type=int, default=12)
-    parser.add_argument("--each", type=int, default=32, help="candidates of a triplet")
+    parser.add_argument(
+        "--each", type=int, default=32, help="of a triplet, in trees of 4"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", help="another file than in data/results")
     args, scale, began = parser.parse_args(), preset("miniature"), time.monotonic()
@@ -219,7 +235,8 @@ def main() -> None:
     networks = Makers(load_backbone(scale.backbone, device=device), clip)
     triplets = [task.triplet for task in tasks(args.triplets, FIRST)]
     settings = scale.rendering
-    candidates = draw_candidates(triplets, settings.candidates, 0, settings)
+    seeds = settings.candidates // THRESHOLDS
+    candidates = draw_trees(triplets, seeds, THRESHOLDS, 0, settings)
     rows, facts = report(networks, candidates, scale)
     path = args.out or RESULTS / f"rejection-miniature-{device.type}.json"
     taken = round(time.monotonic() - began, 1)
