@@ -3,13 +3,16 @@
 python benchmarks/rendering.py                  the miniature, on this machine
 python benchmarks/rendering.py --size sd15      SD 1.5's size, random weights, on a GPU
 
-Five ways, in turns; slow ones are given fewer of the same candidates:
+Six ways, in turns; slow ones are given fewer of the same candidates:
 
 - released    as the released code: one candidate in four rows, attention maps formed
 - pipeline    diffusers' pipeline in a loop, with attention processors that share
 - batched     ``rendering.render``
 - trees       ``slots.render_in_slots``; candidates of a seed differ in p alone
 - filtered    the same, and CLIP keeps the best; only at the miniature's size
+- rejecting   trees of which many are stopped early; only at SD 1.5's size. A candidate
+              that is stopped counts as dealt with. What that costs in pairs that the
+              filter would keep is ``recall``, which the miniature's weights told
 
 Before anything is timed, each way's pictures are compared with those of the pipeline,
 in float32. On a GPU all but the first are then compiled, in bfloat16, and how far that
@@ -25,11 +28,20 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from clock import age
 from full_size import full_size
-from rendering_ways.all_ways import Way, difference, filtered, rendered, ways_of
+from rendering_ways.all_ways import (
+    Way,
+    difference,
+    filtered,
+    rejecting,
+    rejection_found,
+    rendered,
+    ways_of,
+)
 
 from ip2p_lib.backbone import Backbone, load_backbone, pick_device
 from ip2p_lib.compilation import compile_unet
@@ -154,23 +166,15 @@ def prepare(
     return case, backbone, draw_trees(triplets, case.seeds, THRESHOLDS, 0, settings)
 
 
-def main() -> None:
-    """Compare, then time in turns."""
-    args, device = arguments(), pick_device()
-    case, backbone, candidates = prepare(args, device)
-    gaps = compare(backbone, candidates)
-    print(gaps, f"compared at {age():.0f} s", flush=True)
-    if device.type == "cuda":
-        compile_unet(backbone.unet, "blocks")
-        gaps = differences(backbone, case.batch, candidates)
-        print(gaps, f"compiled at {age():.0f} s", flush=True)
-    chosen = ways_of(backbone, case.steps, case.batch)
-    if args.size == "miniature":
-        chosen["filtered"] = filtered(chosen["trees"])
-    given = {name: candidates[: case.fewer.get(name)] for name in chosen}
-    seconds = take_turns(chosen, given, args)
+def rows_of(
+    case: Case,
+    given: dict[str, list[Candidate]],
+    seconds: dict[str, list[float]],
+    gaps: dict[str, float],
+) -> list[dict[str, Any]]:
+    """What is written of each way."""
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
-    rows = [
+    return [
         {
             "way": name,
             "candidates": len(given[name]),
@@ -185,12 +189,34 @@ def main() -> None:
         }
         for name, median in medians.items()
     ]
+
+
+def main() -> None:
+    """Compare, then time in turns."""
+    args, device = arguments(), pick_device()
+    case, backbone, candidates = prepare(args, device)
+    gaps = compare(backbone, candidates)
+    print(gaps, f"compared at {age():.0f} s", flush=True)
+    if device.type == "cuda":
+        compile_unet(backbone.unet, "blocks")
+        gaps = differences(backbone, case.batch, candidates)
+        print(gaps, f"compiled at {age():.0f} s", flush=True)
+    chosen = ways_of(backbone, case.steps, case.batch)
+    facts: dict[str, Any] = {}
+    if args.size == "miniature":
+        chosen["filtered"] = filtered(chosen["trees"])
+    else:
+        chosen["rejecting"] = rejecting(backbone, case.steps, case.batch)
+        facts["rejection"] = rejection_found()
+    given = {name: candidates[: case.fewer.get(name)] for name in chosen}
+    seconds = take_turns(chosen, given, args)
+    rows = rows_of(case, given, seconds, gaps)
     for row in rows:
         print(row)
     if not args.tiny:
         path = RESULTS / f"rendering-{args.size}-{device.type}.json"
-        seconds_taken = round(age(), 1)
-        print(write_results(path, rows, seed=0, seconds=seconds_taken, device=device))
+        taken = round(age(), 1)
+        print(write_results(path, rows, seed=0, seconds=taken, device=device, **facts))
 
 
 if __name__ == "__main__":

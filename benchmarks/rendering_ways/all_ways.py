@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
 from rendering_ways.of_diffusers import formed_maps, one_by_one, stock_pipeline
 
 from ip2p_lib.backbone import Backbone
-from ip2p_lib.config import preset
+from ip2p_lib.config import RESULTS, preset
 from ip2p_lib.filtering import keep_best, load_clip
 from ip2p_lib.prompt_to_prompt import sharing
 from ip2p_lib.rejection import score_rendered
 from ip2p_lib.rendering import Candidate, RenderedPair, render
-from ip2p_lib.slots import render_in_slots
+from ip2p_lib.slots import Preview, render_in_slots
 
 SAMPLER = "dpm_solver_pp"
 Way = Callable[[Sequence[Candidate]], Iterator[list[RenderedPair]]]
@@ -58,6 +60,46 @@ def filtered(way: Way) -> Way:
             yield pairs
 
     return render_and_filter
+
+
+def rejection_found() -> dict[str, float]:
+    """How early to look, what to stop and what it costs, as the miniature taught.
+
+    Returns:
+        ``look``: share of the steps; ``rejected``: share of candidates that are stopped
+        there; ``recall``: share of the pairs the filter keeps that are finished.
+    """
+    names = (f"rejection-miniature-{device}.json" for device in ("cuda", "cpu"))
+    path = next(RESULTS / name for name in names if (RESULTS / name).is_file())
+    record = json.loads(path.read_text("utf-8"))
+    chosen = record["chosen"]
+    return {
+        "look": chosen["step"] / record["steps"],
+        "rejected": chosen["rejected"],
+        "recall": chosen["recall"],
+    }
+
+
+def rejecting(backbone: Backbone, steps: int, batch: int) -> Way:
+    """Trees of which as many are stopped, as early, as ``rejection_found`` says.
+
+    Random weights draw nothing that CLIP could choose by, so evenly spread ones are
+    stopped. Looks are decoded, but not scored: CLIP takes little beside a U-Net.
+    """
+    found = rejection_found()
+    look, share = max(1, round(found["look"] * steps)), found["rejected"]
+
+    def render_some(candidates: Sequence[Candidate]) -> Iterator[list[RenderedPair]]:
+        places = count()
+
+        def keep(pairs: Sequence[RenderedPair]) -> list[bool]:
+            ranks = [next(places) for _ in pairs]
+            return [int((n + 1) * share) == int(n * share) for n in ranks]
+
+        options = {"steps": steps, "sampler": SAMPLER, "preview": Preview(look, keep)}
+        yield from render_in_slots(backbone, candidates, slots=2 * batch, **options)
+
+    return render_some
 
 
 def rendered(way: Way, candidates: Sequence[Candidate]) -> list[RenderedPair]:
