@@ -192,10 +192,9 @@ def report(
     look_at_all(networks, candidates[:size], scale.rendering)  # warms up
     scores, *seconds = look_at_all(networks, candidates, scale.rendering)
     steps, n = scale.rendering.steps, len(candidates)
+    cost = seconds[0] / (2 * n * steps), seconds[1] / n
     alike = itertools.groupby(
-        measure(
-            scores, candidates, limits, seconds[0] / (2 * n * steps), seconds[1] / n
-        ),
+        measure(scores, candidates, limits, *cost),
         key=lambda row: (row["step"], row["places"]),
     )
     rows = [best_of(part) for _, part in alike]

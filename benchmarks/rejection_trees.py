@@ -47,9 +47,8 @@ def walked(p: Tensor, finish: Tensor, look: int, steps: int) -> int:
     """
     step = torch.arange(steps)
     alive = (step < look) | finish[..., None]
-    left = torch.minimum(
-        shared(p, steps)[..., None], step + 1
-    )  # step + 1: still shares
+    # Those that still share are one, whatever their number is.
+    left = torch.minimum(shared(p, steps)[..., None], step + 1)
     kinds = torch.arange(steps + 1)
     second = (alive[..., None] & (left[..., None] == kinds)).any(1)
     return int(alive.any(1).sum() + second.sum())

@@ -109,9 +109,8 @@ def contested(
         contest: takes the pairs in order.
     """
     rows = [row for row, enters in enumerate(finish) if enters]
-    passed = contest.enter([groups[row] for row in rows], seen.direction[rows])
-    through = {row for row, passes_on in zip(rows, passed, strict=True) if passes_on}
-    return [row in through for row in range(len(finish))]
+    passed = iter(contest.enter([groups[row] for row in rows], seen.direction[rows]))
+    return [enters and next(passed) for enters in finish]
 
 
 def fit_floors(

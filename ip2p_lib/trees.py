@@ -62,7 +62,7 @@ def plant(
     table: Tensor,
     sampler: str,
     *,
-    ahead: int = 8,
+    ahead: int,
 ) -> Iterator[list[Walk]]:
     """Source and trunk of each tree, at their first step.
 

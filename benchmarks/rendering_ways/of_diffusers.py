@@ -16,7 +16,12 @@ from torch import Tensor
 
 from ip2p_lib import draws
 from ip2p_lib.backbone import Backbone
-from ip2p_lib.prompt_to_prompt import is_active, source_rows
+from ip2p_lib.prompt_to_prompt import (
+    SELF_ATTENTION,
+    installed,
+    is_active,
+    source_rows,
+)
 from ip2p_lib.rendering import Candidate, RenderedPair, noise_key
 
 
@@ -41,12 +46,9 @@ class FormedMaps:
 @contextmanager
 def formed_maps(unet: Any) -> Iterator[FormedMaps]:
     """Self-attention layers that form their maps, inside a ``with`` block."""
-    old, maps = dict(unet.attn_processors), FormedMaps()
-    unet.set_attn_processor({n: maps if "attn1" in n else p for n, p in old.items()})
-    try:
+    maps = FormedMaps()
+    with installed(unet, SELF_ATTENTION, maps):
         yield maps
-    finally:
-        unet.set_attn_processor(old)
 
 
 def one_by_one(
