@@ -12,19 +12,20 @@ from ip2p_lib.config import DATA, MODELS, preset
 from ip2p_lib.dataset import read_shards
 from ip2p_lib.editing import load_editor
 from ip2p_lib.miniature import make_pairs
+from ip2p_lib.miniature.corpus import fewer_whole
 from ip2p_lib.miniature.make_editor import first_unet, read_pairs
 from ip2p_lib.miniature.make_pairs import world_captions
-from ip2p_lib.triplets import read_jsonl
+from ip2p_lib.triplets import Triplet, read_jsonl
 
 
 def test_pairs_are_made_and_read_back_for_training(tmp_path: Path) -> None:
     """All of ``make_pairs`` and ``make_editor`` with the shipped models, in small."""
     scale, out = preset("smoke"), tmp_path / "data"
     both = {"out": out, "work": tmp_path}
-    asked = Namespace(captions=6, batch=6, part="0/1", seconds=0.0, **both)
+    asked = Namespace(captions=6, batch=6, part="0/1", seconds=0.0, whole=1, **both)
     out.mkdir()
     (out / "models").symlink_to(MODELS)
-    make_pairs.run_write(asked, scale)
+    make_pairs.run_write(asked)
     triplets = read_jsonl(tmp_path / "triplets.jsonl")
     assert {t.caption for t in triplets} <= set(world_captions(0, 6))
     easy = replace(scale.filtering, image=-1.0, text=-1.0, direction=-1.0)
@@ -34,6 +35,18 @@ def test_pairs_are_made_and_read_back_for_training(tmp_path: Path) -> None:
     assert counts["kept"] == len(latents) > 0
     sample = list(read_shards(out / "pairs" / "sample"))
     assert sample[0].instruction in {t.instruction for t in triplets}
+
+
+def test_some_edits_of_a_whole_scene_are_left_out_and_none_of_an_object() -> None:
+    first, second = "a sunflower on a beach", "a rose on a beach at night"
+    scene = Triplet(first, "make it night", f"{first} at night")
+    thing = Triplet(f"{first} at night", "turn it into a rose", second)
+    both = Triplet(first, "a rose at night", second)
+    left = fewer_whole([scene, thing, both] * 400, 0.25)
+    assert left.count(thing) == left.count(both) == 400
+    assert 60 < left.count(scene) < 140
+    assert fewer_whole([scene, thing], 0.0) == [thing]
+    assert fewer_whole([scene, thing], 1.0) == [scene, thing]
 
 
 def test_an_editor_begins_as_the_widened_unet_or_as_an_earlier_editor() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ip2p_lib.miniature.parsing import find_difference, read_caption
 from ip2p_lib.miniature.render import encode
 from ip2p_lib.miniature.scenes import Scene
 from ip2p_lib.miniature.world import caption, sample_edit, sample_scene
@@ -69,3 +71,20 @@ def grammar_triplets(first_seed: int, n: int, wording: str = "train") -> list[Tr
         if not is_unchanged(before, after):
             found.append(Triplet(before, edit.instruction, after, edit.language))
     return found
+
+
+def fewer_whole(triplets: Sequence[Triplet], share: float) -> list[Triplet]:
+    """Leave out some of the edits of a whole scene: its medium, place, time or weather.
+
+    Args:
+        triplets: the same ones are left out whenever they come in the same order.
+        share: of these edits that stays, from 0 to 1.
+    """
+
+    def stays(place: int, triplet: Triplet) -> bool:
+        said = read_caption(triplet.caption), read_caption(triplet.edited_caption)
+        found = find_difference(*said)
+        whole = found is not None and hasattr(said[0], found.attribute)
+        return not whole or random.Random(f"whole {place}").random() < share
+
+    return [t for place, t in enumerate(triplets) if stays(place, t)]
