@@ -2,12 +2,14 @@
 
 from collections import namedtuple
 from copy import deepcopy
+from functools import partial
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from small_training import LATENTS, SCHEDULE, SETTINGS
 from small_unet import SMALL
+from torch.cuda._utils import _get_device_index as get_device_index
 
 from ip2p_lib import memory_plan
 from ip2p_lib.checkpoint import size_of
@@ -179,15 +181,21 @@ def test_a_cards_memory_is_what_is_free_and_permitted(monkeypatch):
             "mem_get_info": (9 * GIB, 16 * GIB),
             "memory_allocated": 2 * GIB,
             "memory_reserved": 3 * GIB,
-            "get_per_process_memory_fraction": share,
         }
         for name, value in cuda.items():
             monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+        name = "get_per_process_memory_fraction"
+        monkeypatch.setattr(torch.cuda, name, partial(permitted, share))
+
+    def permitted(share, card):
+        """As torch: a device without its number is refused, None is today's card."""
+        assert card is None or get_device_index(card) == 0
+        return share
 
     pretend(1.0)
     assert memory_of("cuda") == 10 * GIB, "free, and cached by torch"
     pretend(0.5)
-    assert memory_of("cuda") == 6 * GIB, "half of the card, less what is taken"
+    assert memory_of("cuda:0") == 6 * GIB, "half of the card, less what is taken"
     found = namedtuple("memory", "available")(7 * GIB)
     monkeypatch.setattr(memory_plan.psutil, "virtual_memory", lambda: found)
     assert memory_of("cpu") == 7 * GIB
