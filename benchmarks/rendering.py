@@ -44,7 +44,7 @@ from rendering_ways.all_ways import (
 )
 
 from ip2p_lib.backbone import Backbone, load_backbone, pick_device
-from ip2p_lib.compilation import compile_unet
+from ip2p_lib.compilation import WAYS, compile_unet
 from ip2p_lib.config import HELD_OUT, RESULTS, Rendering, preset
 from ip2p_lib.miniature.corpus import grammar_triplets
 from ip2p_lib.precision import choose_precision
@@ -142,6 +142,7 @@ def arguments() -> argparse.Namespace:
     add("--budget", type=float, default=900, help="seconds for all, compiling included")
     add("--batch", type=int, help="candidates at once")
     add("--steps", type=int)
+    add("--compiled", choices=WAYS, default="blocks", help="on a GPU")
     return parser.parse_args()
 
 
@@ -198,7 +199,7 @@ def main() -> None:
     gaps = compare(backbone, candidates)
     print(gaps, f"compared at {age():.0f} s", flush=True)
     if device.type == "cuda":
-        compile_unet(backbone.unet, "blocks")
+        compile_unet(backbone.unet, args.compiled)
         gaps = differences(backbone, case.batch, candidates)
         print(gaps, f"compiled at {age():.0f} s", flush=True)
     chosen = ways_of(backbone, case.steps, case.batch)

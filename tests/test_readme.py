@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from jobs.readme import GRID, PICTURE, README, fill
+from jobs.pictures import GRID, PICTURE
+from jobs.readme import README, fill
 
 
 def test_the_table_is_the_one_the_results_give() -> None:
