@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 
 WARM_UP = 3  # steps in which a GPU's libraries and compilers make up their minds
-# Of a card's speed in large products: an H100 trains Stable Diffusion 1.5's U-Net, not
-# compiled, at 165 of 765 TFLOP/s.
-SHARE = 0.2
+# Of a card's speed in large products. An H100 trains Stable Diffusion 1.5's U-Net, not
+# compiled, at a tenth of it where 15 GiB are to do (``results/memory-cuda.json``).
+SHARE = 0.1
 
 
 def product_speed(

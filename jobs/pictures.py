@@ -15,7 +15,7 @@ INSTRUCTIONS = (
     "replace the sunflower with a rose",
     "make it night",
     "turn it into a snowy winter",
-    "make the sunflower blue",
+    "have the sunflower wear sunglasses",
     "turn it into a watercolour",
     "change the background to a beach",
 )

@@ -135,7 +135,8 @@ def _rendering() -> list[str]:
             "rendering-miniature-cuda",
             f"{filtered['candidates_per_second']:,.0f}",
             "1,000",
-            f"Candidates rendered and filtered a second, {filtered['steps']} steps",
+            "The miniature's candidates rendered and filtered a second, "
+            f"{filtered['steps']} steps",
         ),
     ]
 
@@ -148,7 +149,7 @@ def _training() -> list[str]:
     gaps = [abs(row["error_percent"]) for row in read("memory-cuda")["rows"]]
     claims = (
         "Training from stored latents, as fast as diffusers' script tuned",
-        "The same, examples a second",
+        "The miniature trained from stored latents, examples a second",
         "At Stable Diffusion's size, 256 pixels, random weights",
         "Its peak memory by LoRA or 8-bit AdamW in 15 GiB, as foretold",
         f"LoRA of 1.5 B random weights, {epoch['triplets']} triplets once",
