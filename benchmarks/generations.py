@@ -5,7 +5,8 @@
 
 Every environment generates one picture by the stock pipeline, and edits one, from the
 same noise; ``compare`` writes the largest difference of any pixel to the first file
-into ``data/results/generations.json``.
+into ``data/results/generations.json``. Before transformers 5 the stock pipeline reads
+Chinese as it should only where ftfy is installed; the library does without.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ def load_backbone(
     precision = pick_dtype(place, dtype)
     where = _locate(source)
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTokenizerFast
 
     def part(kind: Any, name: str) -> Any:
         # torch's own ``to``: that of diffusers logs a warning about a dtype, always.
@@ -208,7 +208,8 @@ def load_backbone(
         return nn.Module.to(network, place, precision).eval()
 
     return Backbone(
-        tokenizer=CLIPTokenizer.from_pretrained(**where, subfolder="tokenizer"),
+        # Before transformers 5 the other one parts Chinese, unless ftfy is installed.
+        tokenizer=CLIPTokenizerFast.from_pretrained(**where, subfolder="tokenizer"),
         text_encoder=part(CLIPTextModel, "text_encoder").requires_grad_(False),
         vae=part(AutoencoderKL, "vae").requires_grad_(False),
         unet=part(UNet2DConditionModel, "unet"),

@@ -119,16 +119,16 @@ def load_clip(
     import transformers
 
     name = str(getattr(source, "path_or_id", source))
-    revision = getattr(source, "revision", None)
+    pinned = {"revision": getattr(source, "revision", None)}
     try:
         model = transformers.CLIPModel.from_pretrained(
-            name, revision=revision, use_safetensors=True
+            name, **pinned, use_safetensors=True
         )
-        tokenizer = transformers.CLIPTokenizer.from_pretrained(name, revision=revision)
+        tokenizer = transformers.CLIPTokenizerFast.from_pretrained(name, **pinned)
         # The Pillow class by name where it exists: the other asks for torchvision.
         processor = getattr(
             transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor
-        ).from_pretrained(name, revision=revision)
+        ).from_pretrained(name, **pinned)
     except OSError as error:
         raise FileNotFoundError(
             f"CLIP cannot be loaded from {name!r}. If this is a folder, check that it "
