@@ -8,7 +8,8 @@ Six ways, in turns; slow ones are given fewer of the same candidates:
 - released    as the released code: one candidate in four rows, attention maps formed
 - pipeline    diffusers' pipeline in a loop, with attention processors that share
 - batched     ``rendering.render``
-- trees       ``slots.render_in_slots``; candidates of a seed differ in p alone
+- trees       ``slots.render_in_slots``; candidates of a seed differ in p alone, so many
+              of one seed as ``--thresholds`` says
 - filtered    the same, and CLIP keeps the best; only at the miniature's size
 - rejecting   trees of which many are stopped early; only at SD 1.5's size. A candidate
               that is stopped counts as dealt with. What that costs in pairs that the
@@ -52,7 +53,6 @@ from ip2p_lib.rendering import Candidate
 from ip2p_lib.results import write_results
 from ip2p_lib.trees import draw_trees
 
-THRESHOLDS = 4  # of p, for one seed
 FEW, FEW_STEPS = 4, 4  # candidates and steps that are compared
 APART = 0.05  # of 255 levels, at most, in float32
 
@@ -64,17 +64,17 @@ class Case:
     steps: int
     batch: int  # candidates at once, in four rows each
     triplets: int
-    seeds: int  # of each triplet; four candidates of each
+    candidates: int  # of each triplet
     fewer: dict[str, int]  # candidates of the ways that are not given all
 
 
 CASES = {
-    "sd15": Case(100, 8, 4, 4, {"released": 2, "pipeline": 4, "batched": 8}),
+    "sd15": Case(100, 8, 4, 16, {"released": 2, "pipeline": 4, "batched": 8}),
     "miniature on cuda": Case(
-        25, 512, 64, 32, {"released": 8, "pipeline": 8, "batched": 1024}
+        25, 512, 64, 128, {"released": 8, "pipeline": 8, "batched": 1024}
     ),
-    "miniature on cpu": Case(12, 8, 8, 1, {}),
-    "tiny": Case(5, 2, 2, 1, {"released": 1, "pipeline": 2}),
+    "miniature on cpu": Case(12, 8, 8, 4, {}),
+    "tiny": Case(5, 2, 2, 4, {"released": 1, "pipeline": 2}),
 }
 
 
@@ -142,6 +142,7 @@ def arguments() -> argparse.Namespace:
     add("--budget", type=float, default=900, help="seconds for all, compiling included")
     add("--batch", type=int, help="candidates at once")
     add("--steps", type=int)
+    add("--thresholds", type=int, default=4, help="of p, for one seed")
     add("--compiled", choices=WAYS, default="blocks", help="on a GPU")
     return parser.parse_args()
 
@@ -164,7 +165,8 @@ def prepare(
         settings = Rendering()
     every = grammar_triplets(HELD_OUT, 4 * case.triplets)
     triplets = [t for t in every if t.language == "en"][: case.triplets]
-    return case, backbone, draw_trees(triplets, case.seeds, THRESHOLDS, 0, settings)
+    trees = (max(1, case.candidates // args.thresholds), args.thresholds)
+    return case, backbone, draw_trees(triplets, *trees, 0, settings)
 
 
 def rows_of(
@@ -198,12 +200,13 @@ def main() -> None:
     case, backbone, candidates = prepare(args, device)
     gaps = compare(backbone, candidates)
     print(gaps, f"compared at {age():.0f} s", flush=True)
-    if device.type == "cuda":
-        compile_unet(backbone.unet, args.compiled)
+    compiled = args.compiled if device.type == "cuda" else "none"
+    if compiled != "none":
+        compile_unet(backbone.unet, compiled)
         gaps = differences(backbone, case.batch, candidates)
         print(gaps, f"compiled at {age():.0f} s", flush=True)
     chosen = ways_of(backbone, case.steps, case.batch)
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"of_each_tree": args.thresholds, "compiled": compiled}
     if args.size == "miniature":
         chosen["filtered"] = filtered(chosen["trees"])
     else:
