@@ -2,7 +2,7 @@
 
 Modules in the order of the paper's pipeline:
 
-- ground: config, draws, images, diffusion, guidance, denoising, teaching
+- ground: config, draws, transfer, images, diffusion, guidance, denoising, teaching
 - what is whole or not there: files, folders, disk_faults
 - pretrained models: weights, backbone, lora, adapter_files
 - section 3.1.1: captions, triplets, triplet_filter

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ip2p_lib.draws import integers, key, uniform
+from ip2p_lib.transfer import sent
 
 
 class Encoders(Protocol):
@@ -189,20 +190,13 @@ def select(
     """Gather the examples of some visits, each mirrored or not by its own draw."""
     rows = visits % len(latents)
     flip = integers(key(run_seed, "flip", step), visits, latents.condition.shape[1])
-    text = _sent(latents.text[latents.instruction[rows]], device)
+    text = sent(latents.text[latents.instruction[rows]], device)
     return Batch(
-        _sent(latents.target_mean[rows, flip], device).float(),
-        _sent(latents.target_logvar[rows, flip], device).float(),
-        _sent(latents.condition[rows, flip], device).float(),
+        sent(latents.target_mean[rows, flip], device).float(),
+        sent(latents.target_logvar[rows, flip], device).float(),
+        sent(latents.condition[rows, flip], device).float(),
         (encode(text) if encode else text).float(),
-        _sent(latents.null_text, device).float(),
+        sent(latents.null_text, device).float(),
         latents.scaling,
-        _sent(visits, device),
+        sent(visits, device),
     )
-
-
-def _sent(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Copy to a device; a GPU fetches it by itself, and the host does not wait."""
-    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,18 +21,7 @@ from ip2p_lib.diffusion import Denoiser
 from ip2p_lib.prompt_to_prompt import sharing
 from ip2p_lib.rendering import noise_key
 from ip2p_lib.stepping import advance
-
-
-def _send(values: Sequence[Any] | Tensor, device: torch.device) -> Tensor:
-    """Numbers to a device, without waiting for the work it still has.
-
-    So the next step is prepared while a GPU takes this one. A copy from memory that may
-    be swapped would wait.
-    """
-    numbers = torch.as_tensor(values)
-    if device.type != "cuda":
-        return numbers.to(device)
-    return numbers.pin_memory().to(device, non_blocking=True)
+from ip2p_lib.transfer import sent
 
 
 @dataclass(eq=False)
@@ -110,7 +98,7 @@ class WalkBatch:
         """Put walks into their slots."""
         if not new:
             return
-        rows = _send(list(new), self.x.device)
+        rows = sent(list(new), self.x.device)
         for name in ("x", "x0", "text"):
             states = torch.stack([getattr(walk, name) for walk in new.values()])
             getattr(self, name)[rows] = states
@@ -120,7 +108,7 @@ class WalkBatch:
     def _tell(self, walks: dict[int, Walk]) -> None:
         """Give walks the state of these slots, theirs for good."""
         if walks:
-            rows = _send(list(walks), self.x.device)
+            rows = sent(list(walks), self.x.device)
             for walk, x, x0 in zip(
                 walks.values(), self.x[rows], self.x0[rows], strict=True
             ):
@@ -144,9 +132,9 @@ class WalkBatch:
     def step(self) -> None:
         """One step of every walk that has a slot, in one call of the U-Net."""
         done = torch.tensor([walk.step if walk else 0 for walk in self.slots])
-        numbers = _send(self.table[done], self.x.device)
+        numbers = sent(self.table[done], self.x.device)
         with sharing(self.backbone.unet) as state:
-            state.source = _send(self._source_rows(), self.x.device)
+            state.source = sent(self._source_rows(), self.x.device)
             eps = self._denoiser()(self.x, numbers[:, 0].to(self.x.dtype))
         noise = self._fresh_noise(done)
         self.x, self.x0 = advance(self.x, eps, self.x0, noise, numbers)
@@ -165,7 +153,7 @@ class WalkBatch:
     def _denoiser(self) -> Denoiser:
         scale = [w.candidates[0].cfg_scale if w else 1.0 for w in self.slots]
         unet, null_text = self.backbone.unet, self.backbone.null_text
-        scales = _send(scale, self.x.device)
+        scales = sent(scale, self.x.device)
         return caption_denoiser(unet, self.text, null_text, scales)
 
     def _fresh_noise(self, done: Tensor) -> Tensor | None:
@@ -173,7 +161,7 @@ class WalkBatch:
         if not self.noisy:
             return None
         ids = [w.candidates[0].seed if w else 0 for w in self.slots]
-        keys, seeds = (_send(n, self.x.device) for n in (self.keys[done], ids))
+        keys, seeds = (sent(n, self.x.device) for n in (self.keys[done], ids))
         return draws.normal(keys, seeds, tuple(self.x.shape[1:])).to(self.x)
 
     def take_finished(self) -> list[Walk]:

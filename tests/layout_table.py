@@ -5,6 +5,7 @@
 IMPORTS = {
     "config": "",
     "draws": "",
+    "transfer": "",
     "parallel": "",
     "files": "",
     "triplets": "files",
@@ -55,7 +56,7 @@ IMPORTS = {
     "stepping": "diffusion",
     "walks": (
         "candidates draws diffusion denoising prompt_to_prompt backbone rendering"
-        " stepping"
+        " stepping transfer"
     ),
     "trees": "triplets draws rendering stepping backbone walks",
     "slots": "backbone rendering stepping trees walks",
@@ -80,7 +81,7 @@ IMPORTS = {
     ),
     "surgery": "",
     "checkpoint": "files disk_faults",
-    "latents": "draws",
+    "latents": "draws transfer",
     "economy": "",
     "precision": "backbone",
     "loss_scale": "",
