@@ -106,7 +106,7 @@ def memory_of(device: torch.device | str) -> int:
     free, total = torch.cuda.mem_get_info(device)
     ours = torch.cuda.memory_allocated(device)
     idle = torch.cuda.memory_reserved(device) - ours
-    share = torch.cuda.get_per_process_memory_fraction(device.index)  # no "cuda"
+    share = torch.cuda.get_per_process_memory_fraction(device.index)  # "cuda" fails
     return min(free + idle, int(share * total) - ours)
 
 

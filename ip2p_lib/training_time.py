@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 
 WARM_UP = 3  # steps in which a GPU's libraries and compilers make up their minds
-# Of a card's speed in large products. An H100 trains Stable Diffusion 1.5's U-Net, not
-# compiled, at a tenth of it where 15 GiB are to do (``results/memory-cuda.json``).
+# Of a card's speed in large products. An H100 that may use 15 GiB trains Stable
+# Diffusion 1.5's U-Net, not compiled, at a tenth of it (``results/memory-cuda.json``).
 SHARE = 0.1
 
 
