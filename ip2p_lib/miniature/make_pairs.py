@@ -46,8 +46,8 @@ LENT = 0.75
 # Of so many candidates of a triplet the best are kept. More of them are good than of
 # two that are both kept: the same file.
 CANDIDATES, KEPT = 4, 2
-# Share of the edits of a whole scene that is rendered: they are learnt well before those
-# of one object (``results/miniature-editor.json``), which get the time.
+# Share of the edits of a whole scene that is rendered: they are learnt well before
+# those of one object (``results/miniature-editor.json``), which get the time.
 WHOLE = 0.4
 
 
