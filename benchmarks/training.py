@@ -49,7 +49,7 @@ DROP = 0.25  # when comparing: few examples, each case among them
 ROUNDING = 5e-3  # what stored latents, in half precision, may change in a gradient
 CASES = {
     "sd15": Case(256, 256, 256, 128, 64, "blocks", host=True),
-    "miniature on cuda": Case(128, 4096, 2048, 2048, 2048, "whole"),
+    "miniature on cuda": Case(128, 4096, 3072, 3072, 1536, "whole"),
     "miniature on cpu": Case(128, 64, 16, 16, 16, "none"),
     "tiny": Case(64, 8, 8, 4, 2, "none", host=True),
 }

@@ -3,10 +3,10 @@
     state = training.start(compile_unet(unet, "blocks"), settings)
 
 A GPU computes Stable Diffusion's U-Net faster if its operations are joined to fewer and
-its pictures lie channels last. Compiling the whole takes minutes; its blocks are alike,
-and those of one shape are compiled once. ``Module.compile`` changes how a module is
-called and nothing else: names of weights, checkpoints and averages stay, and a copy of
-the module is not compiled.
+its pictures lie channels last (see ``compiled_layers``). Compiling the whole takes
+minutes; its blocks are alike, and those of one shape are compiled once. Both change how
+a module is called and nothing else: names of weights, checkpoints and averages stay,
+and a copy of the module is not compiled.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ip2p_lib.compiled_layers import compilable
+
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 WAYS = ("none", "blocks", "whole")
 LIMIT = 64  # forms of one block's code: Stable Diffusion's have some twenty
-# Pictures stay channels last through a whole graph. Inductor gives that up where one
-# convolution halves its channels, as every block does that a skip connection enters,
-# and then copies what goes into and comes out of each convolution.
-LAYOUT: dict[str, bool] = {"force_layout_optimization": True}
+OPTIONS: dict[str, bool | int] = {
+    # The layers say how pictures lie; left alone, attention's heads lie so too.
+    "layout_optimization": False,
+    # What two kernels need is computed twice, not written in float32 and read.
+    "realize_reads_threshold": 16,
+    "realize_opcount_threshold": 200,
+}
 
 
 def compile_unet(
@@ -45,8 +50,8 @@ def compile_unet(
         way: ``"blocks"`` are its ``ResnetBlock2D`` and ``Transformer2DModel``;
             ``"whole"`` is it alone, ``"none"`` leaves it as it is.
         backend: as for ``torch.compile``.
-        channels_last: lay its convolutions out for a GPU; None does so on a GPU. The
-            8-bit AdamW has no use for it: it lays the weights out anew.
+        channels_last: lay the convolutions' weights out like pictures on a GPU; None
+            does so on a GPU. The 8-bit AdamW has no use for it: it lays them out anew.
     Returns:
         ``unet``.
     Raises:
@@ -56,13 +61,19 @@ def compile_unet(
         raise ValueError(f"There is no way {way!r} to compile; choose from {WAYS}.")
     if way == "none":
         return unet
-    if unet.device.type == "cuda" if channels_last is None else channels_last:
+    on_gpu = unet.device.type == "cuda"
+    if on_gpu if channels_last is None else channels_last:
         unet.to(memory_format=torch.channels_last)
+    for_gpu = on_gpu or bool(channels_last)
+    if on_gpu:
+        torch.backends.cudnn.benchmark = True  # convolutions of one size: try each way
     # Many blocks share one code, and past its limit torch goes on without compiling.
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, LIMIT)
-    options = LAYOUT if backend == "inductor" else None
+    options = OPTIONS if for_gpu and backend == "inductor" else None
     for module in compiled_parts(unet, way):
+        if for_gpu:
+            compilable(module)
         module.compile(dynamic=False, backend=backend, options=options)
     return unet
 

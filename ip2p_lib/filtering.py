@@ -182,6 +182,17 @@ def score_pairs(
             f"captions and edited_captions hold {lengths} of them."
         )
     image_0, image_1 = clip.embed_images(torch.cat([before, after])).chunk(2)
+    return score_embedded(clip, image_0, image_1, captions, edited_captions)
+
+
+def score_embedded(
+    clip: ClipScorer,
+    image_0: Tensor,
+    image_1: Tensor,
+    captions: Sequence[str],
+    edited_captions: Sequence[str],
+) -> Scores:
+    """The same for B pairs of pictures that are embedded, each (B, D)."""
     text_0, text_1 = _embed_distinct(clip, [*captions, *edited_captions]).chunk(2)
     return Scores(
         image=functional.cosine_similarity(image_0, image_1),

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ip2p_lib.calibration import Share, share
-from ip2p_lib.filtering import ClipScorer, Scores, keep_best, passes, score_pairs
+from ip2p_lib.filtering import ClipScorer, Scores, keep_best, passes, score_embedded
 from ip2p_lib.slots import Preview
 
 if TYPE_CHECKING:
@@ -33,14 +33,18 @@ ANY = -1.0  # a floor below every cosine
 
 
 def score_rendered(clip: ClipScorer, pairs: Sequence[RenderedPair]) -> Scores:
-    """Score candidates by their pictures, predicted or finished; at least one pair."""
-    return score_pairs(
-        clip,
-        torch.stack([pair.before for pair in pairs]),
-        torch.stack([pair.after for pair in pairs]),
-        [pair.candidate.triplet.caption for pair in pairs],
-        [pair.candidate.triplet.edited_caption for pair in pairs],
-    )
+    """Score candidates by their pictures, predicted or finished; at least one pair.
+
+    A tree's candidates share their picture before, which CLIP sees once.
+    """
+    first = {id(pair.before): pair.before for pair in pairs}
+    place = {key: row for row, key in enumerate(first)}
+    pictures = torch.stack([*first.values(), *(pair.after for pair in pairs)])
+    before, after = clip.embed_images(pictures).tensor_split([len(first)])
+    rows = torch.tensor([place[id(pair.before)] for pair in pairs], device=clip.device)
+    captions = [pair.candidate.triplet.caption for pair in pairs]
+    edited = [pair.candidate.triplet.edited_caption for pair in pairs]
+    return score_embedded(clip, before[rows], after, captions, edited)
 
 
 class Contest:

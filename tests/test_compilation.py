@@ -8,15 +8,19 @@ import torch
 from diffusers import UNet2DConditionModel
 from small_training import LATENTS, SCHEDULE, SETTINGS
 
-from ip2p_lib.compilation import LAYOUT, compile_unet, compiled_parts, even_part
+from ip2p_lib.compilation import OPTIONS, compile_unet, compiled_parts, even_part
+from ip2p_lib.compiled_layers import LAYERS
 from ip2p_lib.economy import Economy
 from ip2p_lib.editor_lora import add_editor_lora, load_editor_lora, save_editor_lora
 from ip2p_lib.publishing import save_editor
 from ip2p_lib.surgery import widen_conv_in
 from ip2p_lib.training import resume, save, start, train
 
-# Torch hides this warning of its own where it is printed, not where it is an error.
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+# Torch hides these warnings where they are printed, not where they are errors.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor"),
+    pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated"),
+]
 STEPS = replace(SETTINGS, steps=2)
 
 
@@ -130,18 +134,28 @@ def test_blocks_of_one_shape_are_compiled_once(tiny_backbone):
     assert 0 < counter.graphs < len(parts)
 
 
-def test_pictures_stay_channels_last_in_every_part_that_inductor_compiles(
+def test_inductor_is_given_options_that_it_knows_where_it_compiles_for_a_gpu(
     tiny_backbone, monkeypatch
 ):
-    """Else each convolution's input and output are copied on a GPU."""
-    known, asked = set(torch._inductor.list_options()), []
-    assert LAYOUT["force_layout_optimization"] and LAYOUT.keys() <= known
+    asked = []
+    assert OPTIONS.keys() <= set(torch._inductor.list_options())
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda *_, **options: asked.append(options)
     )
-    unet = compile_unet(wide(tiny_backbone), "blocks")
-    assert len(asked) == len(compiled_parts(unet, "blocks"))
-    assert all(options["options"] == LAYOUT for options in asked)
+    compile_unet(wide(tiny_backbone), "whole")
+    compile_unet(wide(tiny_backbone), "whole", channels_last=True)
+    assert [options["options"] for options in asked] == [None, OPTIONS]
+
+
+@pytest.mark.parametrize(("way", "outside"), [("blocks", True), ("whole", False)])
+def test_only_layers_that_are_compiled_are_exchanged(tiny_backbone, way, outside):
+    unet = wide(tiny_backbone)
+    kinds = {type(module) for module in unet.modules()}
+    assert kinds > LAYERS.keys()
+    compile_unet(unet, way, backend="eager", channels_last=True)
+    inner = {type(m) for part in compiled_parts(unet, way) for m in part.modules()}
+    assert not inner & LAYERS.keys()
+    assert (type(unet.conv_in) is torch.nn.Conv2d) is outside
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from itertools import count
 from typing import Any
@@ -13,7 +13,7 @@ from rendering_ways.of_diffusers import formed_maps, one_by_one, stock_pipeline
 
 from ip2p_lib.backbone import Backbone
 from ip2p_lib.config import RESULTS, preset
-from ip2p_lib.filtering import keep_best, load_clip
+from ip2p_lib.filtering import Scores, keep_best, load_clip
 from ip2p_lib.prompt_to_prompt import sharing
 from ip2p_lib.rejection import score_rendered
 from ip2p_lib.rendering import Candidate, RenderedPair, render
@@ -46,18 +46,36 @@ def uncompiled(way: Way) -> Way:
     return run
 
 
-def filtered(way: Way) -> Way:
-    """Also score what a way renders, and keep the best of each triplet."""
+def in_batches(
+    found: Iterator[list[RenderedPair]], least: int
+) -> Iterator[list[RenderedPair]]:
+    """What comes in small lists, in lists of at least so many; the last may be less."""
+    waiting: list[RenderedPair] = []
+    for some in found:
+        waiting += some
+        if len(waiting) >= least:
+            yield waiting
+            waiting = []
+    if waiting:
+        yield waiting
+
+
+def filtered(way: Way, least: int) -> Way:
+    """Also score what a way renders, at least so many at once, and keep the best."""
     scale = preset("miniature")
     clip = load_clip(scale.clip)
 
     def render_and_filter(
         candidates: Sequence[Candidate],
     ) -> Iterator[list[RenderedPair]]:
-        for pairs in way(candidates):
-            groups = [pair.candidate.triplet for pair in pairs]
-            keep_best(score_rendered(clip, pairs), groups, scale.filtering)
+        scores: list[Scores] = []
+        groups: list[Hashable] = []
+        for pairs in in_batches(way(candidates), least):
+            scores.append(score_rendered(clip, pairs))
+            groups += [pair.candidate.triplet for pair in pairs]
             yield pairs
+        columns = zip(*(vars(some).values() for some in scores), strict=True)
+        keep_best(Scores(*map(torch.cat, columns)), groups, scale.filtering)
 
     return render_and_filter
 

@@ -1,0 +1,100 @@
+"""Layers written for a compiler compute what the layers do whose place they take."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from diffusers.models.activations import GEGLU
+from diffusers.models.upsampling import Upsample2D
+from torch import nn
+
+from ip2p_lib.compiled_layers import LAYERS, compilable
+from ip2p_lib.editor_lora import add_editor_lora
+from ip2p_lib.surgery import widen_conv_in
+
+PICTURES, TOKENS = (3, 12, 6, 4), (3, 5, 12)
+CASES = {
+    "convolution": (nn.Conv2d(12, 8, 3, stride=2, padding=1), PICTURES),
+    "product": (nn.Conv2d(12, 8, 1), PICTURES),
+    "without bias": (nn.Conv2d(12, 8, 1, bias=False), PICTURES),
+    "norm": (nn.GroupNorm(4, 12, eps=1e-3), PICTURES),
+    "norm of channels": (nn.GroupNorm(12, 12), PICTURES),
+    "gate": (GEGLU(12, 7), TOKENS),
+    "doubling": (Upsample2D(12, use_conv=True, out_channels=8), PICTURES),
+}
+
+
+def drawn(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def outcome(layer, x, *args):
+    """What it gives, and the gradients of a random projection of it."""
+    y = layer(x, *args)
+    wanted = (x, *layer.parameters())
+    return y, *torch.autograd.grad((y * drawn(*y.shape, seed=1)).sum(), wanted)
+
+
+@pytest.fixture(params=CASES)
+def pair(request):
+    """A layer with random weights in float64, its substitute, and an input."""
+    layer, shape = CASES[request.param]
+    layer = deepcopy(layer).double()
+    for seed, weight in enumerate(layer.parameters(), 2):
+        weight.data.copy_(drawn(*weight.shape, seed=seed))
+    return layer, compilable(deepcopy(layer)), 3 + drawn(*shape).requires_grad_()
+
+
+def test_values_and_gradients_are_the_same_to_rounding(pair):
+    layer, other, x = pair
+    assert not {type(module) for module in other.modules()} & LAYERS.keys()
+    for found, right in zip(outcome(other, x), outcome(layer, x), strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-11)
+
+
+def test_names_of_weights_stay(pair):
+    layer, other, _ = pair
+    assert list(other.state_dict()) == list(layer.state_dict())
+
+
+@pytest.mark.parametrize("laid_out", [False, True])
+def test_a_convolution_is_given_pictures_and_gradients_channels_last(laid_out):
+    """Whatever lies around it."""
+    seen = []
+    layer = compilable(nn.Sequential(nn.Identity(), nn.Conv2d(12, 8, 3)).double())
+    kind = torch.channels_last if laid_out else torch.contiguous_format
+    x = drawn(*PICTURES).contiguous(memory_format=kind).requires_grad_()
+    layer[0].register_full_backward_hook(lambda *args: seen.append(args[2][0]))
+    y = layer(x)
+    y.backward(drawn(*y.shape).contiguous(memory_format=kind))
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in [y, *seen])
+
+
+def test_a_norm_sums_half_precision_in_float32():
+    layer = nn.GroupNorm(4, 12)
+    x = 30 + drawn(2, 12, 40, 40)
+    found = compilable(deepcopy(layer))(x.bfloat16())
+    right = layer.double()(x.bfloat16().double())
+    assert found.dtype == torch.bfloat16
+    assert (found - right).abs().max() < 0.02  # half a place of bfloat16 at 3 or so
+
+
+def test_a_doubling_asked_for_a_size_makes_it():
+    layer = Upsample2D(12, use_conv=True).double()
+    x = drawn(*PICTURES).requires_grad_()
+    for found, right in zip(
+        outcome(compilable(deepcopy(layer)), x, (11, 7)),
+        outcome(layer, x, (11, 7)),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-11)
+
+
+def test_lora_goes_on_beside_them(tiny_backbone):
+    unet = add_editor_lora(widen_conv_in(tiny_backbone.unet), rank=4).double()
+    inputs = drawn(2, 8, 8, 8), torch.tensor([3, 500])
+    width = unet.config.cross_attention_dim
+    right = unet(*inputs, drawn(2, 5, width)).sample
+    found = compilable(unet)(*inputs, drawn(2, 5, width)).sample
+    torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
