@@ -71,7 +71,7 @@ class Case:
 CASES = {
     "sd15": Case(100, 8, 4, 16, {"released": 2, "pipeline": 4, "batched": 8}),
     "miniature on cuda": Case(
-        25, 512, 64, 256, {"released": 8, "pipeline": 8, "batched": 1024}
+        25, 512, 64, 192, {"released": 8, "pipeline": 8, "batched": 1024}
     ),
     "miniature on cpu": Case(12, 8, 8, 4, {}),
     "tiny": Case(5, 2, 2, 4, {"released": 1, "pipeline": 2}),

@@ -24,13 +24,8 @@ if TYPE_CHECKING:
 
 WAYS = ("none", "blocks", "whole")
 LIMIT = 64  # forms of one block's code: Stable Diffusion's have some twenty
-OPTIONS: dict[str, bool | int] = {
-    # The layers say how pictures lie; left alone, attention's heads lie so too.
-    "layout_optimization": False,
-    # What two kernels need is computed twice, not written in float32 and read.
-    "realize_reads_threshold": 16,
-    "realize_opcount_threshold": 200,
-}
+# The layers say how pictures lie; left to Inductor, attention's heads would lie so too.
+OPTIONS: dict[str, bool] = {"layout_optimization": False}
 
 
 def compile_unet(
@@ -65,8 +60,6 @@ def compile_unet(
     if on_gpu if channels_last is None else channels_last:
         unet.to(memory_format=torch.channels_last)
     for_gpu = on_gpu or bool(channels_last)
-    if on_gpu:
-        torch.backends.cudnn.benchmark = True  # convolutions of one size: try each way
     # Many blocks share one code, and past its limit torch goes on without compiling.
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, LIMIT)
