@@ -9,9 +9,9 @@ Six ways, in turns; slow ones are given fewer of the same candidates:
 - pipeline    diffusers' pipeline in a loop, with attention processors that share
 - batched     ``rendering.render``
 - trees       ``slots.render_in_slots``; candidates of a seed differ in p alone, so many
-              of one seed as ``--thresholds`` says
-- filtered    the same, and CLIP keeps the best; only at the miniature's size
-- rejecting   trees of which many are stopped early; only at SD 1.5's size. A candidate
+              of one seed as ``--thresholds`` says, and once more for each further one
+- filtered    the last trees, and CLIP keeps the best; only at the miniature's size
+- rejecting   the last trees, many stopped early; only at SD 1.5's size. A candidate
               that is stopped counts as dealt with. What that costs in pairs that the
               filter would keep is ``recall``, which the miniature's weights told
 
@@ -69,7 +69,9 @@ class Case:
 
 
 CASES = {
-    "sd15": Case(100, 8, 4, 16, {"released": 2, "pipeline": 4, "batched": 8}),
+    "sd15": Case(
+        100, 8, 4, 32, {"released": 2, "pipeline": 4, "batched": 8, "trees": 64}
+    ),
     "miniature on cuda": Case(
         25, 512, 64, 192, {"released": 8, "pipeline": 8, "batched": 1024}
     ),
@@ -142,15 +144,15 @@ def arguments() -> argparse.Namespace:
     add("--budget", type=float, default=900, help="seconds for all, compiling included")
     add("--batch", type=int, help="candidates at once")
     add("--steps", type=int)
-    add("--thresholds", type=int, default=4, help="of p, for one seed")
+    add("--thresholds", type=int, nargs="+", default=[4], help="of p, for one seed")
     add("--compiled", choices=WAYS, default="blocks", help="on a GPU")
     return parser.parse_args()
 
 
 def prepare(
     args: argparse.Namespace, device: torch.device
-) -> tuple[Case, Backbone, list[Candidate]]:
-    """What the command line asks for: the networks, and what they render."""
+) -> tuple[Case, Backbone, dict[int, list[Candidate]]]:
+    """What the command line asks for: the networks, and what they render, by tree."""
     if args.size == "sd15" and device.type == "cpu" and not args.tiny:
         raise SystemExit("860 million parameters want a GPU; --tiny runs without one.")
     name = args.size if args.size == "sd15" else f"{args.size} on {device.type}"
@@ -165,8 +167,11 @@ def prepare(
         settings = Rendering()
     every = grammar_triplets(HELD_OUT, 4 * case.triplets)
     triplets = [t for t in every if t.language == "en"][: case.triplets]
-    trees = (max(1, case.candidates // args.thresholds), args.thresholds)
-    return case, backbone, draw_trees(triplets, *trees, 0, settings)
+    drawn = {
+        n: draw_trees(triplets, max(1, case.candidates // n), n, 0, settings)
+        for n in args.thresholds
+    }
+    return case, backbone, drawn
 
 
 def rows_of(
@@ -197,7 +202,8 @@ def rows_of(
 def main() -> None:
     """Compare, then time in turns."""
     args, device = arguments(), pick_device()
-    case, backbone, candidates = prepare(args, device)
+    case, backbone, drawn = prepare(args, device)
+    candidates, *larger = drawn.values()
     gaps = compare(backbone, candidates)
     print(gaps, f"compared at {age():.0f} s", flush=True)
     compiled = args.compiled if device.type == "cuda" else "none"
@@ -208,13 +214,15 @@ def main() -> None:
     chosen = ways_of(backbone, case.steps, case.batch)
     facts: dict[str, Any] = {"of_each_tree": args.thresholds, "compiled": compiled}
     if args.size == "miniature":
-        chosen["filtered"] = filtered(chosen["trees"], 2 * case.batch)
+        last, way = "filtered", filtered(chosen["trees"], 2 * case.batch)
     else:
-        chosen["rejecting"] = rejecting(backbone, case.steps, case.batch)
+        last, way = "rejecting", rejecting(backbone, case.steps, case.batch)
         facts["rejection"] = rejection_found()
-    for name in chosen.keys() - gaps.keys():  # the others ran when they were compared
-        rendered(chosen[name], candidates[: case.batch])
+    rendered(way, candidates[: case.batch])  # the others ran when they were compared
     given = {name: candidates[: case.fewer.get(name)] for name in chosen}
+    for n, more in zip(args.thresholds[1:], larger, strict=True):
+        chosen[f"trees of {n}"], given[f"trees of {n}"] = chosen["trees"], more
+    chosen[last], given[last] = way, [candidates, *larger][-1]
     seconds = take_turns(chosen, given, args)
     rows = rows_of(case, given, seconds, gaps)
     for row in rows:
