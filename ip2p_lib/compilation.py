@@ -56,10 +56,9 @@ def compile_unet(
         raise ValueError(f"There is no way {way!r} to compile; choose from {WAYS}.")
     if way == "none":
         return unet
-    on_gpu = unet.device.type == "cuda"
-    if on_gpu if channels_last is None else channels_last:
+    for_gpu = bool(channels_last) or unet.device.type == "cuda"
+    if for_gpu if channels_last is None else channels_last:
         unet.to(memory_format=torch.channels_last)
-    for_gpu = on_gpu or bool(channels_last)
     # Many blocks share one code, and past its limit torch goes on without compiling.
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, LIMIT)

@@ -175,38 +175,28 @@ def score_pairs(
     Raises:
         ValueError: the four arguments do not have the same length.
     """
-    lengths = [len(before), len(after), len(captions), len(edited_captions)]
-    if len(set(lengths)) != 1:
+    sides = (before, after, captions, edited_captions)
+    if len(set(lengths := [len(side) for side in sides])) != 1:
         raise ValueError(
             "Each pair needs two pictures and two captions, but before, after, "
             f"captions and edited_captions hold {lengths} of them."
         )
     image_0, image_1 = clip.embed_images(torch.cat([before, after])).chunk(2)
-    return score_embedded(clip, image_0, image_1, captions, edited_captions)
+    return score_embedded(clip, image_0, image_1, [*captions, *edited_captions])
 
 
 def score_embedded(
-    clip: ClipScorer,
-    image_0: Tensor,
-    image_1: Tensor,
-    captions: Sequence[str],
-    edited_captions: Sequence[str],
+    clip: ClipScorer, image_0: Tensor, image_1: Tensor, texts: Sequence[str]
 ) -> Scores:
-    """The same for B pairs of pictures that are embedded, each (B, D)."""
-    text_0, text_1 = _embed_distinct(clip, [*captions, *edited_captions]).chunk(2)
+    """The same for embedded pictures, each (B, D); captions before edited ones."""
+    row = {text: i for i, text in enumerate(dict.fromkeys(texts))}  # many are shared
+    text_0, text_1 = clip.embed_texts(list(row))[[row[t] for t in texts]].chunk(2)
     return Scores(
         image=functional.cosine_similarity(image_0, image_1),
         before=functional.cosine_similarity(image_0, text_0),
         after=functional.cosine_similarity(image_1, text_1),
         direction=functional.cosine_similarity(image_1 - image_0, text_1 - text_0),
     )
-
-
-def _embed_distinct(clip: ClipScorer, texts: list[str]) -> Tensor:
-    """Embed each different text once: a triplet's candidates share their captions."""
-    row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    index = torch.tensor([row[text] for text in texts], device=clip.device)
-    return clip.embed_texts(list(row))[index]
 
 
 def _limits(thresholds: Filtering) -> dict[str, float]:

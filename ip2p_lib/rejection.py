@@ -44,7 +44,7 @@ def score_rendered(clip: ClipScorer, pairs: Sequence[RenderedPair]) -> Scores:
     rows = torch.tensor([place[id(pair.before)] for pair in pairs], device=clip.device)
     captions = [pair.candidate.triplet.caption for pair in pairs]
     edited = [pair.candidate.triplet.edited_caption for pair in pairs]
-    return score_embedded(clip, before[rows], after, captions, edited)
+    return score_embedded(clip, before[rows], after, captions + edited)
 
 
 class Contest:

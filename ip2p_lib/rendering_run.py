@@ -30,10 +30,10 @@ from ip2p_lib.filtering import (
     Scores,
     drop_reasons,
     keep_best,
-    score_pairs,
 )
 from ip2p_lib.images import to_pil
 from ip2p_lib.pairs import Pair
+from ip2p_lib.rejection import score_rendered
 from ip2p_lib.rendering import RenderedPair, draw_candidates
 from ip2p_lib.run_lock import only_run_in
 from ip2p_lib.shards import sha256_of, write_bytes, write_shard
@@ -186,14 +186,7 @@ def _score(clip: ClipScorer, made: list[RenderedPair], size: int) -> Scores:
     if not made:
         return Scores(*torch.empty(4, 0))
     parts = [
-        score_pairs(
-            clip,
-            torch.stack([pair.before for pair in part]),
-            torch.stack([pair.after for pair in part]),
-            [pair.candidate.triplet.caption for pair in part],
-            [pair.candidate.triplet.edited_caption for pair in part],
-        )
-        for part in (made[i : i + size] for i in range(0, len(made), size))
+        score_rendered(clip, made[i : i + size]) for i in range(0, len(made), size)
     ]
     columns = zip(*(vars(part).values() for part in parts), strict=True)
     return Scores(*(torch.cat(column).cpu() for column in columns))

@@ -76,8 +76,8 @@ IMPORTS = {
     "pair_survey": "pairs",
     "dataset_card": "dataset pair_survey shards",
     "rendering_run": (
-        "config files triplets images backbone rendering slots filtering pairs shards"
-        " dataset run_lock"
+        "config files triplets images backbone rendering slots filtering rejection"
+        " pairs shards dataset run_lock"
     ),
     "surgery": "",
     "checkpoint": "files disk_faults",
@@ -91,7 +91,8 @@ IMPORTS = {
     "editor_lora": "adapter_files files lora surgery",
     "memory_trace": "",
     "training_time": "",
-    "compilation": "",
+    "compilation": "compiled_layers",
+    "compiled_layers": "",
     "memory_plan": "adamw economy editor_lora memory_trace",
     "micro_batches": "parallel train_state",
     "loss_bands": "diffusion",

@@ -180,6 +180,20 @@ def pair(before, after):
     return RenderedPair(Candidate(triplet, 1, 0.5, 7.5), *pictures)
 
 
+def test_a_tree_is_scored_as_its_pairs_are_and_its_first_picture_is_seen_once():
+    clip, whole, seen = Colours(), pair(0, 1), []
+    tree = [
+        RenderedPair(whole.candidate, whole.before, pair(0, i).after) for i in (1, 2)
+    ]
+    alone = [score_rendered(clip, [one]) for one in [*tree, pair(2, 1)]]
+    embed = clip.embed_images
+    clip.embed_images = lambda pictures: seen.append(len(pictures)) or embed(pictures)
+    scores = score_rendered(clip, [*tree, pair(2, 1)])
+    assert seen == [2 + 3]
+    for name, found in vars(scores).items():
+        assert found.tolist() == [float(getattr(one, name)) for one in alone]
+
+
 def test_a_preview_keeps_the_pairs_that_reach_its_floors():
     clip, pairs = Colours(), [pair(0, 1), pair(0, 0), pair(2, 1), pair(0, 1)]
     scores = score_rendered(clip, pairs)

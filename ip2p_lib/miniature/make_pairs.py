@@ -27,12 +27,13 @@ from ip2p_lib.candidates import Candidate, draw_candidates, lend_words
 from ip2p_lib.compilation import compile_unet
 from ip2p_lib.config import DATA, Scale, preset
 from ip2p_lib.dataset import write_shards
-from ip2p_lib.filtering import ClipScorer, Scores, keep_best, load_clip, score_pairs
+from ip2p_lib.filtering import ClipScorer, Scores, keep_best, load_clip
 from ip2p_lib.language_model import load_language_model, write_triplets
 from ip2p_lib.latents import encode_pairs
 from ip2p_lib.miniature.corpus import fewer_whole
 from ip2p_lib.miniature.stages import to_bytes, to_unit
 from ip2p_lib.miniature.world import caption, sample_scene
+from ip2p_lib.rejection import score_rendered
 from ip2p_lib.rendering import RenderedPair, render
 from ip2p_lib.rendering_run import as_pair
 from ip2p_lib.results import write_results
@@ -127,31 +128,28 @@ def render_kept(
         backbone, candidates, steps=steps, batch_size=batch_size, sampler=sampler
     )
     for batch in batches:
-        _filter(kept, clip, [pair.candidate for pair in batch], batch, scale)
+        _filter(kept, clip, batch, scale)
         if time.monotonic() - start > seconds:
             break
     return kept
 
 
 def _filter(
-    kept: KeptPairs, clip: ClipScorer, made: list[Candidate], batch: list, scale: Scale
+    kept: KeptPairs, clip: ClipScorer, batch: Sequence[RenderedPair], scale: Scale
 ) -> None:
-    before = torch.stack([pair.before for pair in batch])
-    after = torch.stack([pair.after for pair in batch])
-    captions = [candidate.triplet.caption for candidate in made]
-    edited = [candidate.triplet.edited_caption for candidate in made]
-    scores: Scores = score_pairs(clip, before, after, captions, edited)
-    groups = [candidate.triplet for candidate in made]
+    """Add the best of a batch, which holds whole triplets, to what is kept."""
+    scores = score_rendered(clip, batch)
+    groups = [pair.candidate.triplet for pair in batch]
     rows = keep_best(scores, groups, scale.filtering)
-    kept.rendered += len(made)
+    kept.rendered += len(batch)
     if not rows:
         return
-    index = torch.tensor(rows, device=before.device)
+    best = [batch[row] for row in rows]
     columns = [scores.image, scores.before, scores.after, scores.direction]
-    kept.candidates += [made[row] for row in rows]
-    kept.before.append(to_bytes(before[index]))
-    kept.after.append(to_bytes(after[index]))
-    kept.scores.append(torch.stack(columns, 1)[index])
+    kept.candidates += [pair.candidate for pair in best]
+    kept.before.append(to_bytes(torch.stack([pair.before for pair in best])))
+    kept.after.append(to_bytes(torch.stack([pair.after for pair in best])))
+    kept.scores.append(torch.stack(columns, 1)[rows])
 
 
 def run_write(args: argparse.Namespace) -> None:
