@@ -1,4 +1,4 @@
-"""Layers of a U-Net, written so that a GPU's compiler makes less of them (ours).
+"""Layers of a U-Net, written for a GPU's compiler (section 3.2; ours).
 
 A GPU's convolutions want a picture's channels side by side (channels last). Torch's
 compiler can lay out a whole graph like that, but then the heads of attention, which
@@ -46,9 +46,10 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, h, w)."""
-        if self.kernel_size != (1, 1):
+        form = self.kernel_size, self.stride, self.padding, self.groups
+        if form != ((1, 1), (1, 1), (0, 0), 1):
             return laid(super().forward(laid(x)))
-        # A product at each place, which adds its own bias.
+        # A product at each place, which adds the bias as it goes.
         places = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
         return places.permute(0, 3, 1, 2)
 
@@ -57,7 +58,10 @@ class Norm(nn.GroupNorm):
     """The same norm as one factor and one summand a channel, which fuse."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape and dtype; sums are float32 at least."""
+        """(B, C, H, W) -> the same shape and, under autocast too, dtype.
+
+        Sums are float32 at least.
+        """
         exact, groups = torch.promote_types(x.dtype, torch.float32), self.num_groups
         places = x.permute(0, 2, 3, 1).to(exact)
         parts = torch.var_mean(places, (1, 2), correction=0)  # of each channel

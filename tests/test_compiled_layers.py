@@ -16,6 +16,7 @@ PICTURES, TOKENS = (3, 12, 6, 4), (3, 5, 12)
 CASES = {
     "convolution": (nn.Conv2d(12, 8, 3, stride=2, padding=1), PICTURES),
     "product": (nn.Conv2d(12, 8, 1), PICTURES),
+    "product with a stride": (nn.Conv2d(12, 8, 1, stride=2), PICTURES),
     "without bias": (nn.Conv2d(12, 8, 1, bias=False), PICTURES),
     "norm": (nn.GroupNorm(4, 12, eps=1e-3), PICTURES),
     "norm of channels": (nn.GroupNorm(12, 12), PICTURES),
