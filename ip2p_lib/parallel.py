@@ -18,6 +18,10 @@ from typing import Any
 import psutil
 import torch
 import torch.distributed as dist
+
+# Its functions keep the group there is when they are imported, as a default, and then
+# it would outlive ``leave``. AdamW's first step imports them; here there is none yet.
+import torch.distributed.nn.functional
 from torch import Tensor
 from torch.multiprocessing import start_processes
 
@@ -111,7 +115,7 @@ def leave() -> None:
     """Part from the other processes, once all work is done.
 
     Their connections have threads of their own, which must have ended before Python
-    does: a process that exits with one running may abort.
+    does: a process that exits with one running aborts now and then.
     """
     if dist.is_initialized():
         dist.destroy_process_group()

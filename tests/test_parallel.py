@@ -1,5 +1,6 @@
 """A run of two processes takes the steps of a run of one."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,9 @@ STARTED = {
 def started(out, launcher=(), words=()):
     out.mkdir()
     command = [sys.executable, *launcher, str(SCRIPT), str(out), *words]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # else threads of arithmetic, too
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=SCRIPT.parents[1]
+        command, capture_output=True, text=True, cwd=SCRIPT.parents[1], env=alone
     )
 
 
@@ -52,6 +54,14 @@ def test_losses_and_weights_are_those_of_one_process(alone, two):
             torch.testing.assert_close(
                 result[name], alone[name], rtol=1e-6, atol=1e-6, msg=name
             )
+
+
+def test_no_thread_of_the_connections_outlives_them(tmp_path):
+    """A process that ends while one runs is aborted now and then."""
+    done = started(tmp_path / "runs", TORCHRUN)
+    assert done.returncode == 0, done.stderr
+    left = [path.read_text() for path in (tmp_path / "runs").glob("threads-*")]
+    assert left == ["1", "1"]
 
 
 def test_all_processes_end_with_the_same_numbers(two):

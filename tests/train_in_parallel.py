@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -93,5 +94,7 @@ if __name__ == "__main__":
         parallel.launch(work, out, processes=2)
     else:
         parallel.join()
+        number = parallel.rank()
         work(out)
         parallel.leave()
+        (out / f"threads-{number}").write_text(str(psutil.Process().num_threads()))
