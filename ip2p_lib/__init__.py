@@ -26,7 +26,7 @@ Modules in the order of the paper's pipeline:
 - and with what it trains then, how long: adamw, editor_lora, training_time
 - and faster on a GPU: compilation, compiled_layers
 - so that no stop loses a run: checkpoint, recovery, interruption, run_lock
-- section 4: editing, baselines, results, evaluation
+- section 4: editing, baselines, imagic, text2live, results, evaluation
 - to look at: figures, figure_style, filter_figures, panels, widgets, threshold_widget
 
 The package ``miniature`` holds the small world and the models trained on it.

@@ -6,7 +6,7 @@ edited caption. The other two bound every metric: ``copy_input`` keeps all and e
 nothing, ``ignore_input`` follows the caption and keeps nothing.
 
 All take a text-to-image ``Backbone``, whose U-Net has 4 channels. ``*_tensors`` are the
-same for a batch.
+same for a batch. ``imagic`` and ``text2live`` train anew for every edit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def ignore_input(
     """
     after = ignore_input_tensors(
         backbone,
-        _prepared(backbone, image),
+        prepared(backbone, image),
         [edited_caption],
         cfg_scale=cfg_scale,
         steps=steps,
@@ -81,7 +81,7 @@ def sdedit(
     """
     after = sdedit_tensors(
         backbone,
-        _prepared(backbone, image),
+        prepared(backbone, image),
         [edited_caption],
         strength=strength,
         cfg_scale=cfg_scale,
@@ -106,11 +106,12 @@ def sdedit_tensors(
         raise ValueError(f"strength is the share of steps, in (0, 1], not {strength}.")
     start = steps - max(1, round(steps * strength))
     latent = backbone.scaling * backbone.encode(before).float()
-    noise = _noise(seeds, latent)
+    noise = start_noise(seeds, latent)
     t = timesteps(backbone.schedule, steps, SAMPLER)[start]
     rows = torch.full((len(latent),), t, device=latent.device)
     noisy = add_noise(backbone.schedule.to(latent.device), latent, noise, rows)
-    return _denoised(backbone, noisy, edited_captions, cfg_scale, steps, start)
+    text = backbone.encode_text(edited_captions)
+    return denoised(backbone, noisy, text, cfg_scale, steps, start)
 
 
 def ignore_input_tensors(
@@ -123,36 +124,42 @@ def ignore_input_tensors(
     seeds: Sequence[int],
 ) -> Tensor:
     """``ignore_input`` of (B, 3, H, W), of which only the size is used."""
-    noise = _noise(seeds, backbone.encode(before).float())
-    return _denoised(backbone, noise, edited_captions, cfg_scale, steps, 0)
+    noise = start_noise(seeds, backbone.encode(before).float())
+    text = backbone.encode_text(edited_captions)
+    return denoised(backbone, noise, text, cfg_scale, steps, 0)
 
 
-def _prepared(backbone: Backbone, image: Image) -> Tensor:
-    side = backbone.resolution
-    return to_tensor(fit(load(image), side, multiple=side // 8))
-
-
-def _noise(seeds: Sequence[int], like: Tensor) -> Tensor:
-    """Unit normal noise, each row a function of its own seed."""
-    ids = torch.tensor(list(seeds), device=like.device)
-    return normal(key("baseline", "start"), ids, tuple(like.shape[1:]))
-
-
-def _denoised(
-    backbone: Backbone,
-    noisy: Tensor,
-    captions: Sequence[str],
-    cfg_scale: float,
-    steps: int,
-    start: int,
-) -> Tensor:
-    """Walk from step ``start`` to the end, guided by the captions, and decode."""
+def require_captions(backbone: Backbone) -> None:
+    """Raise ValueError if the U-Net is an editor's."""
     if (channels := backbone.unet.config.in_channels) != 4:
         raise ValueError(
             f"This baseline needs a text-to-image U-Net of 4 channels, not {channels}: "
             "load the backbone the editor was made from."
         )
-    text = backbone.encode_text(captions)
+
+
+def prepared(backbone: Backbone, image: Image) -> Tensor:
+    """(1, 3, H, W): a picture at the backbone's resolution, in its own aspect."""
+    side = backbone.resolution
+    return to_tensor(fit(load(image), side, multiple=side // 8))
+
+
+def start_noise(seeds: Sequence[int], like: Tensor) -> Tensor:
+    """Unit normal noise, each row a function of its own seed."""
+    ids = torch.tensor(list(seeds), device=like.device)
+    return normal(key("baseline", "start"), ids, tuple(like.shape[1:]))
+
+
+def denoised(
+    backbone: Backbone,
+    noisy: Tensor,
+    text: Tensor,
+    cfg_scale: float,
+    steps: int,
+    start: int,
+) -> Tensor:
+    """Walk from step ``start`` to the end, guided by (B, L, D) captions, and decode."""
+    require_captions(backbone)
     denoise = caption_denoiser(backbone.unet, text, backbone.null_text, cfg_scale)
     latent = sample(SAMPLER, denoise, noisy, backbone.schedule, steps, start=start)
     return backbone.decode(latent)

@@ -111,6 +111,8 @@ IMPORTS = {
     ),
     "editing": "config draws images diffusion guidance denoising backbone weights",
     "baselines": "draws images diffusion guidance denoising backbone",
+    "imagic": "backbone baselines diffusion draws images",
+    "text2live": "draws filtering images",
     "results": "shards",
     "evaluation": "dataset filtering editing baselines results",
     "validation": "editing evaluation filtering files parallel train_state training",
