@@ -7,8 +7,8 @@ stages:
 2. the U-Net learns to draw the picture from the embedding that was found
 3. between that embedding and the caption's own, it draws the edit
 
-``fit_imagic`` does the first two and takes a minute or more; ``Imagic.edit`` is the
-third, whose ``eta`` is the dial between the picture and the caption.
+``fit_imagic`` does the first two, which takes a while; ``Imagic.edit`` is the third,
+whose ``eta`` is the dial between the picture and the caption.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ class Imagic:
     backbone: Backbone  # its U-Net is the fine-tuned copy
     wanted: Tensor  # (1, L, D) hidden states of the edited caption
     found: Tensor  # (1, L, D) of the picture
+    latent: Tensor  # (1, 4, h, w) the picture's
     losses: tuple[float, ...]  # of all steps, first those of the embedding
 
     def edit(self, eta: float, *, cfg_scale: float, steps: int, seed: int = 0) -> Image:
-        """Draw what lies between the picture (eta 0) and the caption (eta 1).
+        """Draw what lies between the picture (eta 0) and the caption (eta 1), its size.
 
         Args:
             eta: share of the caption's embedding; the paper has 0.6 to 0.8.
@@ -61,8 +62,7 @@ class Imagic:
             seed: another seed is another attempt.
         """
         text = torch.lerp(self.found, self.wanted, eta)
-        like = self.found.new_empty(1, *self.backbone.latent_shape)
-        noise = start_noise([seed], like)
+        noise = start_noise([seed], self.latent)
         return to_pil(denoised(self.backbone, noise, text, cfg_scale, steps, 0))[0]
 
 
@@ -99,7 +99,7 @@ def fit_imagic(
     weights = [*tuned.requires_grad_().parameters()]
     losses += _train(bent, latent, found, weights, unet, seed + 1)
     tuned.requires_grad_(False)
-    return Imagic(bent, wanted, found, tuple(losses))
+    return Imagic(bent, wanted, found, latent, tuple(losses))
 
 
 def _train(

@@ -84,16 +84,17 @@ def text2live(
 
     Args:
         clip: in float32; gradients pass through it.
-        image: square, its side a multiple of 4.
+        image: its sides multiples of 4; CLIP sees the middle square.
         caption: what it shows.
         edited_caption: what the edited picture shows.
         training: the schedule and the weights of the loss.
         seed: of the network and of the crops.
 
     Raises:
-        ValueError: the picture's sides are no multiples of 4.
+        ValueError: the picture's sides are no multiples of 4, or CLIP is in half
+            precision.
     """
-    picture = _halvable(image).to(clip.device)
+    picture = _checked(clip, image)
     net = _drawn(seed).to(clip.device)
     wanted = clip.embed_texts([caption, edited_caption])
     optimizer = torch.optim.Adam(net.parameters(), training.learning_rate)
@@ -110,9 +111,14 @@ def text2live(
         return to_pil(composed(picture, *net(picture)))[0]
 
 
-def _halvable(image: Image) -> Tensor:
-    """(1, 3, H, W), or ValueError."""
-    picture = to_tensor([load(image)])
+def _checked(clip: ClipScorer, image: Image) -> Tensor:
+    """(1, 3, H, W) on CLIP's device, or ValueError."""
+    if clip.model.dtype != torch.float32:
+        raise ValueError(
+            f"Gradients need CLIP in float32, not {clip.model.dtype}: load it by "
+            "filtering.load_clip(source, dtype=torch.float32)."
+        )
+    picture = to_tensor([load(image)]).to(clip.device)
     if any(side % 4 for side in picture.shape[-2:]):
         raise ValueError(
             f"Text2LIVE halves a picture twice, and {tuple(picture.shape[-2:])} cannot "

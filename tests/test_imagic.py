@@ -49,6 +49,15 @@ def test_untrained_it_draws_the_caption_as_from_nothing(tiny_backbone, picture):
     assert drawn.tobytes() == right.tobytes()
 
 
+def test_a_picture_that_is_not_square_is_edited_at_its_own_aspect(
+    tiny_backbone, picture
+):
+    wide = picture.resize((128, 64))
+    fitted = fit_imagic(tiny_backbone, wide, CAPTION, embedding=NONE, unet=NONE)
+    drawn = fitted.edit(0.5, cfg_scale=3.0, steps=2)
+    assert drawn.width == 2 * drawn.height
+
+
 def test_a_loss_is_that_of_denoising_by_diffusers(tiny_backbone, picture):
     from diffusers import DDPMScheduler
 

@@ -105,3 +105,9 @@ def test_the_same_seed_is_the_same_edit_and_torchs_own_numbers_go_on(clip, pictu
 def test_a_picture_that_cannot_be_halved_twice_is_refused(clip, picture):
     with pytest.raises(ValueError, match=r"\(34, 36\).*multiples of 4"):
         text2live(clip, picture.resize((36, 34)), *TEXTS)
+
+
+def test_clip_in_half_precision_is_refused(tiny_clip_folder, picture):
+    half = load_clip(tiny_clip_folder, device="cpu", dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"float16.*dtype=torch\.float32"):
+        text2live(half, picture, *TEXTS)
