@@ -113,10 +113,11 @@ def _train(
     """Have some weights explain one latent by one text; yields the loss of a step."""
     optimizer = torch.optim.Adam(weights, stage.learning_rate)
     schedule = backbone.schedule.to(latent.device)
+    levels = len(schedule.alphas_cumprod)
     rows = latent.expand(stage.batch, -1, -1, -1)
     for step in range(stage.steps):
         ids = torch.arange(stage.batch, device=latent.device)
-        t = integers(key("imagic", "timestep", seed, step), ids, 1000)
+        t = integers(key("imagic", "timestep", seed, step), ids, levels)
         noise = normal(key("imagic", "noise", seed, step), ids, tuple(latent.shape[1:]))
         told = text.expand(stage.batch, -1, -1)
         x = add_noise(schedule, rows, noise, t)
