@@ -41,7 +41,8 @@ def compile_unet(
 
     Args:
         unet: on its device, with LoRA if it is to have it, and before AdamW is laid
-            out like it; changed in place. Torch's limit is raised for the process.
+            out like it; changed in place. For the process torch's limit is raised, and on
+            a GPU cuDNN tries its kernels.
         way: ``"blocks"`` are its ``ResnetBlock2D`` and ``Transformer2DModel``;
             ``"whole"`` is it alone, ``"none"`` leaves it as it is.
         backend: as for ``torch.compile``.
@@ -59,15 +60,22 @@ def compile_unet(
     for_gpu = bool(channels_last) or unet.device.type == "cuda"
     if for_gpu if channels_last is None else channels_last:
         unet.to(memory_format=torch.channels_last)
-    # Many blocks share one code, and past its limit torch goes on without compiling.
-    dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, LIMIT)
+    _settle(for_gpu)
     options = OPTIONS if for_gpu and backend == "inductor" else None
     for module in compiled_parts(unet, way):
         if for_gpu:
             compilable(module)
         module.compile(dynamic=False, backend=backend, options=options)
     return unet
+
+
+def _settle(for_gpu: bool) -> None:
+    """Settings of the process, for a network of which every batch has one shape."""
+    dynamo: Any = torch._dynamo.config
+    # Many blocks share one code, and past its limit torch goes on without compiling.
+    dynamo.recompile_limit = max(dynamo.recompile_limit, LIMIT)
+    # cuDNN tries its kernels at a shape's first use and keeps the fastest.
+    torch.backends.cudnn.benchmark |= for_gpu
 
 
 def compiled_parts(unet: UNet2DConditionModel, way: str) -> list[nn.Module]:

@@ -12,13 +12,19 @@ holds the same weights under the same names.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
+
+NARROW, FEW = 32, 64  # width of a head, tokens
 
 
 class _Laid(torch.autograd.Function):
@@ -54,24 +60,65 @@ class Convolution(nn.Conv2d):
         return places.permute(0, 3, 1, 2)
 
 
+def _kept(parts: Iterable[Tensor]) -> list[Tensor]:
+    """Numbers of each channel (B, G, C / G), in memory and shaped to meet (B, H, W, C).
+
+    To look at memory is what keeps them there. The compiler would repeat all of their
+    arithmetic at every place, and find it too long to repeat what stands before it.
+    """
+    flat = (part.flatten(1) for part in parts)
+    return [part.as_strided(part.shape, part.stride())[:, None, None] for part in flat]
+
+
+class _Normed(torch.autograd.Function):
+    """A group norm in two readings of the picture, and its gradient in two of both."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> Tensor:
+        """(B, C, H, W) -> the same shape and dtype; sums are float32 at least."""
+        exact = torch.promote_types(x.dtype, torch.float32)
+        places, form = x.permute(0, 2, 3, 1), (groups, -1)
+        parts = torch.var_mean(places.to(exact), (1, 2), correction=0)
+        var, mean = (part.unflatten(1, form) for part in parts)  # of each channel
+        var = var.mean(2, keepdim=True) + mean.var(2, correction=0, keepdim=True)
+        mean, inverse = mean.mean(2, keepdim=True), (var + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, inverse)
+        scale = weight.unflatten(0, form) * inverse
+        shift = bias.unflatten(0, form) - mean * scale
+        scale, shift = _kept((scale, shift))
+        return (places * scale + shift).to(x.dtype).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """With n = (x - mean) / deviation: mean(g w) and mean(g w n) are taken off."""
+        x, weight, mean, inverse = ctx.saved_tensors
+        places, grad = (t.permute(0, 2, 3, 1) for t in (x, grads[0]))
+        exact, form = mean.dtype, (mean.shape[1], -1)
+        w = weight.unflatten(0, form)
+        # Of each channel: the gradient's sum, and its sum with the normed picture.
+        sums = grad.sum((1, 2), dtype=exact), (grad * places.to(exact)).sum((1, 2))
+        plain, normed = (part.unflatten(1, form) for part in sums)
+        normed = inverse * (normed - mean * plain)
+        count = x[0, 0].numel() * w.shape[1]
+        slope = -(inverse**2) * (w * normed).sum(2, keepdim=True) / count
+        level = -inverse * (w * plain).sum(2, keepdim=True) / count - slope * mean
+        parts = (w * inverse, slope.expand_as(plain), level.expand_as(plain))
+        scale, slope, level = _kept(parts)
+        own = (grad * scale + places * slope + level).to(x.dtype).permute(0, 3, 1, 2)
+        return own, normed.sum(0).flatten(), plain.sum(0).flatten(), None, None
+
+
 class Norm(nn.GroupNorm):
     """The same norm as one factor and one summand a channel, which fuse."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape and, under autocast too, dtype.
-
-        Sums are float32 at least.
-        """
-        exact, groups = torch.promote_types(x.dtype, torch.float32), self.num_groups
-        places = x.permute(0, 2, 3, 1).to(exact)
-        parts = torch.var_mean(places, (1, 2), correction=0)  # of each channel
-        var, mean = (part.unflatten(1, (groups, -1)) for part in parts)
-        var = var.mean(2, keepdim=True) + mean.var(2, correction=0, keepdim=True)
-        mean = mean.mean(2, keepdim=True)
-        scale = self.weight.unflatten(0, (groups, -1)) * (var + self.eps).rsqrt()
-        shift = self.bias.unflatten(0, (groups, -1)) - mean * scale
-        scale, shift = (part.flatten(1)[:, None, None] for part in (scale, shift))
-        return (places * scale + shift).to(x.dtype).permute(0, 3, 1, 2)
+        """(B, C, H, W) -> the same shape and, under autocast too, dtype."""
+        result: Tensor = _Normed.apply(
+            x, self.weight, self.bias, self.num_groups, self.eps
+        )
+        return result
 
 
 class Gate(GEGLU):
@@ -103,6 +150,50 @@ class Doubling(Upsample2D):
         return doubled
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention (B, heads, N, D) -> the same shape, by the kernel that is fastest.
+
+    Torch's choice on a Hopper GPU, cuDNN's, computes the narrowest heads 64 wide.
+    """
+    if q.is_cuda and q.shape[3] <= NARROW:
+        if k.shape[2] != q.shape[2]:  # of a picture and a text
+            result: Tensor = flex_attention(q, k, v)
+            return result
+        if k.shape[2] <= FEW:
+            with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+                return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class Heads(AttnProcessor2_0):
+    """Attention as a transformer's block has it: nothing masked, normed or rescaled."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **others: Any,
+    ) -> Tensor:
+        """(B, N, C) -> (B, N, C)."""
+        x, text = hidden_states, encoder_hidden_states
+        source = x if text is None else text
+        q, k, v = attn.to_q(x), attn.to_k(source), attn.to_v(source)
+        q, k, v = (t.unflatten(2, (attn.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        mixed = attend(q, k, v).transpose(1, 2).flatten(2)
+        result: Tensor = attn.to_out[0](mixed)
+        return result
+
+
+def _is_plain(attn: Attention) -> bool:
+    """Whether ``Heads`` computes what this attention does."""
+    norms = attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k
+    more = any(norms) or attn.norm_cross or attn.residual_connection or attn.dropout
+    usual = type(attn.processor) is AttnProcessor2_0
+    return usual and not more and attn.rescale_output_factor == 1
+
+
 Net = TypeVar("Net", bound=nn.Module)
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: Convolution,
@@ -122,4 +213,6 @@ def compilable(net: Net) -> Net:
     """
     for module in net.modules():
         module.__class__ = LAYERS.get(type(module), type(module))
+        if isinstance(module, Attention) and _is_plain(module):
+            module.processor = Heads()
     return net

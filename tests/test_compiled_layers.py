@@ -5,10 +5,11 @@ from copy import deepcopy
 import pytest
 import torch
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from ip2p_lib.compiled_layers import LAYERS, compilable
+from ip2p_lib.compiled_layers import LAYERS, Heads, compilable
 from ip2p_lib.editor_lora import add_editor_lora
 from ip2p_lib.surgery import widen_conv_in
 
@@ -21,6 +22,7 @@ CASES = {
     "norm": (nn.GroupNorm(4, 12, eps=1e-3), PICTURES),
     "norm of channels": (nn.GroupNorm(12, 12), PICTURES),
     "gate": (GEGLU(12, 7), TOKENS),
+    "attention": (Attention(12, heads=3, dim_head=4), TOKENS),
     "doubling": (Upsample2D(12, use_conv=True, out_channels=8), PICTURES),
 }
 
@@ -72,13 +74,45 @@ def test_a_convolution_is_given_pictures_and_gradients_channels_last(laid_out):
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in [y, *seen])
 
 
+def test_attention_to_a_text_is_the_same():
+    layer = Attention(12, 7, heads=3, dim_head=4, bias=True).double()
+    other = compilable(deepcopy(layer))
+    assert isinstance(other.processor, Heads)
+    given = drawn(*TOKENS).requires_grad_(), drawn(3, 9, 7)
+    results = outcome(other, *given), outcome(layer, *given)
+    for found, right in zip(*results, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"residual_connection": True},
+        {"rescale_output_factor": 2.0},
+        {"norm_num_groups": 3},
+        {"cross_attention_norm": "layer_norm", "cross_attention_dim": 7},
+        {"dropout": 0.1},
+    ],
+)
+def test_attention_that_does_more_stays_what_it_is(more):
+    attention = Attention(12, heads=3, dim_head=4, **more)
+    before = attention.processor
+    assert compilable(attention).processor is before
+
+
 def test_a_norm_sums_half_precision_in_float32():
+    """Far from zero too, where sums that round would drown what they differ by."""
     layer = nn.GroupNorm(4, 12)
-    x = 30 + drawn(2, 12, 40, 40)
-    found = compilable(deepcopy(layer))(x.bfloat16())
-    right = layer.double()(x.bfloat16().double())
-    assert found.dtype == torch.bfloat16
+    x, far = 30 + drawn(2, 12, 40, 40), drawn(2, 12, 40, 40, seed=1)
+    given = x.bfloat16().requires_grad_()
+    found = compilable(deepcopy(layer))(given)
+    found.backward(far.bfloat16())
+    exact = given.detach().double().requires_grad_()
+    right = layer.double()(exact)
+    right.backward(far.bfloat16().double())
+    assert found.dtype == given.grad.dtype == torch.bfloat16
     assert (found - right).abs().max() < 0.02  # half a place of bfloat16 at 3 or so
+    assert (given.grad - exact.grad).abs().max() < 0.02
 
 
 def test_a_doubling_asked_for_a_size_makes_it():
@@ -98,4 +132,7 @@ def test_lora_goes_on_beside_them(tiny_backbone):
     width = unet.config.cross_attention_dim
     right = unet(*inputs, drawn(2, 5, width)).sample
     found = compilable(unet)(*inputs, drawn(2, 5, width)).sample
+    assert any(
+        isinstance(processor, Heads) for processor in unet.attn_processors.values()
+    )
     torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
