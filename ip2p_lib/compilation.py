@@ -41,8 +41,8 @@ def compile_unet(
 
     Args:
         unet: on its device, with LoRA if it is to have it, and before AdamW is laid
-            out like it; changed in place. For the process torch's limit is raised, and on
-            a GPU cuDNN tries its kernels.
+            out like it; changed in place. For the process torch's limit is raised, and
+            on a GPU cuDNN tries its kernels.
         way: ``"blocks"`` are its ``ResnetBlock2D`` and ``Transformer2DModel``;
             ``"whole"`` is it alone, ``"none"`` leaves it as it is.
         backend: as for ``torch.compile``.
