@@ -3,13 +3,13 @@
     python benchmarks/rejection.py    on two cores; --triplets 100 --each 100 on a GPU
 
 As the paper does, each of some held-out captions is rendered many times, here in trees
-of four, and the filter keeps the few best. All are walked in full, one by one, and what
-is predicted at some steps is scored too: so it is known what a ``Preview`` would have
-stopped. Floors are fitted to half of the triplets and measured on the other half, both
-ways round; a contest has nothing to fit. Of the settings that lose at most one kept
-pair in twenty, that with most kept pairs an hour (relative to no rejection; of walking
-as trees, decoding and scoring) is chosen, and used in ``slots.render_in_slots`` for a
-quarter of the triplets, beside none.
+of four or ``--tree``, and the filter keeps the few best. All are walked in full, one by
+one, and what is predicted at some steps is scored too: so it is known what a
+``Preview`` would have stopped. Floors are fitted to half of the triplets and measured
+on the other half, both ways round; a contest has nothing to fit. Of the settings that
+lose at most one kept pair in twenty, that with most kept pairs an hour (relative to no
+rejection; of walking as trees, decoding and scoring) is chosen, and used in
+``slots.render_in_slots`` for a quarter of the triplets, beside none.
 Writes data/results/rejection-miniature-<device>.json.
 """
 
@@ -43,7 +43,6 @@ from ip2p_lib.trees import draw_trees
 FIRST = HELD_OUT + 2 * 10**6  # scenes on which no threshold was calibrated
 RECALL = 0.95  # at least, of the pairs that are kept without rejection
 LOOKS = (2, 3, 4, 5, 6)  # twelfths of the way
-THRESHOLDS = 4  # of p, for one seed
 NAMES = ("image", "text", "direction")
 # Names of floors, their slack and their margin; no floor at all comes first.
 FLOORS = [((), 0.0, 0.0)] + [
@@ -120,7 +119,8 @@ def measure(
     *looks, steps = scores
     groups = [c.triplet for c in candidates]
     kept = keep_best(scores[steps], groups, limits)
-    p = torch.tensor([c.p for c in candidates]).unflatten(0, (-1, THRESHOLDS))
+    trees = len({(c.triplet, c.seed) for c in candidates})
+    p = torch.tensor([c.p for c in candidates]).unflatten(0, (trees, -1))
     every = torch.ones_like(p, dtype=torch.bool)
     without = cost[0] * walked(p, every, 0, steps) + cost[1] * p.numel()
     grid = itertools.product(looks, PLACES, FLOORS)
@@ -205,7 +205,7 @@ def report(
     return rows, {
         "candidates": n,
         "of_each_triplet": each,
-        "of_each_tree": THRESHOLDS,
+        "of_each_tree": n // len({(c.triplet, c.seed) for c in candidates}),
         "steps": steps,
         "kept": len(keep_best(scores[steps], groups, limits)),
         "seconds_to_walk_and_look_once": [round(part, 2) for part in seconds],
@@ -219,9 +219,8 @@ def main() -> None:
     """Measure the grid, choose, and compare."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--triplets", type=int, default=12)
-    parser.add_argument(
-        "--each", type=int, default=32, help="of a triplet, in trees of 4"
-    )
+    parser.add_argument("--each", type=int, default=32, help="of a triplet")
+    parser.add_argument("--tree", type=int, default=4, help="candidates of a seed")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", help="another file than in data/results")
     args, scale, began = parser.parse_args(), preset("miniature"), time.monotonic()
@@ -234,8 +233,8 @@ def main() -> None:
     networks = Makers(load_backbone(scale.backbone, device=device), clip)
     triplets = [task.triplet for task in tasks(args.triplets, FIRST)]
     settings = scale.rendering
-    seeds = settings.candidates // THRESHOLDS
-    candidates = draw_trees(triplets, seeds, THRESHOLDS, 0, settings)
+    seeds = settings.candidates // args.tree
+    candidates = draw_trees(triplets, seeds, args.tree, 0, settings)
     rows, facts = report(networks, candidates, scale)
     path = args.out or RESULTS / f"rejection-miniature-{device.type}.json"
     taken = round(time.monotonic() - began, 1)

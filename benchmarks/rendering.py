@@ -70,7 +70,7 @@ class Case:
 
 CASES = {
     "sd15": Case(
-        100, 8, 4, 32, {"released": 2, "pipeline": 4, "batched": 8, "trees": 64}
+        100, 8, 4, 64, {"released": 2, "pipeline": 4, "batched": 8, "trees": 64}
     ),
     "miniature on cuda": Case(
         25, 512, 64, 192, {"released": 8, "pipeline": 8, "batched": 1024}
