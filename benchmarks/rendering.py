@@ -81,11 +81,11 @@ CASES = {
 
 
 def differences(
-    backbone: Backbone, batch: int, candidates: list[Candidate]
+    backbone: Backbone, plain: Backbone, batch: int, candidates: list[Candidate]
 ) -> dict[str, float]:
     """How far each way is from the pipeline; what is compiled is compiled here."""
     made, enough = {}, max(FEW, batch)
-    for name, way in ways_of(backbone, FEW_STEPS, batch).items():
+    for name, way in ways_of(backbone, plain, FEW_STEPS, batch).items():
         n = FEW if name in ("released", "pipeline") else enough
         made[name] = rendered(way, candidates[:n])[:FEW]
     return {name: difference(made[name], made["pipeline"]) for name in made}
@@ -101,7 +101,7 @@ def compare(backbone: Backbone, candidates: list[Candidate]) -> dict[str, float]
     text, vae, unet = (copy.deepcopy(part).float() for part in parts)
     exact = replace(backbone, text_encoder=text, vae=vae, unet=unet)
     with torch.backends.cudnn.flags(allow_tf32=False):  # else a float has 10 bits
-        gaps = differences(exact, 2, candidates)
+        gaps = differences(exact, exact, 2, candidates)
     for name, gap in gaps.items():
         if not gap <= APART:
             raise SystemExit(f"{name} is {gap:.3f} of 255 from diffusers' pipeline.")
@@ -207,11 +207,12 @@ def main() -> None:
     gaps = compare(backbone, candidates)
     print(gaps, f"compared at {age():.0f} s", flush=True)
     compiled = args.compiled if device.type == "cuda" else "none"
+    plain = replace(backbone, unet=copy.deepcopy(backbone.unet))
     if compiled != "none":
         compile_unet(backbone.unet, compiled)
-        gaps = differences(backbone, case.batch, candidates)
+        gaps = differences(backbone, plain, case.batch, candidates)
         print(gaps, f"compiled at {age():.0f} s", flush=True)
-    chosen = ways_of(backbone, case.steps, case.batch)
+    chosen = ways_of(backbone, plain, case.steps, case.batch)
     facts: dict[str, Any] = {"of_each_tree": args.thresholds, "compiled": compiled}
     if args.size == "miniature":
         last, way = "filtered", filtered(chosen["trees"], 2 * case.batch)

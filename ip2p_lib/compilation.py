@@ -34,6 +34,7 @@ def compile_unet(
     *,
     backend: str | Callable[..., Any] = "inductor",
     channels_last: bool | None = None,
+    trials: bool = False,
 ) -> UNet2DConditionModel:
     """Have a U-Net compiled at its first call, for the one shape that it meets there.
 
@@ -41,13 +42,13 @@ def compile_unet(
 
     Args:
         unet: on its device, with LoRA if it is to have it, and before AdamW is laid
-            out like it; changed in place. For the process torch's limit is raised, and
-            on a GPU cuDNN tries its kernels.
+            out like it; changed in place. Torch's limit is raised for the process.
         way: ``"blocks"`` are its ``ResnetBlock2D`` and ``Transformer2DModel``;
             ``"whole"`` is it alone, ``"none"`` leaves it as it is.
         backend: as for ``torch.compile``.
         channels_last: lay the convolutions' weights out like pictures on a GPU; None
             does so on a GPU. The 8-bit AdamW has no use for it: it lays them out anew.
+        trials: of cuDNN's kernels, for the process, at the first use of each shape.
     Returns:
         ``unet``.
     Raises:
@@ -60,7 +61,7 @@ def compile_unet(
     for_gpu = bool(channels_last) or unet.device.type == "cuda"
     if for_gpu if channels_last is None else channels_last:
         unet.to(memory_format=torch.channels_last)
-    _settle(for_gpu)
+    _settle(trials)
     options = OPTIONS if for_gpu and backend == "inductor" else None
     for module in compiled_parts(unet, way):
         if for_gpu:
@@ -69,13 +70,12 @@ def compile_unet(
     return unet
 
 
-def _settle(for_gpu: bool) -> None:
-    """Settings of the process, for a network of which every batch has one shape."""
+def _settle(trials: bool) -> None:
+    """Settings of the process."""
     dynamo: Any = torch._dynamo.config
     # Many blocks share one code, and past its limit torch goes on without compiling.
     dynamo.recompile_limit = max(dynamo.recompile_limit, LIMIT)
-    # cuDNN tries its kernels at a shape's first use and keeps the fastest.
-    torch.backends.cudnn.benchmark |= for_gpu
+    torch.backends.cudnn.benchmark |= trials
 
 
 def compiled_parts(unet: UNet2DConditionModel, way: str) -> list[nn.Module]:

@@ -153,9 +153,11 @@ class Doubling(Upsample2D):
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention (B, heads, N, D) -> the same shape, by the kernel that is fastest.
 
-    Torch's choice on a Hopper GPU, cuDNN's, computes the narrowest heads 64 wide.
+    Torch's choice on a Hopper GPU, cuDNN's, computes the narrowest heads 64 wide; that
+    costs more where they are trained.
     """
-    if q.is_cuda and q.shape[3] <= NARROW:
+    trained = q.is_cuda and q.requires_grad and torch.compiler.is_compiling()
+    if trained and q.shape[3] <= NARROW:
         if k.shape[2] != q.shape[2]:  # of a picture and a text
             result: Tensor = flex_attention(q, k, v)
             return result

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from itertools import count
-from typing import Any
 
 import torch
 from rendering_ways.of_diffusers import formed_maps, one_by_one, stock_pipeline
@@ -23,27 +22,18 @@ SAMPLER = "dpm_solver_pp"
 Way = Callable[[Sequence[Candidate]], Iterator[list[RenderedPair]]]
 
 
-def ways_of(backbone: Backbone, steps: int, batch: int) -> dict[str, Way]:
-    """The ways that render, by name."""
-    loop = partial(one_by_one, stock_pipeline(backbone), backbone)
+def ways_of(
+    backbone: Backbone, plain: Backbone, steps: int, batch: int
+) -> dict[str, Way]:
+    """The ways that render, by name; ``plain`` is never compiled."""
+    loop, old = (partial(one_by_one, stock_pipeline(b), b) for b in (backbone, plain))
     options = {"steps": steps, "sampler": SAMPLER}
     return {
-        "released": uncompiled(partial(loop, formed_maps, steps)),
+        "released": partial(old, formed_maps, steps),
         "pipeline": partial(loop, sharing, steps),
         "batched": partial(render, backbone, batch_size=batch, **options),
         "trees": partial(render_in_slots, backbone, slots=2 * batch, **options),
     }
-
-
-def uncompiled(way: Way) -> Way:
-    """The same, even if the U-Net is compiled."""
-
-    def run(candidates: Sequence[Candidate]) -> Iterator[list[RenderedPair]]:
-        stance: Any = torch.compiler.set_stance
-        with stance("force_eager"):
-            yield from way(candidates)
-
-    return run
 
 
 def in_batches(
