@@ -115,9 +115,10 @@ class Norm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape and, under autocast too, dtype."""
-        result: Tensor = _Normed.apply(
-            x, self.weight, self.bias, self.num_groups, self.eps
-        )
+        if x.ndim != 4:
+            return super().forward(x)
+        numbers = self.weight, self.bias, self.num_groups, self.eps
+        result: Tensor = _Normed.apply(x, *numbers)
         return result
 
 

@@ -21,6 +21,7 @@ CASES = {
     "without bias": (nn.Conv2d(12, 8, 1, bias=False), PICTURES),
     "norm": (nn.GroupNorm(4, 12, eps=1e-3), PICTURES),
     "norm of channels": (nn.GroupNorm(12, 12), PICTURES),
+    "norm of tokens": (nn.GroupNorm(5, 5), TOKENS),
     "gate": (GEGLU(12, 7), TOKENS),
     "attention": (Attention(12, heads=3, dim_head=4), TOKENS),
     "doubling": (Upsample2D(12, use_conv=True, out_channels=8), PICTURES),
