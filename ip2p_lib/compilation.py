@@ -34,7 +34,6 @@ def compile_unet(
     *,
     backend: str | Callable[..., Any] = "inductor",
     channels_last: bool | None = None,
-    trials: bool = False,
 ) -> UNet2DConditionModel:
     """Have a U-Net compiled at its first call, for the one shape that it meets there.
 
@@ -48,7 +47,6 @@ def compile_unet(
         backend: as for ``torch.compile``.
         channels_last: lay the convolutions' weights out like pictures on a GPU; None
             does so on a GPU. The 8-bit AdamW has no use for it: it lays them out anew.
-        trials: of cuDNN's kernels, for the process, at the first use of each shape.
     Returns:
         ``unet``.
     Raises:
@@ -61,21 +59,15 @@ def compile_unet(
     for_gpu = bool(channels_last) or unet.device.type == "cuda"
     if for_gpu if channels_last is None else channels_last:
         unet.to(memory_format=torch.channels_last)
-    _settle(trials)
+    # Many blocks share one code, and past its limit torch goes on without compiling.
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, LIMIT)
     options = OPTIONS if for_gpu and backend == "inductor" else None
     for module in compiled_parts(unet, way):
         if for_gpu:
             compilable(module)
         module.compile(dynamic=False, backend=backend, options=options)
     return unet
-
-
-def _settle(trials: bool) -> None:
-    """Settings of the process."""
-    dynamo: Any = torch._dynamo.config
-    # Many blocks share one code, and past its limit torch goes on without compiling.
-    dynamo.recompile_limit = max(dynamo.recompile_limit, LIMIT)
-    torch.backends.cudnn.benchmark |= trials
 
 
 def compiled_parts(unet: UNet2DConditionModel, way: str) -> list[nn.Module]:

@@ -92,8 +92,7 @@ def prepare(
     unet = widen_conv_in(backbone.unet).float()
     if (lora := plan.economy.lora_rank) is not None:
         add_editor_lora(unet, rank=lora, frozen=plan.economy.autocast)
-    layout = False if plan.economy.eight_bit else None
-    compile_unet(unet, way, channels_last=layout, trials=True)
+    compile_unet(unet, way, channels_last=False if plan.economy.eight_bit else None)
     state = training.start(unet, settings, plan.economy)
     state.micro_batch = parts_of(args, plan)
     return replace(backbone, unet=unet), latents, state

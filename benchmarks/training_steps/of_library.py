@@ -78,7 +78,7 @@ class Ours:
         """Compile as the case says."""
         self.backbone, self.latents, self.case = backbone, latents, case
         self.unet, self.half = backbone.unet, choose_precision(backbone.device).autocast
-        compile_unet(self.unet, case.compiled, trials=True)
+        compile_unet(self.unet, case.compiled)
 
     def encode(self, ids: Tensor) -> Tensor:
         """Hidden states of instructions that are kept as token ids."""
