@@ -24,7 +24,7 @@ Modules in the order of the paper's pipeline:
 - what it reads, what it leaves: stored_latents, model_card, publishing, tensorboard_log
 - so that it fits a card: memory_plan, memory_trace, economy, precision, loss_scale
 - and with what it trains then, how long: adamw, editor_lora, training_time
-- and faster on a GPU: compilation, compiled_layers
+- and faster on a GPU: compilation, compiled_layers, attention_kernels
 - so that no stop loses a run: checkpoint, recovery, interruption, run_lock
 - section 4: editing, baselines, imagic, text2live, results, evaluation
 - to look at: figures, figure_style, filter_figures, panels, widgets, threshold_widget

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ip2p_lib.attention_kernels import of_any_shape
 from ip2p_lib.config import Source
 from ip2p_lib.diffusion import Schedule
 from ip2p_lib.weights import load_network
@@ -126,6 +127,7 @@ class Backbone:
         return moments.mean, moments.logvar
 
     @torch.no_grad()
+    @of_any_shape()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) to float32 pictures (B, 3, H, W) in [-1, 1]."""
         unscaled = (latents / self.scaling).to(self.device, self.dtype)

@@ -21,10 +21,8 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import flex_attention
 
-NARROW, FEW = 32, 64  # width of a head, tokens
+from ip2p_lib.attention_kernels import attend
 
 
 class _Laid(torch.autograd.Function):
@@ -149,23 +147,6 @@ class Doubling(Upsample2D):
             hidden_states.repeat_interleave(2, 2).repeat_interleave(2, 3)
         )
         return doubled
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention (B, heads, N, D) -> the same shape, by the kernel that is fastest.
-
-    Torch's choice on a Hopper GPU, cuDNN's, computes the narrowest heads 64 wide; that
-    costs more where they are trained.
-    """
-    trained = q.is_cuda and q.requires_grad and torch.compiler.is_compiling()
-    if trained and q.shape[3] <= NARROW:
-        if k.shape[2] != q.shape[2]:  # of a picture and a text
-            result: Tensor = flex_attention(q, k, v)
-            return result
-        if k.shape[2] <= FEW:
-            with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
-                return F.scaled_dot_product_attention(q, k, v)
-    return F.scaled_dot_product_attention(q, k, v)
 
 
 class Heads(AttnProcessor2_0):

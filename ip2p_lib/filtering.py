@@ -21,6 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ip2p_lib.attention_kernels import of_any_shape
+from ip2p_lib.images import resize_and_crop
+
 if TYPE_CHECKING:
     from ip2p_lib.config import Filtering, Source
 
@@ -58,18 +61,20 @@ class ClipScorer:
         x = images.to(self.device, torch.float32)
         size = self.model.config.vision_config.image_size
         if self.released_range:
-            x = _resize_and_crop(x, size)
+            x = resize_and_crop(x, size)
         else:  # clamped twice: bicubic overshoots at edges, 8-bit pictures cannot
-            x = _resize_and_crop((x / 2 + 0.5).clamp(0, 1), size).clamp(0, 1)
+            x = resize_and_crop((x / 2 + 0.5).clamp(0, 1), size).clamp(0, 1)
         return (x - self.mean.to(x)[:, None, None]) / self.std.to(x)[:, None, None]
 
     @torch.no_grad()
+    @of_any_shape()
     def embed_images(self, images: Tensor) -> Tensor:
         """Embed (B, 3, H, W) in [-1, 1] as (B, D) float32 of unit length."""
         pixels = self.prepare(images).to(self.model.dtype)
         return _unit(self.model.get_image_features(pixel_values=pixels))
 
     @torch.no_grad()
+    @of_any_shape()
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Embed B captions as (B, D) float32 of unit length; overlong ones are cut."""
         tokens = self.tokenizer(
@@ -83,18 +88,6 @@ class ClipScorer:
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         )
         return _unit(features)
-
-
-def _resize_and_crop(x: Tensor, size: int) -> Tensor:
-    """Bring the short side to ``size`` (bicubic, smoothed) and crop the middle."""
-    height, width = x.shape[-2:]
-    if (height, width) == (size, size):
-        return x
-    short = min(height, width)
-    fitted = (height * size // short, width * size // short)
-    x = functional.interpolate(x, fitted, mode="bicubic", antialias=True)
-    top, left = (fitted[0] - size) // 2, (fitted[1] - size) // 2
-    return x[..., top : top + size, left : left + size]
 
 
 def _unit(features: Any) -> Tensor:

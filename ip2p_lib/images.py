@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torch.nn import functional
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
@@ -164,3 +165,20 @@ def crop_and_flip(
     b = torch.arange(len(u), device=u.device)[:, None, None, None]
     channels = torch.arange(before.shape[1], device=u.device)[:, None, None]
     return before[b, channels, rows, columns], after[b, channels, rows, columns]
+
+
+def resize_and_crop(x: Tensor, size: int) -> Tensor:
+    """Bring the short side to ``size`` (bicubic, smoothed) and crop the middle.
+
+    Args:
+        x: (B, 3, H, W) of any range, which bicubic curves leave a little at edges.
+        size: of the result (B, 3, size, size).
+    """
+    height, width = x.shape[-2:]
+    if (height, width) == (size, size):
+        return x
+    short = min(height, width)
+    fitted = (height * size // short, width * size // short)
+    x = functional.interpolate(x, fitted, mode="bicubic", antialias=True)
+    top, left = (fitted[0] - size) // 2, (fitted[1] - size) // 2
+    return x[..., top : top + size, left : left + size]
