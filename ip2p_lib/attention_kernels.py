@@ -1,10 +1,10 @@
 """Which kernel computes attention on a GPU (ours).
 
 Torch leaves it to cuDNN on a Hopper GPU, which is right for a U-Net that edits or is
-rendered with. It is wrong in two cases: cuDNN plans every new shape for a fraction of a
-second, so batches of all sizes had better do without it (``of_any_shape``); and it
-computes the narrowest heads 64 wide, which training a small U-Net pays for
-(``attend``).
+rendered with. It is wrong in two cases: cuDNN makes a plan for every new shape, which
+takes longer than a batch of CLIP, so batches of all sizes had better do without it
+(``of_any_shape``); and it computes the narrowest heads 64 wide, which training a small
+U-Net pays for (``attend``).
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ from ip2p_lib.rendering import RenderedPair, draw_candidates
 from ip2p_lib.run_lock import only_run_in
 from ip2p_lib.shards import sha256_of, write_bytes, write_shard
 from ip2p_lib.slots import render_by
+from ip2p_lib.trees import draw_trees
 from ip2p_lib.triplets import Triplet
 
 PROGRESS = "progress.json"
@@ -59,6 +60,7 @@ class Settings:
     filtering: Filtering
     run_seed: int = 0
     block: int = 64  # triplets of one shard
+    tree: int = 1  # candidates that differ in p alone: faster, of fewer scenes
 
 
 def make_pairs(
@@ -79,8 +81,10 @@ def make_pairs(
         DatasetError: the folder holds another run, of other networks, triplets or
             settings; or a shard has been changed.
         FolderInUseError: another process is at work there.
-        ValueError: unfit settings, see ``slots.render_in_slots``.
+        ValueError: unfit settings, see ``slots.render_in_slots``; or a triplet's
+            candidates are no whole trees.
     """
+    _require_whole_trees(settings)
     with only_run_in(folder):
         remove_partials(folder)
         mark = _mark(makers, triplets, settings)
@@ -97,6 +101,15 @@ def make_pairs(
         counts = {name: sum(b[name] for b in blocks) for name in numbers}
         dropped = dict(sum((Counter(b["dropped"]) for b in blocks), Counter()))
         write_manifest(folder, shards, **counts, dropped=dropped, **_facts(settings))
+
+
+def _require_whole_trees(settings: Settings) -> None:
+    n, tree = settings.rendering.candidates, settings.tree
+    if tree < 1 or n % tree:
+        raise ValueError(
+            f"{n} candidates of a triplet are no whole trees of {tree}. Let tree be at "
+            "least 1 and divide rendering.candidates."
+        )
 
 
 def _facts(settings: Settings) -> dict[str, Any]:
@@ -174,8 +187,11 @@ def _render(
 ) -> list[RenderedPair]:
     """All candidates of a block in the order drawn, which is not that of finishing."""
     rendering = settings.rendering
-    n, seed = rendering.candidates, settings.run_seed
-    candidates = draw_candidates(triplets, n, seed, rendering)
+    n, tree, seed = rendering.candidates, settings.tree, settings.run_seed
+    if tree > 1:
+        candidates = draw_trees(triplets, n // tree, tree, seed, rendering)
+    else:
+        candidates = draw_candidates(triplets, n, seed, rendering)
     batches = render_by(backbone, candidates, rendering)
     found = {id(pair.candidate): pair for batch in batches for pair in batch}
     return [found[id(candidate)] for candidate in candidates]

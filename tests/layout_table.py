@@ -78,7 +78,7 @@ IMPORTS = {
     "dataset_card": "dataset pair_survey shards",
     "rendering_run": (
         "config files triplets images backbone rendering slots filtering rejection"
-        " pairs shards dataset run_lock"
+        " pairs shards dataset run_lock trees"
     ),
     "surgery": "",
     "checkpoint": "files disk_faults",

@@ -20,6 +20,7 @@ from ip2p_lib.images import to_tensor
 from ip2p_lib.rendering import draw_candidates, render
 from ip2p_lib.rendering_run import PROGRESS, Makers, Settings, make_pairs
 from ip2p_lib.run_lock import only_run_in
+from ip2p_lib.trees import draw_trees
 from ip2p_lib.triplets import Triplet
 
 RENDERING = Rendering(steps=2, candidates=3, batch_size=2, sampler="ddim")
@@ -72,6 +73,29 @@ def test_the_best_candidates_of_each_triplet_are_kept(makers, undisturbed):
         assert pair.scores["direction"] == pytest.approx(direction[i], abs=1e-3)
         assert (to_tensor(pair.after) - made[i].after).abs().max() < 0.02
     assert 0 < len(pairs) < len(made)
+
+
+def test_candidates_in_trees_are_those_that_draw_trees_draws(makers, tmp_path):
+    few = TRIPLETS[:3]
+    list(make_pairs(makers, few, replace(SETTINGS, tree=3), tmp_path))
+    drawn = draw_trees(few, 1, 3, 7, RENDERING)
+    options = {"steps": 2, "batch_size": 2, "sampler": "ddim"}
+    made = [p for b in render(makers.backbone, drawn, **options) for p in b]
+    alone = {(p.candidate.seed, p.candidate.p): p for p in made}
+    pairs = list(read_shards(tmp_path))
+    assert pairs
+    for pair in pairs:
+        right = alone[pair.seed, pair.p]
+        assert (to_tensor(pair.before) - right.before).abs().max() < 0.02
+        assert (to_tensor(pair.after) - right.after).abs().max() < 0.02
+    assert read_manifest(tmp_path)["tree"] == 3
+
+
+@pytest.mark.parametrize("tree", [0, 2])
+def test_candidates_that_are_no_whole_trees_are_refused(makers, tmp_path, tree):
+    with pytest.raises(ValueError, match="no whole trees"):
+        list(make_pairs(makers, TRIPLETS, replace(SETTINGS, tree=tree), tmp_path))
+    assert not files(tmp_path)
 
 
 def test_every_candidate_is_counted_once(undisturbed):
