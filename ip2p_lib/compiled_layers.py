@@ -59,10 +59,11 @@ class Convolution(nn.Conv2d):
 
 
 def _kept(parts: Iterable[Tensor]) -> list[Tensor]:
-    """Numbers of each channel (B, G, C / G), in memory and shaped to meet (B, H, W, C).
+    """Numbers of each channel (B, G, C / G), written down to meet (B, H, W, C).
 
-    To look at memory is what keeps them there. The compiler would repeat all of their
-    arithmetic at every place, and find it too long to repeat what stands before it.
+    A strided view is one of memory, so the compiler computes them once. Else it would
+    repeat their arithmetic at every place, and then, to repeat no more than that, write
+    down the whole picture before it in float32.
     """
     flat = (part.flatten(1) for part in parts)
     return [part.as_strided(part.shape, part.stride())[:, None, None] for part in flat]
