@@ -23,7 +23,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rejection_trees import enter, shown, walked
+from rejection_trees import enter, first_pictures, shown, walked
 from torch import Tensor
 
 from ip2p_lib import draws, rejection
@@ -119,8 +119,8 @@ def measure(
     *looks, steps = scores
     groups = [c.triplet for c in candidates]
     kept = keep_best(scores[steps], groups, limits)
-    trees = len({(c.triplet, c.seed) for c in candidates})
-    p = torch.tensor([c.p for c in candidates]).unflatten(0, (trees, -1))
+    trees = (first_pictures(candidates), -1)
+    p = torch.tensor([c.p for c in candidates]).unflatten(0, trees)
     every = torch.ones_like(p, dtype=torch.bool)
     without = cost[0] * walked(p, every, 0, steps) + cost[1] * p.numel()
     grid = itertools.product(looks, PLACES, FLOORS)
@@ -205,7 +205,7 @@ def report(
     return rows, {
         "candidates": n,
         "of_each_triplet": each,
-        "of_each_tree": n // len({(c.triplet, c.seed) for c in candidates}),
+        "of_each_tree": n // first_pictures(candidates),
         "steps": steps,
         "kept": len(keep_best(scores[steps], groups, limits)),
         "seconds_to_walk_and_look_once": [round(part, 2) for part in seconds],

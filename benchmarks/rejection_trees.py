@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +10,11 @@ from torch import Tensor
 from ip2p_lib.filtering import Scores
 from ip2p_lib.rejection import Contest, contested
 from ip2p_lib.rendering import Candidate
+
+
+def first_pictures(candidates: Iterable[Candidate]) -> int:
+    """How many there are: candidates of one triplet and seed share theirs."""
+    return len({(c.triplet, c.seed) for c in candidates})
 
 
 def shared(p: Tensor, steps: int) -> Tensor:

@@ -129,7 +129,7 @@ def ignore_input_tensors(
     return denoised(backbone, noise, text, cfg_scale, steps, 0)
 
 
-def require_captions(backbone: Backbone) -> None:
+def require_text_to_image(backbone: Backbone) -> None:
     """Raise ValueError if the U-Net is an editor's."""
     if (channels := backbone.unet.config.in_channels) != 4:
         raise ValueError(
@@ -159,7 +159,7 @@ def denoised(
     start: int,
 ) -> Tensor:
     """Walk from step ``start`` to the end, guided by (B, L, D) captions, and decode."""
-    require_captions(backbone)
+    require_text_to_image(backbone)
     denoise = caption_denoiser(backbone.unet, text, backbone.null_text, cfg_scale)
     latent = sample(SAMPLER, denoise, noisy, backbone.schedule, steps, start=start)
     return backbone.decode(latent)

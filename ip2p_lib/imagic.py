@@ -22,7 +22,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from ip2p_lib.backbone import Backbone
-from ip2p_lib.baselines import denoised, prepared, require_captions, start_noise
+from ip2p_lib.baselines import denoised, prepared, require_text_to_image, start_noise
 from ip2p_lib.diffusion import add_noise
 from ip2p_lib.draws import integers, key, normal
 from ip2p_lib.images import to_pil
@@ -88,7 +88,7 @@ def fit_imagic(
     Raises:
         ValueError: the U-Net is an editor's.
     """
-    require_captions(backbone)
+    require_text_to_image(backbone)
     latent = backbone.scaling * backbone.encode(prepared(backbone, image)).float()
     tuned = copy.deepcopy(backbone.unet).float().requires_grad_(False)
     bent = replace(backbone, unet=tuned)

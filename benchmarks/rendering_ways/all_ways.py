@@ -26,10 +26,11 @@ def ways_of(
     backbone: Backbone, plain: Backbone, steps: int, batch: int
 ) -> dict[str, Way]:
     """The ways that render, by name; ``plain`` is never compiled."""
-    loop, old = (partial(one_by_one, stock_pipeline(b), b) for b in (backbone, plain))
+    both = (backbone, plain)
+    loop, plain_loop = (partial(one_by_one, stock_pipeline(b), b) for b in both)
     options = {"steps": steps, "sampler": SAMPLER}
     return {
-        "released": partial(old, formed_maps, steps),
+        "released": partial(plain_loop, formed_maps, steps),
         "pipeline": partial(loop, sharing, steps),
         "batched": partial(render, backbone, batch_size=batch, **options),
         "trees": partial(render_in_slots, backbone, slots=2 * batch, **options),
