@@ -53,7 +53,7 @@ notebooks: $(VENV)/base.stamp
 	  --set SCALE=$(SCALE) $(foreach setting,$(SET),--set $(setting))
 
 publish: $(VENV)/base.stamp
-	$(BIN)/python -m jobs.publish $(ONLY)
+	$(BIN)/python -m jobs.notebooks.publish $(ONLY)
 
 # Not generations.py, which compares environments: it says how.
 bench: $(VENV)/test.stamp

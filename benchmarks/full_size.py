@@ -8,8 +8,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ip2p_lib.backbone import Backbone
-from ip2p_lib.diffusion import Schedule
+from ip2p_lib.diffusion.samplers import Schedule
+from ip2p_lib.diffusion.stable_diffusion import Backbone
 
 
 def full_size(tokenizer: Any, device: str) -> Backbone:

@@ -22,8 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ip2p_lib.config import MODELS, RESULTS
-from ip2p_lib.draws import key, normal
 from ip2p_lib.results import write_results
+from ip2p_lib.rng import key, normal
 
 PACKAGES = ("diffusers", "transformers", "tokenizers", "huggingface_hub", "torch")
 

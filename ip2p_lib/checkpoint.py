@@ -24,8 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ip2p_lib.disk_faults import require_room, told_in_words
-from ip2p_lib.files import written_whole
+from ip2p_lib.files import atomic_write, explain_disk_errors, require_room
 
 MANIFEST = "manifest.json"
 
@@ -71,12 +70,12 @@ def save(folder: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) 
     folder = Path(folder)
     size = size_of(tensors)
     require_room(folder, size)
-    with told_in_words(folder, size):
+    with explain_disk_errors(folder, size):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             file, digest = _write_tensors(folder, tensors)
             body = {"file": file, "sha256": digest, "state": state}
-            with written_whole(folder / MANIFEST) as manifest:
+            with atomic_write(folder / MANIFEST) as manifest:
                 manifest.write(_encode(body))
             _sync(folder)
             _sync(folder.parent)

@@ -1,23 +1,66 @@
-"""Which precision a machine trains in, and why (section 3.2; ours).
-
-Convolutions and products run in half precision, sums and norms in float32, and the
-weights stay float32 (autocast). bfloat16 has the range of float32, so nothing
-overflows; float16 needs ``loss_scale``. Cards before Ampere, such as Colab's T4, have
-float16 alone: asked, torch says that they support bfloat16, which it emulates.
-"""
+"""Choose the device and the precision, and copy tensors to the device (ours)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ip2p_lib.backbone import BF16_CAPABILITY, pick_device
-
+BF16_CAPABILITY = (8, 0)  # older cards emulate bfloat16, and still claim to support it
 # What makes a CPU multiply bfloat16 by itself, as torch.cpu.get_capabilities names it.
 CPU_FEATURES = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
+
+
+def pick_device(device: str | torch.device | None = None) -> torch.device:
+    """The device asked for, or for None the GPU where there is one.
+
+    Raises:
+        ValueError: the name is no device, or asks for a GPU that torch cannot use.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"{device!r} is no device; use 'cpu' or 'cuda'.") from error
+    if picked.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda', but torch sees no GPU here; use 'cpu'.")
+    return picked
+
+
+def pick_dtype(device: torch.device, dtype: torch.dtype | None = None) -> torch.dtype:
+    """The precision asked for, or float32 on a CPU and float16 on a GPU.
+
+    Raises:
+        ValueError: half precision on a CPU (slow, and partly missing), or bfloat16 on
+            a GPU before Ampere, which only emulates it.
+    """
+    if device.type == "cpu":
+        if dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(f"{dtype} is for GPUs; leave dtype out on a CPU.")
+        return dtype or torch.float32
+    old = torch.cuda.get_device_capability(device) < BF16_CAPABILITY
+    if dtype is torch.bfloat16 and old:
+        raise ValueError("This GPU has no bfloat16; use torch.float16.")
+    return dtype or torch.float16
+
+
+def to_device_async(
+    values: Tensor | Sequence[Any], device: torch.device | str
+) -> Tensor:
+    """Copy numbers to a device; the host does not wait.
+
+    Args:
+        values: a tensor, or numbers as ``torch.as_tensor`` takes them.
+        device: where they are needed. What is there already is not copied.
+    """
+    tensor = torch.as_tensor(values)
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from ip2p_lib.disk_faults import require_room, told_in_words
+from ip2p_lib.files import explain_disk_errors, require_room
 
 
 class FolderInUseError(RuntimeError):
@@ -71,7 +71,7 @@ def writers(folder: Path, prefix: str) -> dict[Path, Writer]:
 
 
 @contextmanager
-def folder_written_whole(
+def atomic_directory(
     folder: Path, *, needed: int = 0, replaces: str | None = None
 ) -> Iterator[Path]:
     """Give an empty folder to fill; it becomes ``folder`` if the block ends well.
@@ -91,7 +91,7 @@ def folder_written_whole(
     """
     _check_free(folder, replaces)
     require_room(folder, needed)
-    with told_in_words(folder, needed):
+    with explain_disk_errors(folder, needed):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _refuse_others(folder, ours=None)
         with _partial(folder) as partial:

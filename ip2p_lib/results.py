@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from ip2p_lib.shards import write_bytes
+from ip2p_lib.files import write_bytes
 
 Row = dict[str, Any]
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")

@@ -14,15 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ip2p_lib.distributed import rank
 from ip2p_lib.folders import FolderInUseError, unique_name, writers
-from ip2p_lib.parallel import rank
 
 _MARK = ".in-use"
 SILENCE = 900.0  # seconds after which a run on another machine counts as gone
 
 
 @contextmanager
-def only_run_in(folder: Path) -> Iterator[Path]:
+def run_lock(folder: Path) -> Iterator[Path]:
     """Mark ``folder``, made if missing, as in use while the block lasts.
 
     Of the processes of one run the first makes the mark, for all of them.

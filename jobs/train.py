@@ -21,27 +21,27 @@ from pathlib import Path
 
 import torch
 
-from ip2p_lib import training
-from ip2p_lib.backbone import Backbone, load_backbone
-from ip2p_lib.compilation import compile_unet
 from ip2p_lib.config import SCALES, Scale, Source, preset
-from ip2p_lib.dataset import PairDataset
-from ip2p_lib.editing import Editor
-from ip2p_lib.editor_lora import add_editor_lora, save_editor_lora
-from ip2p_lib.evaluation import Examples
-from ip2p_lib.filtering import ClipScorer, load_clip
-from ip2p_lib.latents import Latents
-from ip2p_lib.loss_bands import min_snr
-from ip2p_lib.model_card import RunFacts, card
-from ip2p_lib.parallel import join, leave, processes, rank
-from ip2p_lib.publishing import save_editor
-from ip2p_lib.recovery import Run, recoverable
+from ip2p_lib.dataset.dataset import PairDataset
+from ip2p_lib.diffusion.stable_diffusion import Backbone, load_backbone
+from ip2p_lib.distributed import join, leave, processes, rank
+from ip2p_lib.editing.editor import Editor
+from ip2p_lib.evaluation.metrics import Examples
+from ip2p_lib.filtering.clip_filter import ClipScorer, load_clip
 from ip2p_lib.results import provenance
-from ip2p_lib.stored_latents import Order, latents_of, squares
-from ip2p_lib.surgery import widen_conv_in
-from ip2p_lib.train_state import CHECK_EVERY, TrainState
-from ip2p_lib.training import TrainStep
-from ip2p_lib.validation import (
+from ip2p_lib.training import train as training
+from ip2p_lib.training.compiled.compile import compile_unet
+from ip2p_lib.training.latent_cache import Order, latents_of, squares
+from ip2p_lib.training.latents import Latents
+from ip2p_lib.training.lora import add_editor_lora, save_editor_lora
+from ip2p_lib.training.loss_weighting import min_snr
+from ip2p_lib.training.model_card import RunFacts, card
+from ip2p_lib.training.publish import save_editor
+from ip2p_lib.training.resume import Run, recoverable
+from ip2p_lib.training.state import CHECK_EVERY, TrainState
+from ip2p_lib.training.surgery import widen_conv_in
+from ip2p_lib.training.train import TrainStep
+from ip2p_lib.training.validation import (
     LOOKS,
     Look,
     Validation,

@@ -15,15 +15,21 @@ from typing import Any
 import torch
 
 from ip2p_lib.checkpoint import newest_state
-from ip2p_lib.compilation import WAYS, even_part
 from ip2p_lib.config import Training
-from ip2p_lib.economy import Economy
-from ip2p_lib.memory_plan import LADDER, Plan, memory_of, plan_training, recommend
-from ip2p_lib.parallel import agree, processes, rank
-from ip2p_lib.precision import choose_precision
-from ip2p_lib.training import TrainStep
-from ip2p_lib.training_time import duration, guess_seconds, product_speed, time_left
-from ip2p_lib.validation import Look
+from ip2p_lib.device import choose_precision
+from ip2p_lib.distributed import agree, processes, rank
+from ip2p_lib.training.compiled.compile import WAYS, even_part
+from ip2p_lib.training.memory_plan import (
+    LADDER,
+    Plan,
+    memory_of,
+    plan_training,
+    recommend,
+)
+from ip2p_lib.training.options import Economy
+from ip2p_lib.training.timing import duration, guess_seconds, product_speed, time_left
+from ip2p_lib.training.train import TrainStep
+from ip2p_lib.training.validation import Look
 
 FLAGS = ("eight_bit", "checkpointing", "ema_on_cpu")
 TIMED = 20  # steps, whose time tells the rest

@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from stand_in_protocol import KEY
-from stand_in_server import StandInServer
-from tiny_models import (
+from torch.overrides import TorchFunctionMode
+
+from ip2p_lib.triplets.service import connect
+from jobs.miniature.saving import name_as_the_hub
+from tests.support.models import (
     publish_tokenizer,
     text_settings,
     tiny_pipeline,
 )
-from torch.overrides import TorchFunctionMode
-
-from ip2p_lib.language_service import connect
-from ip2p_lib.miniature.saving import name_as_the_hub
+from tests.support.service import StandInServer
+from tests.support.service_protocol import KEY
 
 torch.set_num_threads(1)
 # A shell that starts the tests in the background lets them, and what they start,
@@ -85,7 +85,7 @@ def tiny_clip_folder(tiny_sd_folder: Path, tiny_tokenizer) -> Path:
 @pytest.fixture(scope="session")
 def tiny_backbone(tiny_sd_folder: Path):
     """The pipeline as the library loads it; tests must leave it as it is."""
-    from ip2p_lib.backbone import load_backbone
+    from ip2p_lib.diffusion.stable_diffusion import load_backbone
 
     return load_backbone(tiny_sd_folder, device="cpu")
 

@@ -188,12 +188,12 @@ def test_a_full_disk_is_said_before_writing(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """What ``kill_saves`` reports: real kills, and a real limit on written bytes."""
-    script = Path(__file__).with_name("kill_saves.py")
+    script = Path(__file__).parent / "support/kill_saves.py"
     run = subprocess.run(
         [sys.executable, str(script), str(tmp_path_factory.mktemp("saves"))],
         capture_output=True,
         text=True,
-        env={**checkpoint.os.environ, "PYTHONPATH": str(script.parents[1])},
+        env={**checkpoint.os.environ, "PYTHONPATH": str(script.parents[2])},
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from ip2p_lib import draws
+from ip2p_lib import rng
 from ip2p_lib.images import ImageError, crop_and_flip
 
 BEFORE = torch.arange(2 * 3 * 10 * 14).float().reshape(2, 3, 10, 14)
 
 
 def test_both_pictures_of_a_pair_are_cut_and_mirrored_alike():
-    u = draws.uniform(draws.key("crop"), torch.arange(2), (3,))
+    u = rng.uniform(rng.key("crop"), torch.arange(2), (3,))
     before, after = crop_and_flip(BEFORE, -BEFORE, 8, u=u)
     assert before.shape == (2, 3, 8, 8)
     assert torch.equal(after, -before)
@@ -31,7 +31,7 @@ def test_the_numbers_choose_top_left_and_flip(u_top, top, u_left, left, flip):
 
 def test_every_place_is_cut_equally_often():
     n = 6000
-    u = draws.uniform(draws.key("crop"), torch.arange(n), (3,))
+    u = rng.uniform(rng.key("crop"), torch.arange(n), (3,))
     places = torch.arange(12.0).reshape(1, 1, 3, 4).expand(n, 3, 3, 4)
     cut, _ = crop_and_flip(places, places, 1, u=u)
     counts = cut[:, 0].flatten().long().bincount(minlength=12)

@@ -7,14 +7,15 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from train_in_parallel import Small
-from train_to_be_killed import LATENTS, SCHEDULE, SETTINGS
 
-from ip2p_lib import loss_scale, precision
-from ip2p_lib.economy import Economy
-from ip2p_lib.loss_scale import LossScale
-from ip2p_lib.precision import choose_precision
-from ip2p_lib.training import resume, save, start, train
+from ip2p_lib import device as precision
+from ip2p_lib.device import choose_precision
+from ip2p_lib.training import loss_scale
+from ip2p_lib.training.loss_scale import LossScale
+from ip2p_lib.training.options import Economy
+from ip2p_lib.training.train import resume, save, start, train
+from tests.support.train_in_parallel import Small
+from tests.support.train_to_be_killed import LATENTS, SCHEDULE, SETTINGS
 
 FP16 = Economy(autocast=torch.float16)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ip2p_lib import parallel
+from ip2p_lib import distributed as parallel
 
-SCRIPT = Path(__file__).with_name("train_in_parallel.py")
+SCRIPT = Path(__file__).parent / "support/train_in_parallel.py"
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
@@ -27,7 +27,7 @@ def started(out, launcher=(), words=()):
     command = [sys.executable, *launcher, str(SCRIPT), str(out), *words]
     alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # else threads of arithmetic, too
     return subprocess.run(
-        command, capture_output=True, text=True, cwd=SCRIPT.parents[1], env=alone
+        command, capture_output=True, text=True, cwd=SCRIPT.parents[2], env=alone
     )
 
 

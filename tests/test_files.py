@@ -4,14 +4,14 @@ import os
 
 import pytest
 
-from ip2p_lib.files import remove_partials, written_whole
+from ip2p_lib.files import atomic_write, remove_partials
 
 
 def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
     path = tmp_path / "folder" / "a.txt"
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.write(b"old")
-    with pytest.raises(OSError, match="full"), written_whole(path) as file:
+    with pytest.raises(OSError, match="full"), atomic_write(path) as file:
         file.write(b"half of the new")
         assert path.read_bytes() == b"old"
         raise OSError("full")
@@ -22,7 +22,7 @@ def test_the_old_file_stays_until_the_new_one_is_whole(tmp_path):
 def test_a_new_file_may_be_read_by_whom_the_folder_lets(tmp_path):
     old = os.umask(0o022)
     try:
-        with written_whole(tmp_path / "a.txt") as file:
+        with atomic_write(tmp_path / "a.txt") as file:
             file.write(b"for all")
     finally:
         os.umask(old)

@@ -10,13 +10,13 @@ import time
 import pytest
 
 from ip2p_lib import folders
-from ip2p_lib.folders import FolderInUseError, Writer, folder_written_whole
+from ip2p_lib.folders import FolderInUseError, Writer, atomic_directory
 
 WAIT = """
 import sys, time
 from pathlib import Path
-from ip2p_lib.folders import folder_written_whole
-with folder_written_whole(Path(sys.argv[1])) as folder:
+from ip2p_lib.folders import atomic_directory
+with atomic_directory(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("x")
     print("writing", flush=True)
     time.sleep(60)
@@ -38,7 +38,7 @@ def other(tmp_path):
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path):
-    with folder_written_whole(tmp_path / "deep" / "out") as folder:
+    with atomic_directory(tmp_path / "deep" / "out") as folder:
         (folder / "a").mkdir()
         (folder / "a" / "b").write_text("x")
         assert not (tmp_path / "deep" / "out").exists()
@@ -48,7 +48,7 @@ def test_a_folder_appears_when_it_is_whole(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_leaves_nothing(tmp_path, error):
-    with pytest.raises(error), folder_written_whole(tmp_path / "out") as folder:
+    with pytest.raises(error), atomic_directory(tmp_path / "out") as folder:
         (folder / "half").write_text("x")
         raise error
     assert names(tmp_path) == []
@@ -56,7 +56,7 @@ def test_an_error_leaves_nothing(tmp_path, error):
 
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "out").mkdir()
-    with folder_written_whole(tmp_path / "out") as folder:
+    with atomic_directory(tmp_path / "out") as folder:
         (folder / "a").write_text("x")
     assert names(tmp_path / "out") == ["a"]
 
@@ -68,7 +68,7 @@ def test_what_is_there_and_is_no_older_version_stays(tmp_path, replaces):
         (tmp_path / "out" / name).write_text("mine")
     with (
         pytest.raises(FileExistsError, match="not empty"),
-        folder_written_whole(tmp_path / "out", replaces=replaces),
+        atomic_directory(tmp_path / "out", replaces=replaces),
     ):
         pass
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old", "photos"]
@@ -76,7 +76,7 @@ def test_what_is_there_and_is_no_older_version_stays(tmp_path, replaces):
 
 def test_an_older_version_stays_until_the_new_one_is_whole(tmp_path):
     for text in ("old", "new"):
-        with folder_written_whole(tmp_path / "out", replaces="a|b") as folder:
+        with atomic_directory(tmp_path / "out", replaces="a|b") as folder:
             (folder / "a").write_text(text)
             if text == "new":
                 assert (tmp_path / "out" / "a").read_text() == "old"
@@ -88,7 +88,7 @@ def test_a_second_run_is_refused_in_words(tmp_path, other):
     began = time.monotonic()
     with (
         pytest.raises(FolderInUseError) as refused,
-        folder_written_whole(tmp_path / "out"),
+        atomic_directory(tmp_path / "out"),
     ):
         pass
     assert time.monotonic() - began < 2
@@ -97,7 +97,7 @@ def test_a_second_run_is_refused_in_words(tmp_path, other):
 
 
 def test_another_folder_beside_it_is_free(tmp_path, other):
-    with folder_written_whole(tmp_path / "out2") as folder:
+    with atomic_directory(tmp_path / "out2") as folder:
         (folder / "a").write_text("x")
     assert names(tmp_path / "out2") == ["a"]
 
@@ -106,7 +106,7 @@ def test_what_a_killed_run_left_is_taken_over(tmp_path, other):
     other.send_signal(signal.SIGKILL)
     other.wait()
     assert len(names(tmp_path)) == 1  # its unfinished folder
-    with folder_written_whole(tmp_path / "out") as folder:
+    with atomic_directory(tmp_path / "out") as folder:
         (folder / "a").write_text("x")
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["a"]
 
@@ -124,7 +124,7 @@ def test_two_that_start_at_the_same_moment_do_not_both_write(tmp_path, monkeypat
     monkeypatch.setattr(folders.Path, "mkdir", slow)
     with (
         pytest.raises(FolderInUseError, match="on elsewhere"),
-        folder_written_whole(tmp_path / "out"),
+        atomic_directory(tmp_path / "out"),
     ):
         pass
     assert names(tmp_path) == [other.name]

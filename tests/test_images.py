@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ip2p_lib import draws
+from ip2p_lib import rng
 from ip2p_lib.images import ImageError, fit, load, to_pil, to_tensor
 
 FORMATS = ["png", "jpeg", "webp", "bmp", "tiff", "gif"]
@@ -116,7 +116,7 @@ def test_a_folder_is_named(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "webp"])
 def test_a_damaged_file_is_named(tmp_path, suffix):
     path = tmp_path / f"half.{suffix}"
-    noise = draws.integers(1, torch.arange(64), 256, (64, 3)).to(torch.uint8)
+    noise = rng.integers(1, torch.arange(64), 256, (64, 3)).to(torch.uint8)
     Image.fromarray(noise.numpy()).save(path)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(ImageError, match=rf"half.{suffix} (cannot be read|is not a)"):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ip2p_lib import draws
+from ip2p_lib import rng
 
 IDS = torch.tensor([0, 1, 2, 7, -3, 10**12])
 MASK = 2**64 - 1
@@ -26,47 +26,47 @@ def word(key, sample, counter):
 
 
 def test_uniform_is_splitmix64_bit_for_bit():
-    key = draws.key("test", 3)
+    key = rng.key("test", 3)
     expected = [
         [(word(key, i, j) >> 40) / 2**24 for j in range(6)] for i in IDS.tolist()
     ]
-    assert draws.uniform(key, IDS, (2, 3)).flatten(1).tolist() == expected
+    assert rng.uniform(key, IDS, (2, 3)).flatten(1).tolist() == expected
 
 
 def test_normal_is_box_muller_on_those_bits():
-    key = draws.key("test", 4)
+    key = rng.key("test", 4)
     u, v = (word(key, 7, j) / 2**64 for j in (2, 3))
     radius = math.sqrt(-2 * math.log(1 - u))
     expected = [radius * math.cos(2 * math.pi * v), radius * math.sin(2 * math.pi * v)]
-    drawn = draws.normal(key, IDS, (5,))[3, 2:4].tolist()
+    drawn = rng.normal(key, IDS, (5,))[3, 2:4].tolist()
     assert drawn == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("draw", [draws.uniform, draws.normal])
+@pytest.mark.parametrize("draw", [rng.uniform, rng.normal])
 def test_a_row_depends_on_its_own_id_only(draw):
-    key, shape = draws.key(1, "noise", 5), (4, 3, 3)
+    key, shape = rng.key(1, "noise", 5), (4, 3, 3)
     whole = draw(key, IDS, shape)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     assert torch.equal(draw(key, IDS[order], shape), whole[order])
     assert torch.equal(draw(key, IDS[2:3], shape)[0], whole[2])
 
 
-@pytest.mark.parametrize("draw", [draws.uniform, draws.normal])
+@pytest.mark.parametrize("draw", [rng.uniform, rng.normal])
 def test_a_longer_block_begins_with_the_shorter_one(draw):
     assert torch.equal(draw(9, IDS, (5,)), draw(9, IDS, (8,))[:, :5])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 5)])
 def test_shapes_and_types(shape):
-    assert draws.uniform(1, IDS, shape).shape == (6, *shape)
-    assert draws.integers(1, IDS, 9, shape).shape == (6, *shape)
-    assert draws.normal(1, IDS, shape).shape == (6, *shape)
-    assert draws.normal(1, IDS, shape).dtype == torch.float32
-    assert draws.integers(1, IDS, 9, shape).dtype == torch.int64
+    assert rng.uniform(1, IDS, shape).shape == (6, *shape)
+    assert rng.integers(1, IDS, 9, shape).shape == (6, *shape)
+    assert rng.normal(1, IDS, shape).shape == (6, *shape)
+    assert rng.normal(1, IDS, shape).dtype == torch.float32
+    assert rng.integers(1, IDS, 9, shape).dtype == torch.int64
 
 
 def test_uniform_numbers_are_uniform():
-    u = draws.uniform(draws.key("even"), torch.arange(2000), (50,))
+    u = rng.uniform(rng.key("even"), torch.arange(2000), (50,))
     assert 0 <= u.min() < 1e-4 and 1 - 1e-4 < u.max() < 1
     counts = torch.histc(u, 64, 0, 1)
     expected = u.numel() / 64
@@ -75,7 +75,7 @@ def test_uniform_numbers_are_uniform():
 
 
 def test_normal_numbers_are_normal():
-    z = draws.normal(draws.key("bell"), torch.arange(2000), (50,)).double().flatten()
+    z = rng.normal(rng.key("bell"), torch.arange(2000), (50,)).double().flatten()
     assert z.mean().abs() < 4 / math.sqrt(z.numel())
     assert (z.var() - 1).abs() < 4 * math.sqrt(2 / z.numel())
     expected = torch.special.ndtr(z.sort().values)
@@ -86,25 +86,25 @@ def test_normal_numbers_are_normal():
 @pytest.mark.parametrize(
     "other",
     [
-        (draws.key(0, "noise", 2), 0, "next step"),
-        (draws.key(0, "target", 1), 0, "other purpose"),
-        (draws.key(1, "noise", 1), 0, "other run"),
-        (draws.key(0, "noise", 1), 1, "next sample"),
-        (draws.key(0, "noise", 1) + 1, 0, "next key"),
+        (rng.key(0, "noise", 2), 0, "next step"),
+        (rng.key(0, "target", 1), 0, "other purpose"),
+        (rng.key(1, "noise", 1), 0, "other run"),
+        (rng.key(0, "noise", 1), 1, "next sample"),
+        (rng.key(0, "noise", 1) + 1, 0, "next key"),
     ],
     ids=lambda other: other[2],
 )
 def test_neighbouring_draws_are_independent(other):
     key, shift, _ = other
     n = 50
-    a = draws.normal(draws.key(0, "noise", 1), torch.arange(n), (1000,)).double()
-    b = draws.normal(key, torch.arange(n) + shift, (1000,)).double()
+    a = rng.normal(rng.key(0, "noise", 1), torch.arange(n), (1000,)).double()
+    b = rng.normal(key, torch.arange(n) + shift, (1000,)).double()
     assert (a * b).mean().abs() < 4 / math.sqrt(a.numel())
     assert (a**2 * b**2).mean() - 1 < 4 * math.sqrt(8 / a.numel())
 
 
 def test_integers_cover_their_range_evenly():
-    values = draws.integers(draws.key("t"), torch.arange(100_000), 10)
+    values = rng.integers(rng.key("t"), torch.arange(100_000), 10)
     counts = values.bincount(minlength=10)
     assert len(counts) == 10
     assert ((counts - 10_000).abs() < 4 * math.sqrt(10_000 * 0.9)).all()
@@ -112,46 +112,46 @@ def test_integers_cover_their_range_evenly():
 
 @pytest.mark.parametrize("high", [1, 2, 1000, 2**32])
 def test_integers_stay_below_high(high):
-    values = draws.integers(3, torch.arange(1000), high, (10,))
+    values = rng.integers(3, torch.arange(1000), high, (10,))
     assert values.min() >= 0 and values.max() < high
     assert high == 1 or values.max() >= 0.9 * (high - 1)
 
 
 def test_keys_tell_their_parts_apart():
     parts = [(1, 2), (12,), ("12",), ("1", "2"), ("1", 2), (2, 1), (), ("1,2",), (-1,)]
-    keys = [draws.key(*p) for p in parts]
+    keys = [rng.key(*p) for p in parts]
     assert len(set(keys)) == len(parts)
     assert all(0 <= k < 2**63 for k in keys)
-    assert draws.key(0, "noise", 3) == draws.key(0, "noise", 3)
+    assert rng.key(0, "noise", 3) == rng.key(0, "noise", 3)
 
 
 def test_keys_do_not_change_between_versions():
     # A changed key would change every data set and training run without a word.
-    assert draws.key(0, "noise", 3) == 7346017372464610397
-    assert draws.key("猫") == 9096346625209157350
+    assert rng.key(0, "noise", 3) == 7346017372464610397
+    assert rng.key("猫") == 9096346625209157350
 
 
 def test_the_global_generator_is_not_touched():
     before = torch.get_rng_state()
-    draws.normal(1, IDS, (4,))
-    draws.uniform(1, IDS)
-    draws.integers(1, IDS, 5)
+    rng.normal(1, IDS, (4,))
+    rng.uniform(1, IDS)
+    rng.integers(1, IDS, 5)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("part", [0.5, None, (1,), torch.tensor(1)])
 def test_a_key_refuses_what_it_cannot_name(part):
     with pytest.raises(TypeError, match=r"made of int and str.*Convert it first"):
-        draws.key("noise", part)
+        rng.key("noise", part)
 
 
 @pytest.mark.parametrize("ids", [torch.arange(3.0), torch.arange(4).reshape(2, 2)])
 def test_wrong_ids_are_refused(ids):
     with pytest.raises(ValueError, match=r"ids must be int64 of shape \(B,\)"):
-        draws.uniform(1, ids)
+        rng.uniform(1, ids)
 
 
 @pytest.mark.parametrize("high", [0, -1, 2**32 + 1])
 def test_an_impossible_range_is_refused(high):
     with pytest.raises(ValueError, match=r"high must be 1 to 2\*\*32"):
-        draws.integers(1, IDS, high)
+        rng.integers(1, IDS, high)

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ip2p_lib.transfer import sent
+from ip2p_lib.device import to_device_async
 
 
 def test_numbers_arrive_and_a_tensor_that_is_there_is_not_copied() -> None:
     tensor = torch.arange(3)
-    assert sent(tensor, "cpu") is tensor
-    assert sent([0.5, 2.0], "cpu").tolist() == [0.5, 2.0]
+    assert to_device_async(tensor, "cpu") is tensor
+    assert to_device_async([0.5, 2.0], "cpu").tolist() == [0.5, 2.0]
 
 
 def test_a_gpu_fetches_from_pinned_memory_and_nobody_waits(
@@ -28,5 +28,5 @@ def test_a_gpu_fetches_from_pinned_memory_and_nobody_waits(
 
     monkeypatch.setattr(Tensor, "pin_memory", pin)
     monkeypatch.setattr(Tensor, "to", to)
-    sent([1, 2], "cuda")
+    to_device_async([1, 2], "cuda")
     assert done == ["pinned", ("cuda", True)]

@@ -22,7 +22,7 @@ from diffusers import (
 from PIL.Image import Image
 
 from ip2p_lib.config import RESULTS, preset
-from ip2p_lib.editing import Editor, load_editor
+from ip2p_lib.editing.editor import Editor, load_editor
 from ip2p_lib.images import to_pil
 from ip2p_lib.miniature.render import render
 from ip2p_lib.miniature.world import sample_scene

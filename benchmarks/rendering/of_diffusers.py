@@ -14,15 +14,15 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from ip2p_lib import draws
-from ip2p_lib.backbone import Backbone
-from ip2p_lib.prompt_to_prompt import (
+from ip2p_lib import rng
+from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.rendering.render import Candidate, RenderedPair, noise_key
+from ip2p_lib.rendering.shared_attention import (
     SELF_ATTENTION,
     installed,
     is_active,
     source_rows,
 )
-from ip2p_lib.rendering import Candidate, RenderedPair, noise_key
 
 
 class FormedMaps:
@@ -73,7 +73,7 @@ def _through(
     pipeline: Any, backbone: Backbone, candidate: Candidate, steps: int, share: Callable
 ) -> RenderedPair:
     ids = torch.tensor([candidate.seed])
-    noise = draws.normal(noise_key(-1), ids, backbone.latent_shape)
+    noise = rng.normal(noise_key(-1), ids, backbone.latent_shape)
     triplet = candidate.triplet
     images = pipeline(
         [triplet.caption, triplet.edited_caption],

@@ -26,19 +26,21 @@ import torch
 from rejection_trees import enter, first_pictures, shown, walked
 from torch import Tensor
 
-from ip2p_lib import draws, rejection
-from ip2p_lib.backbone import Backbone, load_backbone, pick_device
+from ip2p_lib import rng
 from ip2p_lib.config import HELD_OUT, RESULTS, Filtering, Rendering, Scale, preset
-from ip2p_lib.denoising import caption_denoiser
-from ip2p_lib.filtering import Scores, keep_best, load_clip
-from ip2p_lib.miniature.calibrate import tasks
-from ip2p_lib.paired_sampling import sample_pairs
-from ip2p_lib.rendering import Candidate, RenderedPair, noise_key
-from ip2p_lib.rendering_run import Makers
+from ip2p_lib.dataset.generate import Makers
+from ip2p_lib.device import pick_device
+from ip2p_lib.diffusion.denoising import caption_denoiser
+from ip2p_lib.diffusion.sampler_steps import step_table
+from ip2p_lib.diffusion.stable_diffusion import Backbone, load_backbone
+from ip2p_lib.filtering import early_rejection as rejection
+from ip2p_lib.filtering.clip_filter import Scores, keep_best, load_clip
+from ip2p_lib.rendering.continuous_batching import render_by
+from ip2p_lib.rendering.paired_sampling import sample_pairs
+from ip2p_lib.rendering.render import Candidate, RenderedPair, noise_key
+from ip2p_lib.rendering.trees import draw_trees
 from ip2p_lib.results import write_results
-from ip2p_lib.slots import render_by
-from ip2p_lib.stepping import step_table
-from ip2p_lib.trees import draw_trees
+from jobs.miniature.calibrate_filter import tasks
 
 FIRST = HELD_OUT + 2 * 10**6  # scenes on which no threshold was calibrated
 RECALL = 0.95  # at least, of the pairs that are kept without rejection
@@ -74,7 +76,7 @@ def walk(backbone: Backbone, batch: Candidates, settings: Rendering) -> list[Ten
         clean.append(h * x - s * eps)
         return eps
 
-    noise = draws.normal(noise_key(-1), ids, backbone.latent_shape).float()
+    noise = rng.normal(noise_key(-1), ids, backbone.latent_shape).float()
     noise = noise.repeat(2, 1, 1, 1)  # the miniature's sampler adds none
     end = sample_pairs(backbone.unet, told, lambda _: noise, *way, p)
     return [*clean[:-1], end]

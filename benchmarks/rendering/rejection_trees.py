@@ -7,9 +7,9 @@ from collections.abc import Hashable, Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ip2p_lib.filtering import Scores
-from ip2p_lib.rejection import Contest, contested
-from ip2p_lib.rendering import Candidate
+from ip2p_lib.filtering.clip_filter import Scores
+from ip2p_lib.filtering.early_rejection import Contest, contested
+from ip2p_lib.rendering.render import Candidate
 
 
 def first_pictures(candidates: Iterable[Candidate]) -> int:

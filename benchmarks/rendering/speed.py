@@ -44,14 +44,14 @@ from rendering_ways.all_ways import (
     ways_of,
 )
 
-from ip2p_lib.backbone import Backbone, load_backbone, pick_device
-from ip2p_lib.compilation import WAYS, compile_unet
 from ip2p_lib.config import HELD_OUT, RESULTS, Rendering, preset
+from ip2p_lib.device import choose_precision, pick_device
+from ip2p_lib.diffusion.stable_diffusion import Backbone, load_backbone
 from ip2p_lib.miniature.corpus import grammar_triplets
-from ip2p_lib.precision import choose_precision
-from ip2p_lib.rendering import Candidate
+from ip2p_lib.rendering.render import Candidate
+from ip2p_lib.rendering.trees import draw_trees
 from ip2p_lib.results import write_results
-from ip2p_lib.trees import draw_trees
+from ip2p_lib.training.compiled.compile import WAYS, compile_unet
 
 FEW, FEW_STEPS = 4, 4  # candidates and steps that are compared
 APART = 0.05  # of 255 levels, at most, in float32

@@ -22,17 +22,17 @@ import torch
 from rejection import FIRST, in_slots
 from rejection_trees import first_pictures, walked
 
-from ip2p_lib.backbone import load_backbone, pick_device
-from ip2p_lib.calibration import share
-from ip2p_lib.compilation import compile_unet
 from ip2p_lib.config import RESULTS, Scale, preset
-from ip2p_lib.filtering import load_clip
-from ip2p_lib.miniature.calibrate import tasks
-from ip2p_lib.precision import choose_precision
-from ip2p_lib.rendering_run import Makers
+from ip2p_lib.dataset.generate import Makers
+from ip2p_lib.device import choose_precision, pick_device
+from ip2p_lib.diffusion.stable_diffusion import load_backbone
+from ip2p_lib.filtering.calibration import share
+from ip2p_lib.filtering.clip_filter import load_clip
+from ip2p_lib.rendering.trees import draw_trees
 from ip2p_lib.results import write_results
-from ip2p_lib.trees import draw_trees
-from ip2p_lib.triplets import Triplet
+from ip2p_lib.training.compiled.compile import compile_unet
+from ip2p_lib.triplets.record import Triplet
+from jobs.miniature.calibrate_filter import tasks
 
 SIZES = (1, 4, 16, 32)  # of p, for one seed
 

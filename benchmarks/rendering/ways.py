@@ -10,13 +10,13 @@ from itertools import count
 import torch
 from rendering_ways.of_diffusers import formed_maps, one_by_one, stock_pipeline
 
-from ip2p_lib.backbone import Backbone
 from ip2p_lib.config import RESULTS, preset
-from ip2p_lib.filtering import Scores, keep_best, load_clip
-from ip2p_lib.prompt_to_prompt import sharing
-from ip2p_lib.rejection import score_rendered
-from ip2p_lib.rendering import Candidate, RenderedPair, render
-from ip2p_lib.slots import Preview, render_in_slots
+from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.filtering.clip_filter import Scores, keep_best, load_clip
+from ip2p_lib.filtering.early_rejection import score_rendered
+from ip2p_lib.rendering.continuous_batching import Preview, render_in_slots
+from ip2p_lib.rendering.render import Candidate, RenderedPair, render
+from ip2p_lib.rendering.shared_attention import sharing
 
 SAMPLER = "dpm_solver_pp"
 Way = Callable[[Sequence[Candidate]], Iterator[list[RenderedPair]]]

@@ -22,16 +22,16 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from ip2p_lib import training
 from ip2p_lib.config import RESULTS, Training
-from ip2p_lib.diffusion import Schedule
-from ip2p_lib.economy import Economy
-from ip2p_lib.editor_lora import add_editor_lora
-from ip2p_lib.latents import Latents
-from ip2p_lib.memory_plan import GIB, Plan, memory_of, recommend
-from ip2p_lib.precision import choose_precision
+from ip2p_lib.device import choose_precision
+from ip2p_lib.diffusion.samplers import Schedule
 from ip2p_lib.results import write_results
-from ip2p_lib.training_time import guess_seconds, product_speed, time_left
+from ip2p_lib.training import train as training
+from ip2p_lib.training.latents import Latents
+from ip2p_lib.training.lora import add_editor_lora
+from ip2p_lib.training.memory_plan import GIB, Plan, memory_of, recommend
+from ip2p_lib.training.options import Economy
+from ip2p_lib.training.timing import guess_seconds, product_speed, time_left
 
 STEPS, JUDGED_AFTER, BATCH = 50, 20, 64
 LARGE = {

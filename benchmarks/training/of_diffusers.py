@@ -17,9 +17,9 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from ip2p_lib.backbone import Backbone
 from ip2p_lib.config import Training
-from ip2p_lib.precision import choose_precision
+from ip2p_lib.device import choose_precision
+from ip2p_lib.diffusion.stable_diffusion import Backbone
 
 DROP = Training().drop
 SCHEDULER = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear")

@@ -11,16 +11,16 @@ from full_size import full_size
 from torch import Tensor
 from training_steps.of_diffusers import Pairs
 
-from ip2p_lib import training
-from ip2p_lib.backbone import Backbone, load_backbone
-from ip2p_lib.compilation import compile_unet
 from ip2p_lib.config import HELD_OUT, Training, preset
-from ip2p_lib.economy import Economy
-from ip2p_lib.latents import Latents, select, store_latents
+from ip2p_lib.device import choose_precision
+from ip2p_lib.diffusion.stable_diffusion import Backbone, load_backbone
 from ip2p_lib.miniature.render import render
 from ip2p_lib.miniature.world import sample_edit, sample_scene
-from ip2p_lib.precision import choose_precision
-from ip2p_lib.surgery import widen_conv_in
+from ip2p_lib.training import train as training
+from ip2p_lib.training.compiled.compile import compile_unet
+from ip2p_lib.training.latents import Latents, select, store_latents
+from ip2p_lib.training.options import Economy
+from ip2p_lib.training.surgery import widen_conv_in
 
 
 @dataclass(frozen=True)

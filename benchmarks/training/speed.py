@@ -35,15 +35,15 @@ from torch import Tensor, nn
 from training_steps.of_diffusers import Drawn, Script
 from training_steps.of_library import Case, Ours, networks, prepare
 
-from ip2p_lib.backbone import Backbone, pick_device
-from ip2p_lib.compilation import WAYS
 from ip2p_lib.config import RESULTS
-from ip2p_lib.draws import integers, key, normal, uniform
-from ip2p_lib.latents import visits_of_step
-from ip2p_lib.memory_trace import trace
-from ip2p_lib.precision import choose_precision
+from ip2p_lib.device import choose_precision, pick_device
+from ip2p_lib.diffusion.stable_diffusion import Backbone
 from ip2p_lib.results import write_results
-from ip2p_lib.training_time import product_speed
+from ip2p_lib.rng import integers, key, normal, uniform
+from ip2p_lib.training.compiled.compile import WAYS
+from ip2p_lib.training.latents import visits_of_step
+from ip2p_lib.training.memory_trace import trace
+from ip2p_lib.training.timing import product_speed
 
 DROP = 0.25  # when comparing: few examples, each case among them
 ROUNDING = 5e-3  # what stored latents, in half precision, may change in a gradient

@@ -23,10 +23,10 @@ import psutil
 from openai import OpenAI
 
 from ip2p_lib.config import RESULTS
-from ip2p_lib.language_service import ask_service, connect
-from ip2p_lib.ledger import Ledger
 from ip2p_lib.results import write_results
-from ip2p_lib.triplets import tally
+from ip2p_lib.triplets.ledger import Ledger
+from ip2p_lib.triplets.record import tally
+from ip2p_lib.triplets.service import ask_service, connect
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 ANSWER = 0.5  # seconds

@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
-from ip2p_lib.adapter_files import WEIGHTS, save_lora
 from ip2p_lib.config import DATA, RESULTS, preset
-from ip2p_lib.language_model import LanguageModel, write_triplets
-from ip2p_lib.language_tuning import encode, fine_tune
-from ip2p_lib.lora import add_lora, count_parameters
+from ip2p_lib.diffusion.adapters import WEIGHTS, save_lora
+from ip2p_lib.diffusion.lora import add_lora, count_parameters
 from ip2p_lib.results import write_results
-from ip2p_lib.triplets import read_jsonl
+from ip2p_lib.triplets.finetuning import encode, fine_tune
+from ip2p_lib.triplets.generation import LanguageModel, write_triplets
+from ip2p_lib.triplets.record import read_jsonl
 
 STEPS, WARM_UP, BATCH, RANK = 20, 3, 8, 8
 LARGE = {

@@ -18,15 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ip2p_lib.dataset import (
+from ip2p_lib.dataset.dataset import (
     DatasetError,
     read_packed_shards,
     stored_bytes,
     usable,
 )
-from ip2p_lib.folders import folder_written_whole
+from ip2p_lib.dataset.pairs import PackedPair, Pair, Problem, attempt, decode, make_pair
+from ip2p_lib.folders import atomic_directory
 from ip2p_lib.images import load
-from ip2p_lib.pairs import PackedPair, Pair, Problem, attempt, decode, make_pair
 
 SEEDS = "seeds.json"
 _TEXTS = {"input": "caption", "edit": "instruction", "output": "edited_caption"}
@@ -73,7 +73,7 @@ def export_folders(
     pairs = read_packed_shards(source, problems=problems, max_bad=max_bad)
     older = _OLDER if replace else None
     needed = stored_bytes(source)
-    with folder_written_whole(Path(out), needed=needed, replaces=older) as folder:
+    with atomic_directory(Path(out), needed=needed, replaces=older) as folder:
         seeds = _write_pairs(pairs, folder, quality)
         listing = [[name, sorted(map(str, taken))] for name, taken in seeds.items()]
         _write_json(listing, folder / SEEDS)

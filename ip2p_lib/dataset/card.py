@@ -19,9 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ip2p_lib.dataset import read_manifest, read_packed_shards, stored_bytes
-from ip2p_lib.pair_survey import Survey, survey
-from ip2p_lib.shards import write_bytes
+from ip2p_lib.dataset.dataset import read_manifest, read_packed_shards, stored_bytes
+from ip2p_lib.dataset.statistics import Survey, survey
+from ip2p_lib.files import write_bytes
 
 SHARES = (0.0, 0.05, 0.5, 0.95, 1.0)  # quantiles of every number
 _PLACED = {"format", "pairs", "shards", "run_seed", "triplets", "rendered", "kept"}
@@ -37,7 +37,7 @@ _LOADING = {
     "data/train-*.parquet": (
         ("from datasets import load_dataset", _HUB),
         ("from pyarrow.dataset import dataset", 'dataset("FOLDER/data")'),
-        ("from ip2p_lib.pair_parquet import read_parquet", 'read_parquet("FOLDER")'),
+        ("from ip2p_lib.dataset.parquet import read_parquet", 'read_parquet("FOLDER")'),
     ),
     "pairs-*.tar": (
         ("from datasets import load_dataset", _HUB),
@@ -45,7 +45,7 @@ _LOADING = {
             "from glob import glob\n\nfrom webdataset import WebDataset",
             'WebDataset(sorted(glob("FOLDER/pairs-*.tar")), shardshuffle=False)',
         ),
-        ("from ip2p_lib.dataset import PairDataset", 'PairDataset("FOLDER")'),
+        ("from ip2p_lib.dataset.dataset import PairDataset", 'PairDataset("FOLDER")'),
     ),
     "seeds.json": (
         ("from edit_dataset import EditDataset", 'EditDataset("FOLDER")'),
@@ -53,7 +53,10 @@ _LOADING = {
             "import json\nfrom pathlib import Path",
             'json.loads(Path("FOLDER/seeds.json").read_text())',
         ),
-        ("from ip2p_lib.pair_folders import read_folders", 'read_folders("FOLDER")'),
+        (
+            "from ip2p_lib.dataset.authors_format import read_folders",
+            'read_folders("FOLDER")',
+        ),
     ),
 }
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from ip2p_lib.dataset import usable
+from ip2p_lib.dataset.dataset import usable
+from ip2p_lib.dataset.pairs import Pair, Problem, attempt, make_pair
 from ip2p_lib.images import ImageError, load
-from ip2p_lib.pairs import Pair, Problem, attempt, make_pair
 
 NEEDED = ("before", "after", "instruction")
 CAPTIONS = ("caption", "edited_caption")

@@ -17,9 +17,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ip2p_lib.images import to_tensor
-from ip2p_lib.pairs import PackedPair, Pair, Problem
-from ip2p_lib.shards import (
+from ip2p_lib.dataset.pairs import PackedPair, Pair, Problem
+from ip2p_lib.dataset.shards import (
     index_shard,
     read_packed_shard,
     read_pair,
@@ -27,6 +26,7 @@ from ip2p_lib.shards import (
     write_bytes,
     write_shard,
 )
+from ip2p_lib.images import to_tensor
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest and the shards; one without a number is of this format

@@ -21,25 +21,25 @@ from typing import Any
 
 import torch
 
-from ip2p_lib.backbone import Backbone
 from ip2p_lib.config import Filtering, Rendering
-from ip2p_lib.dataset import DatasetError, write_manifest
-from ip2p_lib.files import remove_partials
-from ip2p_lib.filtering import (
+from ip2p_lib.dataset.dataset import DatasetError, write_manifest
+from ip2p_lib.dataset.pairs import Pair
+from ip2p_lib.dataset.shards import write_shard
+from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.files import remove_partials, sha256_of, write_bytes
+from ip2p_lib.filtering.clip_filter import (
     ClipScorer,
     Scores,
     drop_reasons,
     keep_best,
 )
+from ip2p_lib.filtering.early_rejection import score_rendered
 from ip2p_lib.images import to_pil
-from ip2p_lib.pairs import Pair
-from ip2p_lib.rejection import score_rendered
-from ip2p_lib.rendering import RenderedPair, draw_candidates
-from ip2p_lib.run_lock import only_run_in
-from ip2p_lib.shards import sha256_of, write_bytes, write_shard
-from ip2p_lib.slots import render_by
-from ip2p_lib.trees import draw_trees
-from ip2p_lib.triplets import Triplet
+from ip2p_lib.rendering.continuous_batching import render_by
+from ip2p_lib.rendering.render import RenderedPair, draw_candidates
+from ip2p_lib.rendering.trees import draw_trees
+from ip2p_lib.run_lock import run_lock
+from ip2p_lib.triplets.record import Triplet
 
 PROGRESS = "progress.json"
 
@@ -85,7 +85,7 @@ def make_pairs(
             candidates are no whole trees.
     """
     _require_whole_trees(settings)
-    with only_run_in(folder):
+    with run_lock(folder):
         remove_partials(folder)
         mark = _mark(makers, triplets, settings)
         blocks = _resume(folder, mark)

@@ -14,9 +14,9 @@ from typing import Any
 
 from PIL import Image
 
-from ip2p_lib.dataset import usable
+from ip2p_lib.dataset.dataset import usable
+from ip2p_lib.dataset.pairs import PackedPair, Pair, Problem, attempt, decode, make_pair
 from ip2p_lib.images import ImageError, load
-from ip2p_lib.pairs import PackedPair, Pair, Problem, attempt, decode, make_pair
 
 FIVE_COLUMNS = (
     "original_prompt",

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from PIL import Image, UnidentifiedImageError
 
 from ip2p_lib.images import FORMATS, ImageError, load
-from ip2p_lib.triplets import language_of
+from ip2p_lib.triplets.record import language_of
 
 PARTS = ("before.webp", "after.webp", "json")
 T = TypeVar("T")

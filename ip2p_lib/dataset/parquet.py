@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ip2p_lib.dataset import read_packed_shards, stored_bytes, usable
-from ip2p_lib.folders import folder_written_whole
-from ip2p_lib.pair_rows import FIVE_COLUMNS, THREE_COLUMNS, from_row, to_row
-from ip2p_lib.pairs import PackedPair, Pair, Problem, attempt
+from ip2p_lib.dataset.dataset import read_packed_shards, stored_bytes, usable
+from ip2p_lib.dataset.hub_rows import FIVE_COLUMNS, THREE_COLUMNS, from_row, to_row
+from ip2p_lib.dataset.pairs import PackedPair, Pair, Problem, attempt
+from ip2p_lib.folders import atomic_directory
 
 ROW_GROUP = 100  # pairs in memory at a time
 _TEXTS = ("caption", "instruction", "edited_caption")
@@ -59,7 +59,7 @@ def export_parquet(
     schema, older = _schema(tuple(columns)), _OLDER if replace else None
     pairs = read_packed_shards(source, problems=problems, max_bad=max_bad)
     needed = stored_bytes(source)
-    with folder_written_whole(Path(out), needed=needed, replaces=older) as folder:
+    with atomic_directory(Path(out), needed=needed, replaces=older) as folder:
         _write_files(_chunks(pairs, pairs_per_file), folder, schema)
     return Path(out)
 

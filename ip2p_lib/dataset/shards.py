@@ -7,16 +7,13 @@ The three files of a pair are neighbours, so that many small files cost one big 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ip2p_lib.disk_faults import told_in_words
-from ip2p_lib.files import written_whole
-from ip2p_lib.pairs import (
+from ip2p_lib.dataset.pairs import (
     PARTS,
     PackedPair,
     Pair,
@@ -27,16 +24,9 @@ from ip2p_lib.pairs import (
     to_files,
     unpack,
 )
+from ip2p_lib.files import sha256_of, write_bytes
 
 Spans = dict[str, tuple[int, int]]  # offset and size of each part in its tar file
-
-
-def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Put a whole file in place at once: a reader meets the old one or the new one."""
-    path = Path(path)
-    with told_in_words(path, len(data)), written_whole(path) as file:
-        file.write(data)
-    return path
 
 
 def write_shard(pairs: Iterable[Pair], path: str | Path) -> dict[str, Any]:
@@ -71,12 +61,6 @@ def describe_shard(path: str | Path) -> dict[str, Any]:
         "pairs": pairs,
         "sha256": sha256_of(path),
     }
-
-
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal, read piece by piece."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def index_shard(path: Path) -> dict[str, Spans]:

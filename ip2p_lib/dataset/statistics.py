@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from ip2p_lib.pairs import PackedPair
+from ip2p_lib.dataset.pairs import PackedPair
 
 
 @dataclass

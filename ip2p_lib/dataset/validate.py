@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ip2p_lib.dataset import MANIFEST, DatasetError, read_manifest
-from ip2p_lib.pairs import Pair, Problem
-from ip2p_lib.shards import read_shard, sha256_of
+from ip2p_lib.dataset.dataset import MANIFEST, DatasetError, read_manifest
+from ip2p_lib.dataset.pairs import Pair, Problem
+from ip2p_lib.dataset.shards import read_shard
+from ip2p_lib.files import sha256_of
 
 
 def validate(folder: str | Path) -> list[Problem]:

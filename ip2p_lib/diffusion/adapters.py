@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ip2p_lib.config import Source
-from ip2p_lib.files import written_whole
-from ip2p_lib.lora import Model, add_lora, lora_layers, lora_weights
+from ip2p_lib.diffusion.lora import Model, add_lora, lora_layers, lora_weights
+from ip2p_lib.files import atomic_write
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 _PREFIX = "base_model.model."  # what peft's files put before the name of a layer
@@ -81,7 +81,7 @@ def save_lora(
     }
     facts = {"format": "pt", "base": identity, "settings": settings}
     for name, data in (WEIGHTS, save(weights, facts)), (SETTINGS, settings.encode()):
-        with written_whole(folder / name) as file:
+        with atomic_write(folder / name) as file:
             file.write(data)
     return folder
 

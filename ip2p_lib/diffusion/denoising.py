@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ip2p_lib.diffusion import Denoiser
-from ip2p_lib.guidance import classifier_free, combine
+from ip2p_lib.diffusion.guidance import classifier_free, combine
+from ip2p_lib.diffusion.samplers import Denoiser
 
 
 def caption_denoiser(

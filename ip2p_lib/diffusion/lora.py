@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ip2p_lib.draws import key, uniform
+from ip2p_lib.rng import key, uniform
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -22,7 +22,7 @@ import math
 import torch
 from torch import Tensor
 
-from ip2p_lib.diffusion import Schedule, timesteps
+from ip2p_lib.diffusion.samplers import Schedule, timesteps
 
 
 def step_table(schedule: Schedule, steps: int, sampler: str) -> Tensor:

@@ -16,16 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ip2p_lib.attention_kernels import of_any_shape
 from ip2p_lib.config import Source
-from ip2p_lib.diffusion import Schedule
-from ip2p_lib.weights import load_network
+from ip2p_lib.device import pick_device, pick_dtype
+from ip2p_lib.diffusion.attention import of_any_shape
+from ip2p_lib.diffusion.loading import load_network
+from ip2p_lib.diffusion.samplers import Schedule
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
-
-BF16_CAPABILITY = (8, 0)  # older cards emulate bfloat16, and still claim to support it
 
 
 @dataclass
@@ -142,40 +141,6 @@ def _refuse_long_texts(texts: Sequence[str], ids: list[list[int]], limit: int) -
                 f"{text[:60]!r}... is {len(tokens)} tokens long, markers included; the "
                 f"text encoder reads {limit}. Shorten it, or pass truncate=True."
             )
-
-
-def pick_device(device: str | torch.device | None = None) -> torch.device:
-    """The device asked for, or for None the GPU where there is one.
-
-    Raises:
-        ValueError: the name is no device, or asks for a GPU that torch cannot use.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        picked = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"{device!r} is no device; use 'cpu' or 'cuda'.") from error
-    if picked.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda', but torch sees no GPU here; use 'cpu'.")
-    return picked
-
-
-def pick_dtype(device: torch.device, dtype: torch.dtype | None = None) -> torch.dtype:
-    """The precision asked for, or float32 on a CPU and float16 on a GPU.
-
-    Raises:
-        ValueError: half precision on a CPU (slow, and partly missing), or bfloat16 on
-            a GPU before Ampere, which only emulates it.
-    """
-    if device.type == "cpu":
-        if dtype in (torch.float16, torch.bfloat16):
-            raise ValueError(f"{dtype} is for GPUs; leave dtype out on a CPU.")
-        return dtype or torch.float32
-    old = torch.cuda.get_device_capability(device) < BF16_CAPABILITY
-    if dtype is torch.bfloat16 and old:
-        raise ValueError("This GPU has no bfloat16; use torch.float16.")
-    return dtype or torch.float16
 
 
 def load_backbone(

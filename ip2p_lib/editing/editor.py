@@ -18,14 +18,14 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ip2p_lib import diffusion
-from ip2p_lib.backbone import Backbone, load_backbone
 from ip2p_lib.config import Editing, Scale, Source, preset
-from ip2p_lib.denoising import edit_denoiser
-from ip2p_lib.diffusion import Step
-from ip2p_lib.draws import key, normal
+from ip2p_lib.diffusion import samplers as diffusion
+from ip2p_lib.diffusion.denoising import edit_denoiser
+from ip2p_lib.diffusion.loading import load_network
+from ip2p_lib.diffusion.samplers import Step
+from ip2p_lib.diffusion.stable_diffusion import Backbone, load_backbone
 from ip2p_lib.images import fit, load, to_pil, to_tensor
-from ip2p_lib.weights import load_network
+from ip2p_lib.rng import key, normal
 
 PIXELS = 4 * 512 * 512  # edited at once: four large pictures, or more small ones
 

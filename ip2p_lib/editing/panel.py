@@ -14,13 +14,14 @@ import ipywidgets
 import PIL.Image
 from PIL.Image import Image
 
-from ip2p_lib import figures, images
-from ip2p_lib.panels import LABEL, WIDE, Panel, slider, to_png
+from ip2p_lib import images
+from ip2p_lib.notebook import figures
+from ip2p_lib.notebook.panel import LABEL, WIDE, Panel, slider, to_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from ip2p_lib.editing import Editor
+    from ip2p_lib.editing.editor import Editor
 
 
 def _uploaded(value: Any) -> bytes:

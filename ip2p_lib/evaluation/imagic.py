@@ -21,11 +21,16 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ip2p_lib.backbone import Backbone
-from ip2p_lib.baselines import denoised, prepared, require_text_to_image, start_noise
-from ip2p_lib.diffusion import add_noise
-from ip2p_lib.draws import integers, key, normal
+from ip2p_lib.diffusion.samplers import add_noise
+from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.evaluation.sdedit import (
+    denoised,
+    prepared,
+    require_text_to_image,
+    start_noise,
+)
 from ip2p_lib.images import to_pil
+from ip2p_lib.rng import integers, key, normal
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ip2p_lib.baselines import ignore_input_tensors, sdedit_tensors
-from ip2p_lib.dataset import Pair, stack
-from ip2p_lib.editing import Editor
-from ip2p_lib.filtering import ClipScorer, score_pairs
+from ip2p_lib.dataset.dataset import Pair, stack
+from ip2p_lib.editing.editor import Editor
+from ip2p_lib.evaluation.sdedit import ignore_input_tensors, sdedit_tensors
+from ip2p_lib.filtering.clip_filter import ClipScorer, score_pairs
 from ip2p_lib.results import Row
 
 if TYPE_CHECKING:
-    from ip2p_lib.backbone import Backbone
+    from ip2p_lib.diffusion.stable_diffusion import Backbone
 
 Columns = dict[str, Tensor]
 

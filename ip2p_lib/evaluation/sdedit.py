@@ -17,11 +17,11 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ip2p_lib.backbone import Backbone
-from ip2p_lib.denoising import caption_denoiser
-from ip2p_lib.diffusion import add_noise, sample, timesteps
-from ip2p_lib.draws import key, normal
+from ip2p_lib.diffusion.denoising import caption_denoiser
+from ip2p_lib.diffusion.samplers import add_noise, sample, timesteps
+from ip2p_lib.diffusion.stable_diffusion import Backbone
 from ip2p_lib.images import fit, load, to_pil, to_tensor
+from ip2p_lib.rng import key, normal
 
 SAMPLER = "ddim"
 

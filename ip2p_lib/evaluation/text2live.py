@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from ip2p_lib.draws import key, normal, uniform
-from ip2p_lib.filtering import ClipScorer
+from ip2p_lib.filtering.clip_filter import ClipScorer
 from ip2p_lib.images import load, to_pil, to_tensor
+from ip2p_lib.rng import key, normal, uniform
 
 
 class LayerNet(nn.Module):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from ip2p_lib.filtering import Scores, keep_best
+from ip2p_lib.filtering.clip_filter import Scores, keep_best
 
 if TYPE_CHECKING:
     from ip2p_lib.config import Filtering

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ip2p_lib.attention_kernels import of_any_shape
+from ip2p_lib.diffusion.attention import of_any_shape
 from ip2p_lib.images import resize_and_crop
 
 if TYPE_CHECKING:

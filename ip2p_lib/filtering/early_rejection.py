@@ -20,13 +20,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ip2p_lib.calibration import Share, share
-from ip2p_lib.filtering import ClipScorer, Scores, keep_best, passes, score_embedded
-from ip2p_lib.slots import Preview
+from ip2p_lib.filtering.calibration import Share, share
+from ip2p_lib.filtering.clip_filter import (
+    ClipScorer,
+    Scores,
+    keep_best,
+    passes,
+    score_embedded,
+)
+from ip2p_lib.rendering.continuous_batching import Preview
 
 if TYPE_CHECKING:
     from ip2p_lib.config import Filtering
-    from ip2p_lib.rendering import RenderedPair
+    from ip2p_lib.rendering.render import RenderedPair
 
 NAMES = ("image", "text", "direction")  # of floors, as of ``config.Filtering``
 ANY = -1.0  # a floor below every cosine

@@ -12,8 +12,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ip2p_lib.calibration import Curve, Marks, Share
-from ip2p_lib.figure_style import (
+from ip2p_lib.filtering.calibration import Curve, Marks, Share
+from ip2p_lib.notebook.style import (
     COLOURS,
     PAGE,
     PLOT,

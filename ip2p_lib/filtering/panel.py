@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import ipywidgets
 from torch import Tensor
 
-from ip2p_lib.calibration import funnel, mark
-from ip2p_lib.filter_figures import plot_funnel
-from ip2p_lib.filtering import Scores
-from ip2p_lib.panels import LABEL, WIDE, Panel, slider, to_png
+from ip2p_lib.filtering.calibration import funnel, mark
+from ip2p_lib.filtering.clip_filter import Scores
+from ip2p_lib.filtering.figures import plot_funnel
+from ip2p_lib.notebook.panel import LABEL, WIDE, Panel, slider, to_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ from ip2p_lib.miniature.parsing import find_difference, read_caption
 from ip2p_lib.miniature.render import encode
 from ip2p_lib.miniature.scenes import Scene
 from ip2p_lib.miniature.world import caption, sample_edit, sample_scene
-from ip2p_lib.triplets import Triplet, is_unchanged
+from ip2p_lib.triplets.record import Triplet, is_unchanged
 
 _CHINESE = 0.2  # share of captions in Chinese
 

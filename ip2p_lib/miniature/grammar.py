@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.scenes import Scene, Thing
-from ip2p_lib.miniature.wording import (
+from ip2p_lib.miniature.phrasings import (
     CAPTIONS,
     CAPTIONS_ZH,
     HELD_OUT_PHRASINGS,
     INSTRUCTIONS,
     INSTRUCTIONS_ZH,
 )
+from ip2p_lib.miniature.scenes import Scene, Thing
 
 
 def article(noun: str) -> str:

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from ip2p_lib.config import DATA
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.atlas import COLUMNS, SIZE
 from ip2p_lib.miniature.backdrop import RESOLUTION, land
 from ip2p_lib.miniature.media import apply_media
 from ip2p_lib.miniature.scenes import Scene
 from ip2p_lib.miniature.weather import weather_layers
+from jobs.miniature.build_sprites import COLUMNS, SIZE
 
 _OBJECTS = list(words.OBJECTS)
 _FINISHES = list(words.FINISHES)
@@ -89,7 +89,7 @@ def load_sprites(folder: Path = DATA / "emoji") -> Tensor:
         if not path.is_file():
             raise FileNotFoundError(
                 f"The sprite atlas {path} is missing. It comes with the repository; "
-                "restore it with git, or build it with ip2p_lib.miniature.atlas."
+                "restore it with git, or build it with jobs.miniature.build_sprites."
             )
         sheets.append(_cut(np.asarray(Image.open(path).convert("RGBA"))))
     return torch.stack(sheets)

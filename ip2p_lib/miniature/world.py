@@ -12,8 +12,8 @@ from __future__ import annotations
 import random
 
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.changes import CHANGES, KINDS, draw_thing
-from ip2p_lib.miniature.phrases import describe, instruct
+from ip2p_lib.miniature.edits import CHANGES, KINDS, draw_thing
+from ip2p_lib.miniature.grammar import describe, instruct
 from ip2p_lib.miniature.scenes import (
     CENTRES,
     SIZES,

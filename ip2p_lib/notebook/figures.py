@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from PIL.Image import Image
 
 from ip2p_lib import images
-from ip2p_lib.figure_style import (
+from ip2p_lib.notebook.style import (
     COLOURS,
     PAGE,
     PANEL,

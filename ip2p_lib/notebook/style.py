@@ -22,7 +22,7 @@ PANEL = 2.0  # width of a picture where the page has room for it
 PLOT = (6.4, 3.6)  # size of a plot
 COLOURS = ("#1f6fb4", "#d9541e", "#2e8b57", "#8e5aa8", "#c2993a", "#7f7f7f")
 POINTS = 9.0  # size of the letters
-_FONT = Path(__file__).resolve().parent.parent / "data/fonts/NotoSansSC-common.ttf"
+_FONT = Path(__file__).resolve().parents[2] / "data/fonts/NotoSansSC-common.ttf"
 
 
 @lru_cache(maxsize=1)

@@ -15,9 +15,9 @@ from typing import Protocol
 
 import torch
 
-from ip2p_lib import draws
-from ip2p_lib.triplets import Triplet
-from ip2p_lib.word_edits import LocalBlend, WordEdit
+from ip2p_lib import rng
+from ip2p_lib.rendering.word_edits import LocalBlend, WordEdit
+from ip2p_lib.triplets.record import Triplet
 
 TAUS = (0.2, 0.8)  # ours: of words, share of steps in which maps are borrowed
 SEED_BITS = 48  # a seed survives any JSON reader, also one that reads floats
@@ -78,7 +78,7 @@ def draw_candidates(
     seeds = [_seed(t, i, run_seed) for t in triplets for i in range(n)]
     ids = torch.tensor(seeds, dtype=torch.int64)
     u_p, u_cfg = (
-        draws.uniform(draws.key(run_seed, "candidate", name), ids).double()
+        rng.uniform(rng.key(run_seed, "candidate", name), ids).double()
         for name in ("p", "cfg_scale")
     )
     p = settings.p_min + (settings.p_max - settings.p_min) * u_p
@@ -91,7 +91,7 @@ def draw_candidates(
 
 def _seed(triplet: Triplet, index: int, run_seed: int) -> int:
     words = (triplet.caption, triplet.instruction, triplet.edited_caption)
-    return draws.key(run_seed, "candidate", *words, index) % 2**SEED_BITS
+    return rng.key(run_seed, "candidate", *words, index) % 2**SEED_BITS
 
 
 def lend_words(
@@ -110,7 +110,7 @@ def lend_words(
     """
     ids = torch.tensor([c.seed for c in candidates], dtype=torch.int64)
     u_some, u_tau = (
-        draws.uniform(draws.key(run_seed, "words", name), ids).tolist()
+        rng.uniform(rng.key(run_seed, "words", name), ids).tolist()
         for name in ("share", "tau")
     )
     low, high = TAUS

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ip2p_lib.backbone import Backbone
-from ip2p_lib.rendering import Candidate, RenderedPair
-from ip2p_lib.stepping import step_table
-from ip2p_lib.trees import plant
-from ip2p_lib.walks import Walk, WalkBatch
+from ip2p_lib.diffusion.sampler_steps import step_table
+from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.rendering.render import Candidate, RenderedPair
+from ip2p_lib.rendering.trajectories import Walk, WalkBatch
+from ip2p_lib.rendering.trees import plant
 
 if TYPE_CHECKING:
     from ip2p_lib.config import Rendering

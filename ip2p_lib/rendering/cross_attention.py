@@ -30,14 +30,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ip2p_lib.prompt_to_prompt import (
+from ip2p_lib.rendering.shared_attention import (
     CROSS_ATTENTION,
     installed,
     is_active,
     project_out,
     split_heads,
 )
-from ip2p_lib.word_edits import Plan
+from ip2p_lib.rendering.word_edits import Plan
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ip2p_lib.cross_attention import WordControl, keep_outside, word_control
-from ip2p_lib.diffusion import Denoiser, Schedule, StepNoise, sample
-from ip2p_lib.prompt_to_prompt import Sharing, is_active, sharing, source_rows
-from ip2p_lib.stepping import advance, begin, step_table
-from ip2p_lib.word_edits import Plan
+from ip2p_lib.diffusion.sampler_steps import advance, begin, step_table
+from ip2p_lib.diffusion.samplers import Denoiser, Schedule, StepNoise, sample
+from ip2p_lib.rendering.cross_attention import WordControl, keep_outside, word_control
+from ip2p_lib.rendering.shared_attention import Sharing, is_active, sharing, source_rows
+from ip2p_lib.rendering.word_edits import Plan
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

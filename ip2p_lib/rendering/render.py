@@ -19,13 +19,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ip2p_lib import draws
-from ip2p_lib.backbone import Backbone
-from ip2p_lib.candidates import Candidate, Ranges, draw_candidates
-from ip2p_lib.diffusion import Denoiser, StepNoise, sample, timesteps
-from ip2p_lib.guidance import classifier_free
-from ip2p_lib.paired_sampling import sample_pairs
-from ip2p_lib.word_edits import plan
+from ip2p_lib import rng
+from ip2p_lib.diffusion.guidance import classifier_free
+from ip2p_lib.diffusion.samplers import Denoiser, StepNoise, sample, timesteps
+from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.rendering.candidates import Candidate, Ranges, draw_candidates
+from ip2p_lib.rendering.paired_sampling import sample_pairs
+from ip2p_lib.rendering.word_edits import plan
 
 __all__ = [
     "Candidate",
@@ -155,7 +155,7 @@ def encode_captions(
 
 def noise_key(step: int) -> int:
     """Names the noise of a step for ``draws``; a walk begins with that of -1."""
-    return draws.key("rendering", "noise", step)
+    return rng.key("rendering", "noise", step)
 
 
 def _noise(backbone: Backbone, seeds: Sequence[int], copies: int = 1) -> StepNoise:
@@ -165,7 +165,7 @@ def _noise(backbone: Backbone, seeds: Sequence[int], copies: int = 1) -> StepNoi
     dtype = torch.promote_types(backbone.dtype, torch.float32)
 
     def at(step: int) -> Tensor:
-        z = draws.normal(noise_key(step), ids, backbone.latent_shape)
+        z = rng.normal(noise_key(step), ids, backbone.latent_shape)
         return z.to(dtype).repeat(copies, 1, 1, 1)
 
     return at

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ip2p_lib import draws
-from ip2p_lib.backbone import Backbone
-from ip2p_lib.candidates import Candidate
-from ip2p_lib.denoising import caption_denoiser
-from ip2p_lib.diffusion import Denoiser
-from ip2p_lib.prompt_to_prompt import sharing
-from ip2p_lib.rendering import noise_key
-from ip2p_lib.stepping import advance
-from ip2p_lib.transfer import sent
+from ip2p_lib import rng
+from ip2p_lib.device import to_device_async
+from ip2p_lib.diffusion.denoising import caption_denoiser
+from ip2p_lib.diffusion.sampler_steps import advance
+from ip2p_lib.diffusion.samplers import Denoiser
+from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.rendering.candidates import Candidate
+from ip2p_lib.rendering.render import noise_key
+from ip2p_lib.rendering.shared_attention import sharing
 
 
 @dataclass(eq=False)
@@ -98,7 +98,7 @@ class WalkBatch:
         """Put walks into their slots."""
         if not new:
             return
-        rows = sent(list(new), self.x.device)
+        rows = to_device_async(list(new), self.x.device)
         for name in ("x", "x0", "text"):
             states = torch.stack([getattr(walk, name) for walk in new.values()])
             getattr(self, name)[rows] = states
@@ -108,7 +108,7 @@ class WalkBatch:
     def _tell(self, walks: dict[int, Walk]) -> None:
         """Give walks the state of these slots, theirs for good."""
         if walks:
-            rows = sent(list(walks), self.x.device)
+            rows = to_device_async(list(walks), self.x.device)
             for walk, x, x0 in zip(
                 walks.values(), self.x[rows], self.x0[rows], strict=True
             ):
@@ -132,9 +132,9 @@ class WalkBatch:
     def step(self) -> None:
         """One step of every walk that has a slot, in one call of the U-Net."""
         done = torch.tensor([walk.step if walk else 0 for walk in self.slots])
-        numbers = sent(self.table[done], self.x.device)
+        numbers = to_device_async(self.table[done], self.x.device)
         with sharing(self.backbone.unet) as state:
-            state.source = sent(self._source_rows(), self.x.device)
+            state.source = to_device_async(self._source_rows(), self.x.device)
             eps = self._denoiser()(self.x, numbers[:, 0].to(self.x.dtype))
         noise = self._fresh_noise(done)
         self.x, self.x0 = advance(self.x, eps, self.x0, noise, numbers)
@@ -153,7 +153,7 @@ class WalkBatch:
     def _denoiser(self) -> Denoiser:
         scale = [w.candidates[0].cfg_scale if w else 1.0 for w in self.slots]
         unet, null_text = self.backbone.unet, self.backbone.null_text
-        scales = sent(scale, self.x.device)
+        scales = to_device_async(scale, self.x.device)
         return caption_denoiser(unet, self.text, null_text, scales)
 
     def _fresh_noise(self, done: Tensor) -> Tensor | None:
@@ -161,8 +161,10 @@ class WalkBatch:
         if not self.noisy:
             return None
         ids = [w.candidates[0].seed if w else 0 for w in self.slots]
-        keys, seeds = (sent(n, self.x.device) for n in (self.keys[done], ids))
-        return draws.normal(keys, seeds, tuple(self.x.shape[1:])).to(self.x)
+        keys, seeds = (
+            to_device_async(n, self.x.device) for n in (self.keys[done], ids)
+        )
+        return rng.normal(keys, seeds, tuple(self.x.shape[1:])).to(self.x)
 
     def take_finished(self) -> list[Walk]:
         """Walks at their end; their slots are free."""

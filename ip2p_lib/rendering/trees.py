@@ -23,18 +23,18 @@ from itertools import groupby, islice
 import torch
 from torch import Tensor
 
-from ip2p_lib import draws
-from ip2p_lib.backbone import Backbone
-from ip2p_lib.rendering import (
+from ip2p_lib import rng
+from ip2p_lib.diffusion.sampler_steps import begin
+from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.rendering.render import (
     Candidate,
     Ranges,
     draw_candidates,
     encode_captions,
     noise_key,
 )
-from ip2p_lib.stepping import begin
-from ip2p_lib.triplets import Triplet
-from ip2p_lib.walks import Walk
+from ip2p_lib.rendering.trajectories import Walk
+from ip2p_lib.triplets.record import Triplet
 
 
 def draw_trees(
@@ -46,7 +46,7 @@ def draw_trees(
     """
     first = draw_candidates(triplets, seeds, run_seed, settings)
     ids = torch.tensor([c.seed for c in first], dtype=torch.int64)
-    u = draws.uniform(draws.key(run_seed, "tree", "p"), ids, (n,)).double()
+    u = rng.uniform(rng.key(run_seed, "tree", "p"), ids, (n,)).double()
     width = (settings.p_max - settings.p_min) / n
     p = settings.p_min + width * (torch.arange(n) + u)
     return [
@@ -101,4 +101,4 @@ def _trees(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]:
 def _noise(backbone: Backbone, seeds: Sequence[int]) -> Tensor:
     ids = torch.tensor(seeds, device=backbone.device)
     dtype = torch.promote_types(backbone.dtype, torch.float32)  # as ``rendering``
-    return draws.normal(noise_key(-1), ids, backbone.latent_shape).to(dtype)
+    return rng.normal(noise_key(-1), ids, backbone.latent_shape).to(dtype)

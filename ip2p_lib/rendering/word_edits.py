@@ -19,10 +19,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ip2p_lib.word_alignment import align, changed, positions, refinement, replacement
+from ip2p_lib.rendering.token_alignment import (
+    align,
+    changed,
+    positions,
+    refinement,
+    replacement,
+)
 
 if TYPE_CHECKING:
-    from ip2p_lib.backbone import Backbone
+    from ip2p_lib.diffusion.stable_diffusion import Backbone
 
 ROUTINGS = {"replace": replacement, "refine": refinement}
 EVERYWHERE = -1.0  # a threshold that every place passes

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ip2p_lib.parallel import add_up
-from ip2p_lib.train_state import TrainState
+from ip2p_lib.distributed import add_up
+from ip2p_lib.training.state import TrainState
 
 NO_ROOM = (
     "Not even one example fits into memory. Give up more (memory_plan.recommend says "

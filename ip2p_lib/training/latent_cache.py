@@ -19,13 +19,13 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ip2p_lib import checkpoint
-from ip2p_lib.backbone import Backbone
 from ip2p_lib.config import Source
-from ip2p_lib.dataset import MANIFEST, PairDataset
+from ip2p_lib.dataset.dataset import MANIFEST, PairDataset
+from ip2p_lib.dataset.pairs import Pair
+from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.distributed import processes, rank
 from ip2p_lib.images import to_tensor
-from ip2p_lib.latents import Latents, encode_pairs
-from ip2p_lib.pairs import Pair
-from ip2p_lib.parallel import processes, rank
+from ip2p_lib.training.latents import Latents, encode_pairs
 
 AT_ONCE = 16  # pairs that the VAE sees in one call
 PATIENCE = 0.5  # seconds between looks for the shares of other processes

@@ -21,8 +21,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ip2p_lib.draws import integers, key, uniform
-from ip2p_lib.transfer import sent
+from ip2p_lib.device import to_device_async
+from ip2p_lib.rng import integers, key, uniform
 
 
 class Encoders(Protocol):
@@ -190,13 +190,13 @@ def select(
     """Gather the examples of some visits, each mirrored or not by its own draw."""
     rows = visits % len(latents)
     flip = integers(key(run_seed, "flip", step), visits, latents.condition.shape[1])
-    text = sent(latents.text[latents.instruction[rows]], device)
+    text = to_device_async(latents.text[latents.instruction[rows]], device)
     return Batch(
-        sent(latents.target_mean[rows, flip], device).float(),
-        sent(latents.target_logvar[rows, flip], device).float(),
-        sent(latents.condition[rows, flip], device).float(),
+        to_device_async(latents.target_mean[rows, flip], device).float(),
+        to_device_async(latents.target_logvar[rows, flip], device).float(),
+        to_device_async(latents.condition[rows, flip], device).float(),
         (encode(text) if encode else text).float(),
-        sent(latents.null_text, device).float(),
+        to_device_async(latents.null_text, device).float(),
         latents.scaling,
-        sent(visits, device),
+        to_device_async(visits, device),
     )

@@ -21,10 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
-from ip2p_lib.adapter_files import WEIGHTS, load_lora, save_lora
-from ip2p_lib.files import written_whole
-from ip2p_lib.lora import add_lora, lora_layers, merge_lora
-from ip2p_lib.surgery import widen_conv_in
+from ip2p_lib.diffusion.adapters import WEIGHTS, load_lora, save_lora
+from ip2p_lib.diffusion.lora import add_lora, lora_layers, merge_lora
+from ip2p_lib.files import atomic_write
+from ip2p_lib.training.surgery import widen_conv_in
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -106,7 +106,7 @@ def save_editor_lora(unet: Any, folder: str | Path, base: str | Path | Source) -
     folder = save_lora(unet, folder, base)
     first = unet.conv_in.state_dict().items()
     weights = {name: weight.detach().cpu().contiguous() for name, weight in first}
-    with written_whole(folder / CONV_IN) as file:
+    with atomic_write(folder / CONV_IN) as file:
         file.write(save(weights, {"format": "pt", "adapter": _digest(folder)}))
     return folder
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ip2p_lib.diffusion import Schedule
+from ip2p_lib.diffusion.samplers import Schedule
 
 BANDS = 4  # of equal width, from least to most noise
 

@@ -20,10 +20,10 @@ from typing import Any
 import psutil
 import torch
 
-from ip2p_lib.adamw import bytes_kept
-from ip2p_lib.economy import Economy
-from ip2p_lib.editor_lora import add_editor_lora
-from ip2p_lib.memory_trace import Timeline, trace
+from ip2p_lib.training.lora import add_editor_lora
+from ip2p_lib.training.memory_trace import Timeline, trace
+from ip2p_lib.training.optimizer import bytes_kept
+from ip2p_lib.training.options import Economy
 
 GIB = 2**30
 # torch hands memory out in blocks, between which some stays unused; cuBLAS and cuDNN

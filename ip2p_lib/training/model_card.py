@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ip2p_lib.config import Source
-from ip2p_lib.loss_bands import band_means, band_names
-from ip2p_lib.validation import Look
+from ip2p_lib.training.loss_weighting import band_means, band_names
+from ip2p_lib.training.validation import Look
 
 if TYPE_CHECKING:
     from ip2p_lib.config import Training

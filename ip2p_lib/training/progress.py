@@ -20,11 +20,11 @@ from IPython.display import display
 from PIL import Image
 from torch import Tensor
 
-from ip2p_lib import figures
-from ip2p_lib.files import written_whole
-from ip2p_lib.loss_bands import band_means, band_names
-from ip2p_lib.training import TrainStep
-from ip2p_lib.validation import Look, Validation
+from ip2p_lib.files import atomic_write
+from ip2p_lib.notebook import figures
+from ip2p_lib.training.loss_weighting import band_means, band_names
+from ip2p_lib.training.train import TrainStep
+from ip2p_lib.training.validation import Look, Validation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -145,7 +145,7 @@ class Board:
         else:
             self._handle.update(shown, raw=True)
         if self.file:
-            with written_whole(self.file) as whole:
+            with atomic_write(self.file) as whole:
                 whole.write(file.getvalue())
         self._drawn = time.monotonic()
 

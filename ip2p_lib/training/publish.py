@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from ip2p_lib.editor_lora import merge_editor_lora
-from ip2p_lib.folders import folder_written_whole
-from ip2p_lib.train_state import TrainState
+from ip2p_lib.folders import atomic_directory
+from ip2p_lib.training.lora import merge_editor_lora
+from ip2p_lib.training.state import TrainState
 
 SENT = ("README.md", "unet/*.json", "unet/*.safetensors")  # nothing else is uploaded
 
@@ -48,7 +48,7 @@ def save_editor(
     folder = Path(folder)
     size = sum(w.numel() * w.element_size() for w in averaged.parameters())
     kind = r"unet|README\.md"
-    with folder_written_whole(folder, needed=size, replaces=kind) as partial:
+    with atomic_directory(folder, needed=size, replaces=kind) as partial:
         averaged.save_pretrained(partial / "unet")
         (partial / "README.md").write_text(text, "utf-8")
     return folder

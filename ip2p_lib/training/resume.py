@@ -23,15 +23,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ip2p_lib import checkpoint, training
-from ip2p_lib.disk_faults import require_room, told_in_words
-from ip2p_lib.files import written_whole
-from ip2p_lib.interruption import Interruption, exception_of, noted_signals
-from ip2p_lib.loss_bands import BANDS, band_means, band_names
-from ip2p_lib.parallel import agree, processes, rank
-from ip2p_lib.run_lock import only_run_in
-from ip2p_lib.train_state import CHECK_EVERY, TrainState
-from ip2p_lib.training import LOG, TrainStep
+from ip2p_lib import checkpoint
+from ip2p_lib.distributed import agree, processes, rank
+from ip2p_lib.files import atomic_write, explain_disk_errors, require_room
+from ip2p_lib.run_lock import run_lock
+from ip2p_lib.training import train as training
+from ip2p_lib.training.loss_weighting import BANDS, band_means, band_names
+from ip2p_lib.training.signals import Interruption, exception_of, noted_signals
+from ip2p_lib.training.state import CHECK_EVERY, TrainState
+from ip2p_lib.training.train import LOG, TrainStep
 
 LOSSES = "losses.csv"
 FIRST = ("step", "loss", "grad_norm", "lr")  # of the log's columns; then those by band
@@ -126,7 +126,7 @@ class Run:
         table = torch.cat([self.log[:, : len(FIRST)], means], dim=1)
         text = "".join(f"{line}\n" for line in (head, *map(_line, table.tolist())))
         path = self.root / LOSSES
-        with told_in_words(path, len(text)), written_whole(path) as file:
+        with explain_disk_errors(path, len(text)), atomic_write(path) as file:
             file.write(text.encode())
 
     def obey(self) -> None:
@@ -180,7 +180,7 @@ def recoverable(
         OSError: there is too little room; says how many MB are needed and free.
     """
     root, mirror = Path(root), Path(mirror) if mirror else None
-    with only_run_in(root) as mark, noted_signals() as noted:
+    with run_lock(root) as mark, noted_signals() as noted:
         run = Run(state, root, mirror, keep, every_steps, every_seconds, noted, mark)
         found = _resume(run, must_resume)
         _make_ready(run, intact=found)

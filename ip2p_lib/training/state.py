@@ -12,10 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ip2p_lib.adamw import adamw, kept_of, set_steps_taken, step_unless, steps_taken
-from ip2p_lib.economy import Economy
-from ip2p_lib.ema import EMA, named_weights
-from ip2p_lib.loss_scale import LEAST, TRIES, LossScale
+from ip2p_lib.training.ema import EMA, named_weights
+from ip2p_lib.training.loss_scale import LEAST, TRIES, LossScale
+from ip2p_lib.training.optimizer import (
+    adamw,
+    kept_of,
+    set_steps_taken,
+    step_unless,
+    steps_taken,
+)
+from ip2p_lib.training.options import Economy
 
 if TYPE_CHECKING:
     from ip2p_lib.config import Training

@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ip2p_lib.loss_bands import band_names
-from ip2p_lib.training import TrainStep
-from ip2p_lib.validation import Look
+from ip2p_lib.training.loss_weighting import band_names
+from ip2p_lib.training.train import TrainStep
+from ip2p_lib.training.validation import Look
 
 EVERY = 25  # steps between points of the curves: each point waits for the GPU
 

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from ip2p_lib import checkpoint
-from ip2p_lib.diffusion import Schedule, add_noise
-from ip2p_lib.draws import integers, key, normal, uniform
-from ip2p_lib.economy import Economy
-from ip2p_lib.guidance import drop_conditioning
-from ip2p_lib.latents import Batch, Latents, select, visits_of_step
-from ip2p_lib.loss_bands import by_band
-from ip2p_lib.micro_batches import gradients
-from ip2p_lib.parallel import add_up, share
-from ip2p_lib.train_state import TrainState
+from ip2p_lib.diffusion.guidance import drop_conditioning
+from ip2p_lib.diffusion.samplers import Schedule, add_noise
+from ip2p_lib.distributed import add_up, share
+from ip2p_lib.rng import integers, key, normal, uniform
+from ip2p_lib.training.accumulation import gradients
+from ip2p_lib.training.latents import Batch, Latents, select, visits_of_step
+from ip2p_lib.training.loss_weighting import by_band
+from ip2p_lib.training.options import Economy
+from ip2p_lib.training.state import TrainState
 
 if TYPE_CHECKING:
     from ip2p_lib.config import Training

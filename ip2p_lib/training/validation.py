@@ -22,13 +22,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ip2p_lib.editing import Editor
-from ip2p_lib.evaluation import Examples, measure
-from ip2p_lib.files import written_whole
-from ip2p_lib.filtering import ClipScorer
-from ip2p_lib.parallel import rank
-from ip2p_lib.train_state import TrainState
-from ip2p_lib.training import TrainStep
+from ip2p_lib.distributed import rank
+from ip2p_lib.editing.editor import Editor
+from ip2p_lib.evaluation.metrics import Examples, measure
+from ip2p_lib.files import atomic_write
+from ip2p_lib.filtering.clip_filter import ClipScorer
+from ip2p_lib.training.state import TrainState
+from ip2p_lib.training.train import TrainStep
 
 LOOKS = "validation.csv"
 
@@ -121,7 +121,7 @@ def write_looks(path: str | Path, looks: Sequence[Look]) -> Path:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerows([names, *([getattr(look, n) for n in names] for look in looks)])
-    with written_whole(path := Path(path)) as file:
+    with atomic_write(path := Path(path)) as file:
         file.write(text.getvalue().encode())
     return path
 

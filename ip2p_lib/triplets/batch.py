@@ -19,14 +19,19 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from ip2p_lib.batch_files import URL, BatchFiles
-from ip2p_lib.language_service import connect
-from ip2p_lib.ledger import Ledger, LedgerError
-from ip2p_lib.service_faults import ServiceError, explain
-from ip2p_lib.service_form import lead, longest_reply, response_format, with_defaults
-from ip2p_lib.service_run import recall
-from ip2p_lib.spending import Budget, Price, find_price
-from ip2p_lib.triplets import Reply, Triplet
+from ip2p_lib.triplets.batch_files import URL, BatchFiles
+from ip2p_lib.triplets.chat_format import (
+    lead,
+    longest_reply,
+    response_format,
+    with_defaults,
+)
+from ip2p_lib.triplets.cost import Budget, Price, find_price
+from ip2p_lib.triplets.errors import ServiceError, explain
+from ip2p_lib.triplets.ledger import Ledger, LedgerError
+from ip2p_lib.triplets.record import Reply, Triplet
+from ip2p_lib.triplets.run import recall
+from ip2p_lib.triplets.service import connect
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -15,10 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ip2p_lib.files import written_whole
-from ip2p_lib.ledger import Answer, Ledger, LedgerError, digest
-from ip2p_lib.service_form import longest_reply, question, read_answer, read_usage
-from ip2p_lib.spending import Price, most_tokens
+from ip2p_lib.files import atomic_write
+from ip2p_lib.triplets.chat_format import (
+    longest_reply,
+    question,
+    read_answer,
+    read_usage,
+)
+from ip2p_lib.triplets.cost import Price, most_tokens
+from ip2p_lib.triplets.ledger import Answer, Ledger, LedgerError, digest
 
 MOST_BYTES = 190 * 10**6  # the service takes 200 MB a file
 URL: Literal["/v1/chat/completions"] = "/v1/chat/completions"
@@ -70,7 +75,7 @@ class BatchFiles:
     def write(self, part: int, places: Sequence[int]) -> int:
         """Write the requests of a part, as many as a file may hold; how many."""
         taken = size = 0
-        with written_whole(self.path(part)) as file:
+        with atomic_write(self.path(part)) as file:
             for place in places:
                 line = json.dumps(self._line(place), ensure_ascii=False).encode()
                 size += len(line) + 1

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ip2p_lib.triplets import END, SPLIT, Reply, TripletError, parse_completion
+from ip2p_lib.triplets.record import END, SPLIT, Reply, TripletError, parse_completion
 
 
 @dataclass(frozen=True)

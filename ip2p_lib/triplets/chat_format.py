@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from ip2p_lib.triplets import Reply, Triplet, TripletError, make_triplet
+from ip2p_lib.triplets.record import Reply, Triplet, TripletError, make_triplet
 
 LONGEST_REPLY = 256  # tokens, as in the released ``generate_txt_dataset.py``
 _LIMITS = ("max_completion_tokens", "max_tokens")

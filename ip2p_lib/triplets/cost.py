@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from ip2p_lib.config import DATA
-from ip2p_lib.ledger import Totals
+from ip2p_lib.triplets.ledger import Totals
 
 PRICES = DATA / "prices.json"
 DOLLAR = 10**12  # money is counted in millionths of a millionth

@@ -142,7 +142,7 @@ def _jitter(attempt: int, place: int) -> float:
     # Imported here: torch takes seconds, and most runs never wait.
     import torch
 
-    from ip2p_lib.draws import key, uniform
+    from ip2p_lib.rng import key, uniform
 
     return uniform(key("pause", attempt), torch.tensor([place])).item()
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ip2p_lib.draws import key, uniform
-from ip2p_lib.triplets import Triplet, to_completion, to_prompt
+from ip2p_lib.rng import key, uniform
+from ip2p_lib.triplets.record import Triplet, to_completion, to_prompt
 
 _IGNORED = -100  # cross entropy's mark for a token without a loss
 

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from ip2p_lib.service_form import lead, question, read_text
-from ip2p_lib.triplets import (
+from ip2p_lib.triplets.chat_format import lead, question, read_text
+from ip2p_lib.triplets.record import (
     ASK,
     Triplet,
     TripletError,

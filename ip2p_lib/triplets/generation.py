@@ -25,16 +25,16 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from ip2p_lib.attempts import Written, surest, written
 from ip2p_lib.config import Source
-from ip2p_lib.draws import key, uniform
-from ip2p_lib.language_loading import (
+from ip2p_lib.rng import key, uniform
+from ip2p_lib.triplets.best_of_n import Written, surest, written
+from ip2p_lib.triplets.loading import (
     LanguageModel,
     context_length,
     load_language_model,
 )
-from ip2p_lib.language_service import ask_service, connect
-from ip2p_lib.triplets import END, Reply, Triplet, to_prompt
+from ip2p_lib.triplets.record import END, Reply, Triplet, to_prompt
+from ip2p_lib.triplets.service import ask_service, connect
 
 if TYPE_CHECKING:
     from openai import OpenAI

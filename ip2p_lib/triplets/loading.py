@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from ip2p_lib.adapter_files import load_lora
-from ip2p_lib.backbone import BF16_CAPABILITY, pick_device
 from ip2p_lib.config import Source
-from ip2p_lib.weights import load_network
+from ip2p_lib.device import BF16_CAPABILITY, pick_device
+from ip2p_lib.diffusion.adapters import load_lora
+from ip2p_lib.diffusion.loading import load_network
 
 LARGE = 500_000_000  # from so many parameters on, a GPU holds them in half precision
 LONGEST = 4096  # tokens a model is asked to read and write; some allow a million
@@ -76,7 +76,7 @@ def _locate(source: str | Path | Source) -> dict[str, Any]:
     if not (Path(name) / "config.json").is_file():
         raise FileNotFoundError(
             f"There is no language model in {name}. Check the path; or train one: "
-            "python -m ip2p_lib.miniature.pretrain_language; or, for a model of the "
+            "python -m jobs.miniature.pretrain_language; or, for a model of the "
             "Hub, pass config.Source(id, revision) with a commit as revision."
         )
     return {"pretrained_model_name_or_path": str(name), "local_files_only": True}

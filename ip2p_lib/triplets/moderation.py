@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from ip2p_lib.service_faults import PATIENCE, Patience, ServiceError, patiently
-from ip2p_lib.service_form import decoded, mended
-from ip2p_lib.triplet_filter import Objection
+from ip2p_lib.triplets.chat_format import decoded, mended
+from ip2p_lib.triplets.errors import PATIENCE, Patience, ServiceError, patiently
+from ip2p_lib.triplets.quality_filters import Objection
 
 if TYPE_CHECKING:
     from openai import OpenAI

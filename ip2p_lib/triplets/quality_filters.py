@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ip2p_lib.config import DATA
-from ip2p_lib.triplets import Reply, Triplet
+from ip2p_lib.triplets.record import Reply, Triplet
 
 BLOCKED = DATA / "triplets" / "blocked_words.txt"
 LONGEST = 77  # tokens that Stable Diffusion's text encoder reads, markers included

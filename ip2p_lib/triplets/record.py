@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ip2p_lib.files import written_whole
+from ip2p_lib.files import atomic_write
 
 ASK = "\n##\n"  # ends the caption: here the model starts to write
 SPLIT = "\n%%\n"  # between the instruction and the edited caption
@@ -176,7 +176,7 @@ def write_jsonl(path: str | Path, triplets: Iterable[Triplet]) -> Path:
 def write_lines(path: str | Path, lines: Iterable[str]) -> Path:
     """Write lines of UTF-8 text, whole or not at all, however many there are."""
     path = Path(path)
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         file.writelines(f"{line}\n".encode() for line in lines)
     return path
 

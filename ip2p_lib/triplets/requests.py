@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from ip2p_lib.service_form import (
+from ip2p_lib.triplets.chat_format import (
     CONTROL,
     LONGEST_REPLY,
     lead,
@@ -27,8 +27,8 @@ from ip2p_lib.service_form import (
     response_format,
     with_defaults,
 )
-from ip2p_lib.spending import MARKUP, likely_tokens
-from ip2p_lib.triplets import (
+from ip2p_lib.triplets.cost import MARKUP, likely_tokens
+from ip2p_lib.triplets.record import (
     END,
     Reply,
     Triplet,

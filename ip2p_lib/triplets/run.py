@@ -19,9 +19,16 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ip2p_lib.asking import Form
-from ip2p_lib.ledger import Answer, Ledger, LedgerError
-from ip2p_lib.service_faults import (
+from ip2p_lib.triplets.chat_format import (
+    Reader,
+    decoded,
+    longest_reply,
+    read_answer,
+    read_text,
+    read_usage,
+)
+from ip2p_lib.triplets.cost import Budget, most_tokens
+from ip2p_lib.triplets.errors import (
     Patience,
     ServiceError,
     concerns_one,
@@ -30,16 +37,9 @@ from ip2p_lib.service_faults import (
     may_have_been_paid,
     pause,
 )
-from ip2p_lib.service_form import (
-    Reader,
-    decoded,
-    longest_reply,
-    read_answer,
-    read_text,
-    read_usage,
-)
-from ip2p_lib.spending import Budget, most_tokens
-from ip2p_lib.triplets import Reply
+from ip2p_lib.triplets.ledger import Answer, Ledger, LedgerError
+from ip2p_lib.triplets.record import Reply
+from ip2p_lib.triplets.requests import Form
 
 if TYPE_CHECKING:
     from openai import OpenAI

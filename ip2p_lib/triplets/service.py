@@ -22,12 +22,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ip2p_lib.asking import FormName, form_of
-from ip2p_lib.ledger import Ledger
-from ip2p_lib.service_faults import PATIENCE, Patience, ServiceError
-from ip2p_lib.service_run import ServiceRun
-from ip2p_lib.spending import Budget, Estimate, Price, estimate, find_price, price_of
-from ip2p_lib.triplets import Reply, Triplet
+from ip2p_lib.triplets.cost import (
+    Budget,
+    Estimate,
+    Price,
+    estimate,
+    find_price,
+    price_of,
+)
+from ip2p_lib.triplets.errors import PATIENCE, Patience, ServiceError
+from ip2p_lib.triplets.ledger import Ledger
+from ip2p_lib.triplets.record import Reply, Triplet
+from ip2p_lib.triplets.requests import FormName, form_of
+from ip2p_lib.triplets.run import ServiceRun
 
 if TYPE_CHECKING:
     from openai import OpenAI

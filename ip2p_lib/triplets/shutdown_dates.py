@@ -11,9 +11,9 @@ import re
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
-from ip2p_lib.service_faults import Patience, ServiceError, patiently
-from ip2p_lib.service_form import decoded
-from ip2p_lib.spending import read_prices
+from ip2p_lib.triplets.chat_format import decoded
+from ip2p_lib.triplets.cost import read_prices
+from ip2p_lib.triplets.errors import Patience, ServiceError, patiently
 
 if TYPE_CHECKING:
     from openai import OpenAI

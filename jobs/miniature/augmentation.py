@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ip2p_lib.draws import key, normal, uniform
 from ip2p_lib.miniature.backdrop import RESOLUTION
 from ip2p_lib.miniature.render import SCENE_COLUMNS, THING_COLUMNS
+from ip2p_lib.rng import key, normal, uniform
 
 
 def mirrored(codes: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Run once by a maintainer; readers get the result with the repository::
 
     npm install @iconify-json/{noto,twemoji,fluent-emoji,fluent-emoji-flat}
     pip install resvg-py
-    python -m ip2p_lib.miniature.atlas node_modules/@iconify-json
+    python -m jobs.miniature.build_sprites node_modules/@iconify-json
 
 Each atlas is one row-major grid of 64 px RGBA sprites in the order of
 ``vocabulary.SPRITES``. The licences of the four sets stand in ``ATTRIBUTION.md``
@@ -81,7 +81,7 @@ def build(collection: Path, out: Path) -> None:
 def main() -> None:
     """Build all four atlases from the folder named on the command line."""
     if len(sys.argv) != 2:
-        raise SystemExit("usage: python -m ip2p_lib.miniature.atlas ICONIFY_FOLDER")
+        raise SystemExit("usage: python -m jobs.miniature.build_sprites ICONIFY_FOLDER")
     (DATA / "emoji").mkdir(parents=True, exist_ok=True)
     for name in ART_SETS:
         build(Path(sys.argv[1]) / name, DATA / "emoji" / f"{name}.png")

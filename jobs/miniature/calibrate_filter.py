@@ -1,12 +1,12 @@
 """Renders held-out triplets, filters nothing, and marks every candidate.
 
-    python -m ip2p_lib.miniature.calibrate
+    python -m jobs.miniature.calibrate_filter
 
 leaves ``results/filter-calibration.json``: of each candidate what it was drawn with,
 its four CLIP scores and the judge's verdict. From this file notebook 03 draws what a
 threshold keeps, and chooses thresholds; run it again when a network was trained anew.
 
-    python -m ip2p_lib.miniature.calibrate --lent 1
+    python -m jobs.miniature.calibrate_filter --lent 1
 
 marks the same candidates with words lent (``candidates.lend_words``), as
 ``results/filter-calibration-lent.json``: what that is good for is the difference.
@@ -25,19 +25,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ip2p_lib.backbone import Backbone, load_backbone
-from ip2p_lib.candidates import draw_candidates, lend_words
 from ip2p_lib.config import HELD_OUT, RESULTS, Rendering, preset
-from ip2p_lib.filtering import ClipScorer, Scores, load_clip, score_pairs
-from ip2p_lib.miniature.judge import Judge, load_judge
-from ip2p_lib.miniature.pair_verdict import verdicts
+from ip2p_lib.diffusion.stable_diffusion import Backbone, load_backbone
+from ip2p_lib.filtering.clip_filter import ClipScorer, Scores, load_clip, score_pairs
+from ip2p_lib.miniature.judge.model import Judge, load_judge
+from ip2p_lib.miniature.judge.verdicts import verdicts
 from ip2p_lib.miniature.render import render
 from ip2p_lib.miniature.scenes import Edit, Scene
 from ip2p_lib.miniature.world import caption, sample_edit, sample_scene
-from ip2p_lib.rendering import RenderedPair
-from ip2p_lib.rendering import render as render_candidates
+from ip2p_lib.rendering.candidates import draw_candidates, lend_words
+from ip2p_lib.rendering.render import RenderedPair
+from ip2p_lib.rendering.render import render as render_candidates
 from ip2p_lib.results import write_results
-from ip2p_lib.triplets import Triplet, is_unchanged
+from ip2p_lib.triplets.record import Triplet, is_unchanged
 
 RESULT = RESULTS / "filter-calibration.json"
 LENT = RESULTS / "filter-calibration-lent.json"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ip2p_lib.compilation import compile_unet
-from ip2p_lib.miniature.models import TEXT_WIDTH
+from ip2p_lib.training.compiled.compile import compile_unet
+from jobs.miniature.models import TEXT_WIDTH
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

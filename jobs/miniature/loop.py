@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ip2p_lib import checkpoint
-from ip2p_lib.parallel import add_up, agree, copy_from_first, processes, rank
+from ip2p_lib.distributed import add_up, agree, copy_from_first, processes, rank
 
 _LOOK_EVERY = 50  # steps between looks at clock and loss: a look waits for a GPU
 _SAVE_EVERY = 180.0  # seconds

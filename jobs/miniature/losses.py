@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ip2p_lib.diffusion import Schedule, add_noise
-from ip2p_lib.draws import integers, key, normal
+from ip2p_lib.diffusion.samplers import Schedule, add_noise
+from ip2p_lib.rng import integers, key, normal
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel

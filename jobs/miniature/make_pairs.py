@@ -1,6 +1,6 @@
 """The miniature's own pairs: its LM writes, its U-Net renders, its CLIP filters.
 
-    python -m ip2p_lib.miniature.make_pairs write render
+    python -m jobs.miniature.make_pairs write render
 
 This is section 3.1 end to end. ``write`` leaves triplets in ``--work``; ``render``
 turns them into filtered pairs, stored as latents, from which ``make_editor`` trains,
@@ -22,23 +22,23 @@ import torch
 from torch import Tensor
 
 from ip2p_lib import checkpoint
-from ip2p_lib.backbone import Backbone, load_backbone
-from ip2p_lib.candidates import Candidate, draw_candidates, lend_words
-from ip2p_lib.compilation import compile_unet
 from ip2p_lib.config import DATA, Scale, preset
-from ip2p_lib.dataset import write_shards
-from ip2p_lib.filtering import ClipScorer, Scores, keep_best, load_clip
-from ip2p_lib.language_model import load_language_model, write_triplets
-from ip2p_lib.latents import encode_pairs
+from ip2p_lib.dataset.dataset import write_shards
+from ip2p_lib.dataset.generate import as_pair
+from ip2p_lib.dataset.shards import Pair
+from ip2p_lib.diffusion.stable_diffusion import Backbone, load_backbone
+from ip2p_lib.filtering.clip_filter import ClipScorer, Scores, keep_best, load_clip
+from ip2p_lib.filtering.early_rejection import score_rendered
 from ip2p_lib.miniature.corpus import fewer_whole
-from ip2p_lib.miniature.stages import to_bytes, to_unit
 from ip2p_lib.miniature.world import caption, sample_scene
-from ip2p_lib.rejection import score_rendered
-from ip2p_lib.rendering import RenderedPair, render
-from ip2p_lib.rendering_run import as_pair
+from ip2p_lib.rendering.candidates import Candidate, draw_candidates, lend_words
+from ip2p_lib.rendering.render import RenderedPair, render
 from ip2p_lib.results import write_results
-from ip2p_lib.shards import Pair
-from ip2p_lib.triplets import Triplet, read_jsonl, tally, write_jsonl
+from ip2p_lib.training.compiled.compile import compile_unet
+from ip2p_lib.training.latents import encode_pairs
+from ip2p_lib.triplets.generation import load_language_model, write_triplets
+from ip2p_lib.triplets.record import Triplet, read_jsonl, tally, write_jsonl
+from jobs.miniature.stages import to_bytes, to_unit
 
 SAMPLE = 256  # pairs shipped for readers
 # Share of candidates that also lend words; the others are as the paper's. With it more

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from ip2p_lib.config import HELD_OUT
-from ip2p_lib.filtering import load_clip
+from ip2p_lib.device import pick_device
+from ip2p_lib.filtering.clip_filter import load_clip
 from ip2p_lib.miniature.corpus import Corpus, build_corpus
-from ip2p_lib.miniature.models import pick_device
 from ip2p_lib.miniature.render import render_codes
-from ip2p_lib.miniature.saving import parts
+from jobs.miniature.saving import parts
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-    from ip2p_lib.filtering import ClipScorer
+    from ip2p_lib.filtering.clip_filter import ClipScorer
 
 
 def held_out(n: int) -> Corpus:
@@ -68,8 +68,8 @@ def measure(stage: str, out: Path, n: int) -> dict[str, Any]:
         and ``decoder``: decibels; ``unet``: share of captions whose picture CLIP finds
         first.
     """
-    from ip2p_lib.backbone import load_backbone
-    from ip2p_lib.rendering import render_images
+    from ip2p_lib.diffusion.stable_diffusion import load_backbone
+    from ip2p_lib.rendering.render import render_images
 
     device, paths = pick_device(), parts(out)
     corpus = held_out(n)

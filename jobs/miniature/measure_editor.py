@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from ip2p_lib.config import HELD_OUT
-from ip2p_lib.editing import Editor
-from ip2p_lib.evaluation import Examples, measure, summarise
-from ip2p_lib.filtering import ClipScorer
-from ip2p_lib.miniature.quality import held_out
+from ip2p_lib.editing.editor import Editor
+from ip2p_lib.evaluation.metrics import Examples, measure, summarise
+from ip2p_lib.filtering.clip_filter import ClipScorer
 from ip2p_lib.miniature.render import render_codes
 from ip2p_lib.miniature.world import sample_edit, sample_scene
+from jobs.miniature.measure import held_out
 
 
 def held_out_examples(n: int, device: torch.device) -> tuple[Examples, list[str]]:

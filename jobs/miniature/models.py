@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import torch
 from torch import nn
 
 if TYPE_CHECKING:
@@ -151,8 +150,3 @@ def new_unet() -> UNet2DConditionModel:
 def parameters(model: nn.Module) -> float:
     """Number of parameters, in millions."""
     return sum(p.numel() for p in model.parameters()) / 1e6
-
-
-def pick_device() -> torch.device:
-    """A GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,7 +1,7 @@
 """Trains the miniature Stable Diffusion: its CLIP, its autoencoder and its U-Net.
 
-    python -m ip2p_lib.miniature.pretrain clip vae decoder unet --out data/models
-    torchrun --nproc_per_node 2 -m ip2p_lib.miniature.pretrain unet --warm
+    python -m jobs.miniature.pretrain clip vae decoder unet --out data/models
+    torchrun --nproc_per_node 2 -m jobs.miniature.pretrain unet --warm
 
 Each stage has a time budget, goes on where it stopped, and ends by measuring itself on
 held-out scenes. A stage that is not named is read from ``--out``. The U-Net
@@ -22,11 +22,15 @@ import torch
 from torch import Tensor
 
 from ip2p_lib.config import MODELS, RESULTS
-from ip2p_lib.filtering import load_clip
-from ip2p_lib.miniature import models, quality, rehearsal, saving
+from ip2p_lib.distributed import join, leave, processes, rank
+from ip2p_lib.filtering.clip_filter import load_clip
 from ip2p_lib.miniature.corpus import Corpus, build_corpus
-from ip2p_lib.miniature.fitting import Progress
-from ip2p_lib.miniature.stages import (
+from ip2p_lib.results import write_results
+from jobs.miniature import compile_ahead as rehearsal
+from jobs.miniature import measure as quality
+from jobs.miniature import models, saving
+from jobs.miniature.loop import Progress
+from jobs.miniature.stages import (
     STAGES,
     Stage,
     render_bank,
@@ -35,14 +39,12 @@ from ip2p_lib.miniature.stages import (
     train_decoder,
     train_vae,
 )
-from ip2p_lib.miniature.unet_stage import (
+from jobs.miniature.unet_stage import (
     Pictures,
     object_cells,
     store_text,
     train_unet,
 )
-from ip2p_lib.parallel import join, leave, processes, rank
-from ip2p_lib.results import write_results
 
 Begun = tuple[Any, Future[float]]  # a U-Net, and its compilation
 

@@ -1,6 +1,6 @@
 """Trains the miniature language model: the recipe of section 3.1.1 in small.
 
-    python -m ip2p_lib.miniature.pretrain_language grammar written
+    python -m jobs.miniature.pretrain_language grammar written
 
 Where the authors took GPT-3 and fine-tuned it for one epoch on triplets written by
 hand, this takes an empty GPT-2 of 1.3 million parameters. Stage ``grammar`` teaches it
@@ -24,22 +24,32 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
-from ip2p_lib.adapter_files import save_lora
 from ip2p_lib.config import DATA, HELD_OUT, MODELS, RESULTS, preset
-from ip2p_lib.draws import integers, key
-from ip2p_lib.language_model import LanguageModel, load_language_model, write_triplets
-from ip2p_lib.language_tuning import completion_loss, encode, fine_tune
-from ip2p_lib.lora import add_lora
+from ip2p_lib.diffusion.adapters import save_lora
+from ip2p_lib.diffusion.lora import add_lora
 from ip2p_lib.miniature.corpus import grammar_triplets
-from ip2p_lib.miniature.fitting import Budget, Progress, fit
 from ip2p_lib.miniature.parsing import (
     find_difference,
     names_difference,
     read_caption,
 )
-from ip2p_lib.miniature.saving import save_half
 from ip2p_lib.results import write_results
-from ip2p_lib.triplets import Triplet, read_jsonl, tally, to_completion, to_prompt
+from ip2p_lib.rng import integers, key
+from ip2p_lib.triplets.finetuning import completion_loss, encode, fine_tune
+from ip2p_lib.triplets.generation import (
+    LanguageModel,
+    load_language_model,
+    write_triplets,
+)
+from ip2p_lib.triplets.record import (
+    Triplet,
+    read_jsonl,
+    tally,
+    to_completion,
+    to_prompt,
+)
+from jobs.miniature.loop import Budget, Progress, fit
+from jobs.miniature.saving import save_half
 
 WRITTEN = DATA / "triplets" / "miniature.jsonl"
 CONTEXT = 192

@@ -1,6 +1,6 @@
 """Train the miniature on from its shipped networks, on all GPUs, up to a deadline.
 
-    python -m jobs.miniature --seconds 1600 --out data --work runs/miniature
+    python -m jobs.miniature.run --seconds 1600 --out data --work runs/miniature
 
 The U-Net goes on learning while a new language model, if asked for, learns beside it
 and writes; the U-Net renders pairs for the triplets in ``--work``, the editor learns

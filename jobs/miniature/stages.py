@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ip2p_lib.draws import integers, key, normal
-from ip2p_lib.miniature import models
 from ip2p_lib.miniature.corpus import Corpus
-from ip2p_lib.miniature.fitting import Budget, Progress, fit
-from ip2p_lib.miniature.objectives import clip_loss, decoder_loss, vae_loss
 from ip2p_lib.miniature.render import load_sprites, render_codes
+from ip2p_lib.rng import integers, key, normal
+from jobs.miniature import models
+from jobs.miniature.loop import Budget, Progress, fit
+from jobs.miniature.losses import clip_loss, decoder_loss, vae_loss
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -1,8 +1,8 @@
 """Trains the miniature editor on its own pairs and measures it on held-out scenes.
 
-    python -m ip2p_lib.miniature.make_editor train measure
-    python -m ip2p_lib.miniature.make_editor train --since OLD_UNET
-    torchrun --nproc_per_node 2 -m ip2p_lib.miniature.make_editor train
+    python -m jobs.miniature.train_editor train measure
+    python -m jobs.miniature.train_editor train --since OLD_UNET
+    torchrun --nproc_per_node 2 -m jobs.miniature.train_editor train
 
 ``train`` reads what ``make_pairs`` left in ``--work`` and writes
 ``models/miniature-ip2p/unet`` and ``results/miniature-training.json``; ``measure``
@@ -23,19 +23,21 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from ip2p_lib import checkpoint, training
-from ip2p_lib.backbone import Backbone, load_backbone
+from ip2p_lib import checkpoint
 from ip2p_lib.config import DATA, Scale, Source, Training, preset
-from ip2p_lib.economy import Economy
-from ip2p_lib.editing import load_editor
-from ip2p_lib.filtering import load_clip
-from ip2p_lib.latents import Latents, with_instructions
-from ip2p_lib.miniature import rehearsal, saving
-from ip2p_lib.miniature.editor_quality import held_out_examples, measure_scale
-from ip2p_lib.parallel import agree, join, leave, processes, rank
+from ip2p_lib.diffusion.loading import load_network
+from ip2p_lib.diffusion.stable_diffusion import Backbone, load_backbone
+from ip2p_lib.distributed import agree, join, leave, processes, rank
+from ip2p_lib.editing.editor import load_editor
+from ip2p_lib.filtering.clip_filter import load_clip
 from ip2p_lib.results import write_results
-from ip2p_lib.surgery import carry_over, widen_conv_in
-from ip2p_lib.weights import load_network
+from ip2p_lib.training import train as training
+from ip2p_lib.training.latents import Latents, with_instructions
+from ip2p_lib.training.options import Economy
+from ip2p_lib.training.surgery import carry_over, widen_conv_in
+from jobs.miniature import compile_ahead as rehearsal
+from jobs.miniature import saving
+from jobs.miniature.measure_editor import held_out_examples, measure_scale
 
 _SHARE_OF_REHEARSAL = 0.9  # draws, AdamW and the average take the rest of a step
 
@@ -50,7 +52,7 @@ def read_pairs(work: Path, backbone: Backbone) -> tuple[Latents, dict[str, int]]
     if not found:
         raise FileNotFoundError(
             f"There are no pairs in {work}. Make some first: "
-            "python -m ip2p_lib.miniature.make_pairs write render."
+            "python -m jobs.miniature.make_pairs write render."
         )
     names, device = found[0].tensors, backbone.device
     pairs = {

@@ -1,6 +1,6 @@
 """Trains the judge of the miniature world and measures it on held-out scenes.
 
-    python -m ip2p_lib.miniature.judge_training train measure
+    python -m jobs.miniature.train_judge train measure
 
 What it will judge is generated: softer than a rendering, a little noisy, a few pixels
 off. So half of the pictures it learns from went through the autoencoder, and of all of
@@ -22,18 +22,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ip2p_lib.config import MODELS, RESULTS
-from ip2p_lib.draws import integers, key
-from ip2p_lib.miniature import models, quality
-from ip2p_lib.miniature.augmentation import augment
+from ip2p_lib.device import pick_device
 from ip2p_lib.miniature.backdrop import RESOLUTION
 from ip2p_lib.miniature.corpus import build_corpus
-from ip2p_lib.miniature.fitting import Budget, Progress, fit
-from ip2p_lib.miniature.judge import WIDTHS, Judge, load_judge, save_judge
-from ip2p_lib.miniature.pretrain import follow
-from ip2p_lib.miniature.readings import SLOTS, agreement, labels
+from ip2p_lib.miniature.judge.model import WIDTHS, Judge, load_judge, save_judge
+from ip2p_lib.miniature.judge.readings import SLOTS, agreement, labels
 from ip2p_lib.miniature.render import SCENE_COLUMNS, THING_COLUMNS, render_codes
-from ip2p_lib.miniature.stages import Stage, render_bank, to_bytes, to_unit
 from ip2p_lib.results import write_results
+from ip2p_lib.rng import integers, key
+from jobs.miniature import measure as quality
+from jobs.miniature.augmentation import augment
+from jobs.miniature.loop import Budget, Progress, fit
+from jobs.miniature.pretrain import follow
+from jobs.miniature.stages import Stage, render_bank, to_bytes, to_unit
 
 STAGE = Stage(
     Budget(seconds=90, learning_rate=2e-3, warmup=200, weight_decay=0.05), batch=512
@@ -193,7 +194,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Run the stages named on the command line."""
-    args, device = _arguments(), models.pick_device()
+    args, device = _arguments(), pick_device()
     if "train" in args.stages:
         run_train(args, device)
     if "measure" in args.stages:

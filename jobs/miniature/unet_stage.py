@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ip2p_lib.diffusion import Schedule
-from ip2p_lib.draws import integers, key, uniform
-from ip2p_lib.miniature.fitting import Progress, fit
-from ip2p_lib.miniature.objectives import unet_loss
+from ip2p_lib.diffusion.samplers import Schedule
+from ip2p_lib.distributed import share
 from ip2p_lib.miniature.render import SCENE_COLUMNS, THING_COLUMNS
-from ip2p_lib.miniature.stages import Stage, token_ids
-from ip2p_lib.parallel import share
+from ip2p_lib.rng import integers, key, uniform
+from jobs.miniature.loop import Progress, fit
+from jobs.miniature.losses import unet_loss
+from jobs.miniature.stages import Stage, token_ids
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

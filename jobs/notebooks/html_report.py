@@ -20,7 +20,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
-from jobs.stills import replace_widgets
+from jobs.notebooks.widget_stills import replace_widgets
 
 STYLE = Path(__file__).with_name("report.css")
 

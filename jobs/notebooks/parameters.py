@@ -15,7 +15,7 @@ import nbformat
 import papermill
 
 from ip2p_lib.config import SCALES
-from ip2p_lib.teaching import Allowed, check_names, check_value
+from ip2p_lib.notebook.lesson import Allowed, check_names, check_value
 
 _NAMES: dict[str, Allowed] = {"str": str, "bool": bool, "SCALES": tuple(SCALES)}
 

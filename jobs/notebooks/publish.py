@@ -1,7 +1,7 @@
 """Write the notebooks' outputs into the repository: one clean run, then cleaned.
 
-    python -m jobs.publish            every notebook, SCALE miniature
-    python -m jobs.publish 03 07      two of them
+    python -m jobs.notebooks.publish            every notebook, SCALE miniature
+    python -m jobs.notebooks.publish 03 07      two of them
 
 A reader on a web page sees every figure before running anything. What is committed is
 one run from top to bottom; ``outputs.lock.json`` has a hash of each notebook's sources,
@@ -24,8 +24,8 @@ import nbformat
 from nbformat import NotebookNode
 from PIL import Image
 
-from jobs.notebooks import FOLDER, QUIET, find, run_all, write_atomically
-from jobs.stills import VIEW, replace_widgets
+from jobs.notebooks.run import FOLDER, QUIET, find, run_all, write_atomically
+from jobs.notebooks.widget_stills import VIEW, replace_widgets
 
 LIMIT = 500_000  # bytes a published notebook
 RUNS = FOLDER.parent / "runs" / "publish"

@@ -1,8 +1,8 @@
 """Run the notebooks in order with papermill, and write one report.
 
-    python -m jobs.notebooks                            every notebook, as it stands
-    python -m jobs.notebooks 03 07 --set SCALE=smoke    two of them, quickly
-    python -m jobs.notebooks 07_editing --set STEPS=30  another value of a parameter
+    python -m jobs.notebooks.run                            every notebook, as it stands
+    python -m jobs.notebooks.run 03 07 --set SCALE=smoke    two of them, quickly
+    python -m jobs.notebooks.run 07_editing --set STEPS=30  another value of a parameter
 
 Parameters are checked before anything runs: papermill alone only warns about a
 misspelt name and goes on with the default. Executed notebooks, ``summary.json`` (time
@@ -28,11 +28,11 @@ import psutil
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 
-from ip2p_lib.teaching import ParameterError
-from jobs.parameters import check_settings
-from jobs.report import Run, report_page
+from ip2p_lib.notebook.lesson import ParameterError
+from jobs.notebooks.html_report import Run, report_page
+from jobs.notebooks.parameters import check_settings
 
-FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 QUIET = {  # what packages would print into the notebooks or over the progress line
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -207,7 +207,7 @@ def run_all(paths: list[Path], out: Path, settings: dict, timeout: int) -> list[
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.notebooks")
+    parser = argparse.ArgumentParser(prog="python -m jobs.notebooks.run")
     parser.add_argument("names", nargs="*", help="03_filtering or 03; default: all")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--out", type=Path, default=FOLDER.parent / "runs")

@@ -1,6 +1,6 @@
 """The README's pictures: edits of the running example, and the autoencoder's grid.
 
-``python -m jobs.readme --picture`` draws both.
+``python -m jobs.readme.table --picture`` draws both.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ INSTRUCTIONS = (
 
 def draw_edits(path: Path = PICTURE) -> Path:
     """Edit the running example by every instruction and write the picture."""
-    from ip2p_lib.editing import load_editor
-    from ip2p_lib.figures import show_pairs
+    from ip2p_lib.editing.editor import load_editor
     from ip2p_lib.images import to_pil
     from ip2p_lib.miniature.render import render
     from ip2p_lib.miniature.world import Scene, Thing
+    from ip2p_lib.notebook.figures import show_pairs
 
     sunflower = Thing("sunflower", x=64, base=112, size=64)
     place, settings = ("meadow", "day", "clear", "photo"), preset("miniature")
@@ -43,11 +43,11 @@ def draw_edits(path: Path = PICTURE) -> Path:
 
 def draw_autoencoder(path: Path = GRID, n: int = 9) -> Path:
     """Held-out scenes as rendered, and after the autoencoder, in one grid."""
-    from ip2p_lib.backbone import load_backbone
-    from ip2p_lib.figures import show_grid
+    from ip2p_lib.diffusion.stable_diffusion import load_backbone
     from ip2p_lib.images import to_pil
-    from ip2p_lib.miniature.quality import held_out, reconstruct
     from ip2p_lib.miniature.render import render_codes
+    from ip2p_lib.notebook.figures import show_grid
+    from jobs.miniature.measure import held_out, reconstruct
 
     vae = load_backbone(preset("miniature").backbone, device="cpu").vae
     truth = render_codes(held_out(2 * n).before)

@@ -1,7 +1,7 @@
 """Draw the README's picture and fill in its table of results.
 
-    python -m jobs.readme              the table, from data/results/*.json
-    python -m jobs.readme --picture    also the picture, edited anew
+    python -m jobs.readme.table              the table, from data/results/*.json
+    python -m jobs.readme.table --picture    also the picture, edited anew
 
 No figure of the README is typed: the table stands between two markers and is written
 from files that runs left. ``tests/test_readme.py`` holds the two together.
@@ -15,11 +15,14 @@ from operator import itemgetter
 from typing import Any
 
 from ip2p_lib.config import RESULTS, ROOT, preset
-from ip2p_lib.shards import write_bytes
-from jobs.pictures import draw_autoencoder, draw_edits
+from ip2p_lib.files import write_bytes
+from jobs.readme.pictures import draw_autoencoder, draw_edits
 
 README = ROOT / "README.md"
-BEGIN, END = "<!-- results: written by jobs/readme.py -->", "<!-- end of results -->"
+BEGIN, END = (
+    "<!-- results: written by jobs/readme/table.py -->",
+    "<!-- end of results -->",
+)
 _SIZES = "tree-sizes-miniature-cuda"
 _WORLD = {"world-cuda": ("5,000", ""), "world-cpu": ("50", ", one core")}
 

@@ -4,11 +4,11 @@ import json
 
 import pytest
 from PIL import Image
-from sample_pairs import make_pair, psnr, texts_of
 
 from ip2p_lib.config import DATA
-from ip2p_lib.dataset import DatasetError, read_shards, write_shards
-from ip2p_lib.pair_folders import export_folders, read_folders
+from ip2p_lib.dataset.authors_format import export_folders, read_folders
+from ip2p_lib.dataset.dataset import DatasetError, read_shards, write_shards
+from tests.support.pairs import make_pair, psnr, texts_of
 
 PAIRS = [make_pair(i) for i in range(8)]
 

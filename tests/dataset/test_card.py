@@ -9,14 +9,14 @@ import sys
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard
-from sample_pairs import make_pair
 
 from ip2p_lib.config import ROOT
-from ip2p_lib.dataset import read_packed_shards, write_shards
-from ip2p_lib.dataset_card import write_card
-from ip2p_lib.pair_folders import export_folders
-from ip2p_lib.pair_parquet import export_parquet
-from ip2p_lib.pair_survey import survey
+from ip2p_lib.dataset.authors_format import export_folders
+from ip2p_lib.dataset.card import write_card
+from ip2p_lib.dataset.dataset import read_packed_shards, write_shards
+from ip2p_lib.dataset.parquet import export_parquet
+from ip2p_lib.dataset.statistics import survey
+from tests.support.pairs import make_pair
 
 FACTS = {
     "run_seed": 1371,
@@ -95,7 +95,7 @@ def test_the_hub_reads_the_header(source, monkeypatch, n, size):
         found.pairs = n
         return found
 
-    monkeypatch.setattr("ip2p_lib.dataset_card.survey", counted)
+    monkeypatch.setattr("ip2p_lib.dataset.card.survey", counted)
     data = DatasetCard.load(write_card(source, source, **LICENSE)).data
     assert data.license == "cc-by-4.0" and data.pretty_name == "Pairs"
     assert data.language == ["en", "zh"] and data.size_categories == [size]
@@ -154,7 +154,7 @@ def test_a_new_export_drops_the_card_of_the_older_one(source, tmp_path):
 
 
 def test_a_survey_decodes_no_picture_and_counts_all(source, monkeypatch):
-    monkeypatch.setattr("ip2p_lib.pairs.decode", None)
+    monkeypatch.setattr("ip2p_lib.dataset.pairs.decode", None)
     found = survey(read_packed_shards(source))
     assert found.pairs == 11 and len(found.seeds) == 11
     assert json.dumps(found.quantiles([0.5])["steps"]) == "[25.0]"

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from PIL import Image
-from sample_pairs import psnr
 
-from ip2p_lib.dataset import DatasetError, PairDataset, write_shards
-from ip2p_lib.own_pictures import read_table
+from ip2p_lib.dataset.csv_table import read_table
+from ip2p_lib.dataset.dataset import DatasetError, PairDataset, write_shards
+from tests.support.pairs import psnr
 
 ORIENTATION = 0x0112  # the EXIF tag
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ip2p_lib.dataset import (
+from ip2p_lib.dataset.dataset import (
     DatasetError,
     PairDataset,
     read_manifest,
@@ -14,8 +14,8 @@ from ip2p_lib.dataset import (
     stack,
     write_shards,
 )
-from ip2p_lib.pairs import Pair
-from ip2p_lib.shards import index_shard
+from ip2p_lib.dataset.pairs import Pair
+from ip2p_lib.dataset.shards import index_shard
 
 
 def make_pair(i):

@@ -13,15 +13,15 @@ import pytest
 import torch
 
 from ip2p_lib.config import Filtering, Rendering
-from ip2p_lib.dataset import DatasetError, read_manifest, read_shards
-from ip2p_lib.filtering import load_clip, passes, score_pairs
+from ip2p_lib.dataset.dataset import DatasetError, read_manifest, read_shards
+from ip2p_lib.dataset.generate import PROGRESS, Makers, Settings, make_pairs
+from ip2p_lib.filtering.clip_filter import load_clip, passes, score_pairs
 from ip2p_lib.folders import FolderInUseError
 from ip2p_lib.images import to_tensor
-from ip2p_lib.rendering import draw_candidates, render
-from ip2p_lib.rendering_run import PROGRESS, Makers, Settings, make_pairs
-from ip2p_lib.run_lock import only_run_in
-from ip2p_lib.trees import draw_trees
-from ip2p_lib.triplets import Triplet
+from ip2p_lib.rendering.render import draw_candidates, render
+from ip2p_lib.rendering.trees import draw_trees
+from ip2p_lib.run_lock import run_lock
+from ip2p_lib.triplets.record import Triplet
 
 RENDERING = Rendering(steps=2, candidates=3, batch_size=2, sampler="ddim")
 EASY = Filtering(image=-1.0, text=-1.0, direction=0.0, keep=2)  # about half pass
@@ -149,7 +149,7 @@ def test_killed_20_times_it_leaves_the_same_files(makers, undisturbed, tmp_path)
 
 def test_a_finished_run_is_not_rendered_again(makers, undisturbed, monkeypatch):
     blocks, folder = undisturbed
-    monkeypatch.setattr("ip2p_lib.rendering_run.render_by", None)
+    monkeypatch.setattr("ip2p_lib.dataset.generate.render_by", None)
     assert list(make_pairs(makers, TRIPLETS, SETTINGS, folder)) == blocks
 
 
@@ -176,7 +176,7 @@ def test_another_run_in_the_folder_is_refused(makers, undisturbed, tmp_path):
         other.backbone.unet.conv_out.weight.add_(1e-3)
     with pytest.raises(DatasetError, match="its networks"):
         next(make_pairs(other, TRIPLETS, SETTINGS, folder))
-    with only_run_in(tmp_path), pytest.raises(FolderInUseError, match="Process"):
+    with run_lock(tmp_path), pytest.raises(FolderInUseError, match="Process"):
         next(make_pairs(makers, TRIPLETS, SETTINGS, tmp_path))
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from sample_pairs import make_pair, same, texts_of
 
 from ip2p_lib.config import DATA
-from ip2p_lib.dataset import DatasetError, read_shards, write_shards
-from ip2p_lib.pair_parquet import export_parquet, read_parquet
-from ip2p_lib.pair_rows import FIVE_COLUMNS, THREE_COLUMNS, read_rows
+from ip2p_lib.dataset.dataset import DatasetError, read_shards, write_shards
+from ip2p_lib.dataset.hub_rows import FIVE_COLUMNS, THREE_COLUMNS, read_rows
+from ip2p_lib.dataset.parquet import export_parquet, read_parquet
+from tests.support.pairs import make_pair, same, texts_of
 
 PAIRS = [make_pair(i) for i in range(25)]
 

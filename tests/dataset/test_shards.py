@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from ip2p_lib.shards import (
+from ip2p_lib.dataset.shards import (
     Pair,
     Problem,
     describe_shard,

@@ -6,13 +6,18 @@ import tarfile
 
 import numpy as np
 import pytest
-from sample_pairs import make_pair
 
 from ip2p_lib.config import DATA
-from ip2p_lib.dataset import DatasetError, read_manifest, write_manifest, write_shards
-from ip2p_lib.pair_validation import validate
-from ip2p_lib.pairs import pack, to_files
-from ip2p_lib.shards import describe_shard, index_shard, write_shard
+from ip2p_lib.dataset.dataset import (
+    DatasetError,
+    read_manifest,
+    write_manifest,
+    write_shards,
+)
+from ip2p_lib.dataset.pairs import pack, to_files
+from ip2p_lib.dataset.shards import describe_shard, index_shard, write_shard
+from ip2p_lib.dataset.validate import validate
+from tests.support.pairs import make_pair
 
 NAME = "pairs-00001.tar"
 

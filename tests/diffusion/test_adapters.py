@@ -7,16 +7,28 @@ import shutil
 
 import pytest
 import torch
-from open_models import KINDS, TRIPLETS, new_model, new_tokenizer, save_open_model
 from peft import PeftModel
 from safetensors.torch import load_file
-from some_lora import outputs, with_some_b, wraps
 
-from ip2p_lib.adapter_files import SETTINGS, WEIGHTS, identify, load_lora, save_lora
 from ip2p_lib.config import Source
-from ip2p_lib.language_loading import load_language_model
-from ip2p_lib.language_tuning import encode, fine_tune
-from ip2p_lib.lora import add_lora, count_parameters, lora_weights, merge_lora
+from ip2p_lib.diffusion.adapters import (
+    SETTINGS,
+    WEIGHTS,
+    identify,
+    load_lora,
+    save_lora,
+)
+from ip2p_lib.diffusion.lora import add_lora, count_parameters, lora_weights, merge_lora
+from ip2p_lib.triplets.finetuning import encode, fine_tune
+from ip2p_lib.triplets.loading import load_language_model
+from tests.support.open_models import (
+    KINDS,
+    TRIPLETS,
+    new_model,
+    new_tokenizer,
+    save_open_model,
+)
+from tests.support.some_lora import outputs, with_some_b, wraps
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ip2p_lib.attention_kernels import attend, of_any_shape
+from ip2p_lib.diffusion.attention import attend, of_any_shape
 
 cudnn = torch.backends.cuda.cudnn_sdp_enabled
 

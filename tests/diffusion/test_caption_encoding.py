@@ -1,10 +1,10 @@
 """A caption is encoded once for all that comes of it, and not kept for longer."""
 
 import pytest
-from small_rendering import CANDIDATES, CAT, HOUSE, exact_backbone
 
 from ip2p_lib.config import Rendering
-from ip2p_lib.rendering import draw_candidates, render
+from ip2p_lib.rendering.render import draw_candidates, render
+from tests.support.small_rendering import CANDIDATES, CAT, HOUSE, exact_backbone
 
 
 @pytest.fixture(scope="module")

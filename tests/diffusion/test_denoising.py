@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ip2p_lib.denoising import caption_denoiser, edit_denoiser
-from ip2p_lib.surgery import widen_conv_in
+from ip2p_lib.diffusion.denoising import caption_denoiser, edit_denoiser
+from ip2p_lib.training.surgery import widen_conv_in
 
 
 @pytest.fixture(scope="module")

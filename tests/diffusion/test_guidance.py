@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from ip2p_lib import draws
-from ip2p_lib.guidance import classifier_free, combine, drop_conditioning
+from ip2p_lib import rng
+from ip2p_lib.diffusion.guidance import classifier_free, combine, drop_conditioning
 
 IDS = torch.arange(3)
 E_UNCOND, E_IMAGE, E_FULL = (
-    draws.normal(draws.key("guidance", name), IDS, (4, 8, 8)).double()
+    rng.normal(rng.key("guidance", name), IDS, (4, 8, 8)).double()
     for name in ("none", "image", "full")
 )
 BRANCHES = (E_UNCOND, E_IMAGE, E_FULL)
@@ -91,7 +91,7 @@ def dropped(u, rate=0.05):
 
 
 def test_dropout_is_five_percent_each_within_binomial_bounds():
-    no_text, no_image = dropped(draws.uniform(draws.key(0, "drop"), torch.arange(N)))
+    no_text, no_image = dropped(rng.uniform(rng.key(0, "drop"), torch.arange(N)))
     bound = 4 * math.sqrt(0.05 * 0.95 / N)
     for case in (no_text & ~no_image, no_text & no_image, ~no_text & no_image):
         assert abs(case.double().mean().item() - 0.05) < bound

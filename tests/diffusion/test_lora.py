@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from open_models import KINDS, TRIPLETS, new_model, new_tokenizer
 from peft import LoraConfig, get_peft_model
-from some_lora import outputs, with_some_b, wraps
 from torch.func import functional_call
 
-from ip2p_lib.language_tuning import completion_loss, encode, fine_tune
-from ip2p_lib.lora import add_lora, count_parameters, lora_weights, merge_lora
+from ip2p_lib.diffusion.lora import add_lora, count_parameters, lora_weights, merge_lora
+from ip2p_lib.triplets.finetuning import completion_loss, encode, fine_tune
+from tests.support.open_models import KINDS, TRIPLETS, new_model, new_tokenizer
+from tests.support.some_lora import outputs, with_some_b, wraps
 
 LAYER = {
     "gpt2": "transformer.h.1.mlp.c_fc",  # holds its weight as (in, out)

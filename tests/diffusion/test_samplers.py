@@ -10,8 +10,9 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
 )
 
-from ip2p_lib import diffusion, draws
-from ip2p_lib.diffusion import Schedule
+from ip2p_lib import rng
+from ip2p_lib.diffusion import samplers as diffusion
+from ip2p_lib.diffusion.samplers import Schedule
 
 pytestmark = pytest.mark.usefixtures("float64_schedulers")
 
@@ -22,11 +23,11 @@ STABLE_DIFFUSION = {
     "beta_schedule": "scaled_linear",
 }
 IDS = torch.arange(2)
-NOISE = draws.normal(draws.key("noise"), IDS, (4, 8, 8)).double()
+NOISE = rng.normal(rng.key("noise"), IDS, (4, 8, 8)).double()
 
 
 def step_noise(i):
-    return draws.normal(draws.key("step", i), IDS, (4, 8, 8)).double()
+    return rng.normal(rng.key("step", i), IDS, (4, 8, 8)).double()
 
 
 def denoise(x, t):
@@ -167,14 +168,14 @@ def test_a_perfect_denoiser_leads_to_the_clean_latent(sampler):
 
 def test_the_noise_level_of_every_state_is_that_of_the_next_timestep():
     """So a caller may treat each x as an x_t, whichever sampler made it."""
-    noise = draws.normal(draws.key("wide"), torch.arange(50), (4, 8, 8)).double()
+    noise = rng.normal(rng.key("wide"), torch.arange(50), (4, 8, 8)).double()
 
     def all_noise(x, t):  # a model of data that is always zero
         signal = diffusion.add_noise(SCHEDULE, torch.ones_like(x), 0 * x, t)
         return x / (1 - signal**2).sqrt()
 
     def fresh(i):
-        return draws.normal(draws.key("wide", i), torch.arange(50), (4, 8, 8)).double()
+        return rng.normal(rng.key("wide", i), torch.arange(50), (4, 8, 8)).double()
 
     for step in diffusion.euler_ancestral(all_noise, noise, SCHEDULE, 5, fresh):
         if step.index < 4:

@@ -9,13 +9,14 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging
 from safetensors.torch import load_file, save_file
 
-from ip2p_lib import draws
-from ip2p_lib.backbone import load_backbone, pick_device, pick_dtype
+from ip2p_lib import rng
 from ip2p_lib.config import Source
-from ip2p_lib.weights import load_network
+from ip2p_lib.device import pick_device, pick_dtype
+from ip2p_lib.diffusion.loading import load_network
+from ip2p_lib.diffusion.stable_diffusion import load_backbone
 
 TEXTS = ["a photo of the cat", "", "a horse by the river, 猫!"]
-IMAGES = draws.uniform(draws.key("images"), torch.arange(2), (3, 64, 64)) * 2 - 1
+IMAGES = rng.uniform(rng.key("images"), torch.arange(2), (3, 64, 64)) * 2 - 1
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_the_condition_latent_is_the_mode_and_unscaled(tiny_backbone, pipeline):
 
 
 def test_moments_draw_the_training_target(tiny_backbone, pipeline):
-    noise = draws.normal(draws.key("posterior"), torch.arange(2), (4, 8, 8))
+    noise = rng.normal(rng.key("posterior"), torch.arange(2), (4, 8, 8))
     mean, logvar = tiny_backbone.encode_moments(IMAGES)
     ours = tiny_backbone.scaling * (mean + (logvar / 2).exp() * noise)
     theirs = pipeline.vae.encode(IMAGES).latent_dist
@@ -58,7 +59,7 @@ def test_moments_draw_the_training_target(tiny_backbone, pipeline):
 
 
 def test_decoding_is_that_of_the_pipeline(tiny_backbone, pipeline):
-    latents = draws.normal(draws.key("latents"), torch.arange(2), (4, 8, 8))
+    latents = rng.normal(rng.key("latents"), torch.arange(2), (4, 8, 8))
     theirs = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
     ours = tiny_backbone.decode(latents)
     torch.testing.assert_close(ours, theirs.clamp(-1, 1), rtol=0, atol=1e-5)

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_editor import DEFAULTS, distance, new_editor, picture
 
-from ip2p_lib import editing
-from ip2p_lib.editing import Editor
+from ip2p_lib.editing import editor as editing
+from ip2p_lib.editing.editor import Editor
 from ip2p_lib.images import to_tensor
+from tests.support.tiny_editor import DEFAULTS, distance, new_editor, picture
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from tiny_editor import DEFAULTS, distance, new_editor, picture
 
-from ip2p_lib import config, editing
-from ip2p_lib.backbone import Backbone
+from ip2p_lib import config
 from ip2p_lib.config import Source
-from ip2p_lib.editing import load_editor
+from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.editing import editor as editing
+from ip2p_lib.editing.editor import load_editor
+from tests.support.tiny_editor import DEFAULTS, distance, new_editor, picture
 
 
 @pytest.fixture(scope="module")

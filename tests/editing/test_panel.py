@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 from PIL import Image, ImageOps
 
-from ip2p_lib import widgets
 from ip2p_lib.config import Editing
-from ip2p_lib.editing import Editor
+from ip2p_lib.editing import panel as widgets
+from ip2p_lib.editing.editor import Editor
 
 CYAN = Image.new("RGB", (32, 24), (0, 255, 255))
 EPOCH = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)

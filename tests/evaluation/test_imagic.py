@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ip2p_lib.baselines import ignore_input, prepared
-from ip2p_lib.draws import integers, key, normal
-from ip2p_lib.imagic import Stage, fit_imagic
-from ip2p_lib.surgery import widen_conv_in
+from ip2p_lib.evaluation.imagic import Stage, fit_imagic
+from ip2p_lib.evaluation.sdedit import ignore_input, prepared
+from ip2p_lib.rng import integers, key, normal
+from ip2p_lib.training.surgery import widen_conv_in
 
 NONE, FEW = Stage(0, 1e-2), Stage(2, 1e-2)
 CAPTION = "a photo of the dog"

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from ip2p_lib.config import Editing
-from ip2p_lib.dataset import Pair
-from ip2p_lib.editing import Editor
-from ip2p_lib.evaluation import (
+from ip2p_lib.dataset.dataset import Pair
+from ip2p_lib.editing.editor import Editor
+from ip2p_lib.evaluation.metrics import (
     Examples,
     bounds,
     examples_of,
@@ -20,8 +20,8 @@ from ip2p_lib.evaluation import (
     sweep,
     sweep_sdedit,
 )
-from ip2p_lib.filtering import load_clip, score_pairs
-from ip2p_lib.surgery import widen_conv_in
+from ip2p_lib.filtering.clip_filter import load_clip, score_pairs
+from ip2p_lib.training.surgery import widen_conv_in
 
 PICTURES = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 EXAMPLES = Examples(

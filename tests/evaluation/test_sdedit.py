@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from ip2p_lib import baselines
-from ip2p_lib.baselines import (
+from ip2p_lib.evaluation import sdedit as baselines
+from ip2p_lib.evaluation.sdedit import (
     copy_input,
     ignore_input,
     ignore_input_tensors,
@@ -16,7 +16,7 @@ from ip2p_lib.baselines import (
     sdedit_tensors,
 )
 from ip2p_lib.images import to_tensor
-from ip2p_lib.surgery import widen_conv_in
+from ip2p_lib.training.surgery import widen_conv_in
 
 
 def picture(seed=0, size=(64, 64)):

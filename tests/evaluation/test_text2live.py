@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ip2p_lib.filtering import load_clip, score_pairs
-from ip2p_lib.text2live import (
+from ip2p_lib.evaluation.text2live import (
     LayerNet,
     LayerTraining,
     clip_loss,
@@ -16,6 +15,7 @@ from ip2p_lib.text2live import (
     sparsity,
     text2live,
 )
+from ip2p_lib.filtering.clip_filter import load_clip, score_pairs
 
 TEXTS = ["a photo of a cat", "a photo of the dog"]
 FEW = LayerTraining(steps=3, crops=2)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ip2p_lib.calibration import (
+from ip2p_lib.config import Filtering
+from ip2p_lib.filtering.calibration import (
     acceptance,
     by_score,
     calibrate,
@@ -17,9 +18,8 @@ from ip2p_lib.calibration import (
     mark,
     share,
 )
-from ip2p_lib.config import Filtering
-from ip2p_lib.draws import integers, key, uniform
-from ip2p_lib.filtering import Scores, passes
+from ip2p_lib.filtering.clip_filter import Scores, passes
+from ip2p_lib.rng import integers, key, uniform
 
 LIMITS = Filtering(image=0.5, text=0.3, direction=0.4, keep=2)
 N = 60

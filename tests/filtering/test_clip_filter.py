@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from ip2p_lib.config import Filtering
-from ip2p_lib.filtering import (
+from ip2p_lib.filtering.clip_filter import (
     Scores,
     drop_reasons,
     keep_best,

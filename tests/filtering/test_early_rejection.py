@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from ip2p_lib.config import Filtering
-from ip2p_lib.draws import key, uniform
-from ip2p_lib.filtering import ClipScorer, Scores, keep_best, passes
-from ip2p_lib.rejection import (
+from ip2p_lib.filtering.clip_filter import ClipScorer, Scores, keep_best, passes
+from ip2p_lib.filtering.early_rejection import (
     ANY,
     NAMES,
     Contest,
@@ -17,8 +16,9 @@ from ip2p_lib.rejection import (
     outcome,
     score_rendered,
 )
-from ip2p_lib.rendering import Candidate, RenderedPair
-from ip2p_lib.triplets import Triplet
+from ip2p_lib.rendering.render import Candidate, RenderedPair
+from ip2p_lib.rng import key, uniform
+from ip2p_lib.triplets.record import Triplet
 
 LIMITS = Filtering(image=0.3, text=0.2, direction=0.3, keep=2)
 N = 240

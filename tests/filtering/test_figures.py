@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ip2p_lib.calibration import acceptance, curve, mark, share
-from ip2p_lib.filter_figures import (
+from ip2p_lib.filtering.calibration import acceptance, curve, mark, share
+from ip2p_lib.filtering.figures import (
     plot_funnel,
     plot_shares,
     plot_thresholds,

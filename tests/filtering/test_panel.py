@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ip2p_lib.calibration import funnel
 from ip2p_lib.config import Filtering
-from ip2p_lib.draws import integers, key, uniform
-from ip2p_lib.filter_figures import plot_funnel
-from ip2p_lib.filtering import Scores
-from ip2p_lib.panels import to_png
-from ip2p_lib.threshold_widget import ThresholdPanel, threshold_panel
+from ip2p_lib.filtering.calibration import funnel
+from ip2p_lib.filtering.clip_filter import Scores
+from ip2p_lib.filtering.figures import plot_funnel
+from ip2p_lib.filtering.panel import ThresholdPanel, threshold_panel
+from ip2p_lib.notebook.panel import to_png
+from ip2p_lib.rng import integers, key, uniform
 
 N = 40
 START = Filtering(image=0.2, text=0.1, direction=0.3, keep=2)
@@ -92,6 +92,6 @@ def test_an_error_is_shown_in_the_panel(panel, monkeypatch):
     def fail(*_):
         raise RuntimeError("<b>no room</b>")
 
-    monkeypatch.setattr("ip2p_lib.threshold_widget.funnel", fail)
+    monkeypatch.setattr("ip2p_lib.filtering.panel.funnel", fail)
     panel.image.value = 0.9
     assert "RuntimeError: &lt;b&gt;no room" in panel.message.value

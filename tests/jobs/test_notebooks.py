@@ -14,13 +14,13 @@ import nbformat
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
-from small_notebook import PICTURE, outputs, text_of, write_notebook
 
-from ip2p_lib.teaching import ParameterError, check_value
+from ip2p_lib.notebook.lesson import ParameterError, check_value
 from jobs import notebooks, publish
-from jobs.parameters import allowed_values, check_settings, defaults
+from jobs.notebooks.parameters import allowed_values, check_settings, defaults
+from tests.support.small_notebook import PICTURE, outputs, text_of, write_notebook
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -201,7 +201,7 @@ def test_a_killed_run_leaves_a_readable_notebook(tmp_path):
     out = tmp_path / "runs" / "a.ipynb"
     program = (
         "import pathlib, papermill.iorw as io\n"
-        "from jobs.notebooks import prepare_papermill\n"
+        "from jobs.notebooks.run import prepare_papermill\n"
         f"prepare_papermill(pathlib.Path({str(out.parent)!r}))\n"
         "text = '{\"cells\": [' + '0,' * 500_000 + '0]}'\n"
         f"while True: io.papermill_io.write(text, {str(out)!r})\n"
@@ -225,7 +225,7 @@ def test_a_key_in_the_environment_is_in_no_notebook_and_no_report(
     monkeypatch.setenv("OPENAI_API_KEY", canary)
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")  # nobody listens
     asks = (
-        "from ip2p_lib.language_model import load_writer\n"
+        "from ip2p_lib.triplets.generation import load_writer\n"
         "ask = load_writer('gpt-6-luna')\n"
         "print(next(ask(['a cat'])))"
     )

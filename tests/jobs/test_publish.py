@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from PIL import Image
-from small_notebook import PICTURE, outputs, write_notebook
 
 from ip2p_lib.images import to_pil
 from ip2p_lib.miniature.render import render
 from ip2p_lib.miniature.world import sample_scene
 from jobs import notebooks, publish
-from jobs.stills import still
+from jobs.notebooks.widget_stills import still
+from tests.support.small_notebook import PICTURE, outputs, write_notebook
 
 
 @pytest.fixture(autouse=True)

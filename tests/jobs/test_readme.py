@@ -5,13 +5,13 @@ import re
 
 import pytest
 
-from jobs.pictures import GRID, PICTURE
-from jobs.readme import README, fill
+from jobs.readme.pictures import GRID, PICTURE
+from jobs.readme.table import README, fill
 
 
 def test_the_table_is_the_one_the_results_give() -> None:
     text = README.read_text("utf-8")
-    assert fill(text) == text, "run python -m jobs.readme"
+    assert fill(text) == text, "run python -m jobs.readme.table"
 
 
 def test_the_pictures_are_there() -> None:

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_judge import BUS, CAT, LONE, PAIR, small_judge
 
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.augmentation import augment, mirrored
-from ip2p_lib.miniature.judge import Judge, load_judge, save_judge
-from ip2p_lib.miniature.readings import (
+from ip2p_lib.miniature.judge.model import Judge, load_judge, save_judge
+from ip2p_lib.miniature.judge.readings import (
     ANSWERS,
     NONE,
     Reading,
@@ -20,6 +18,8 @@ from ip2p_lib.miniature.readings import (
 )
 from ip2p_lib.miniature.render import encode, render
 from ip2p_lib.miniature.world import sample_edit, sample_scene
+from jobs.miniature.augmentation import augment, mirrored
+from tests.support.small_judge import BUS, CAT, LONE, PAIR, small_judge
 
 
 def perfect(codes: torch.Tensor) -> list[Reading]:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from ip2p_lib.config import HELD_OUT
-from ip2p_lib.miniature.judge import load_judge
-from ip2p_lib.miniature.pair_verdict import VERDICTS, look, verdicts
-from ip2p_lib.miniature.readings import ANSWERS, readings_of
+from ip2p_lib.miniature.judge.model import load_judge
+from ip2p_lib.miniature.judge.readings import ANSWERS, readings_of
+from ip2p_lib.miniature.judge.verdicts import VERDICTS, look, verdicts
 from ip2p_lib.miniature.render import render
 from ip2p_lib.miniature.scenes import CENTRES, Scene, Thing
 from ip2p_lib.miniature.world import KINDS, possible_kinds, sample_edit, sample_scene

@@ -8,7 +8,7 @@ import pytest
 from ip2p_lib.config import HELD_OUT
 from ip2p_lib.miniature import vocabulary as words
 from ip2p_lib.miniature.parsing import count_changes, read_caption
-from ip2p_lib.miniature.wording import (
+from ip2p_lib.miniature.phrasings import (
     CAPTIONS,
     HELD_OUT_PHRASINGS,
     INSTRUCTIONS,

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from nbclient import NotebookClient
 from PIL import Image
 
-from ip2p_lib import figure_style, figures
+from ip2p_lib.notebook import figures
+from ip2p_lib.notebook import style as figure_style
 
 RED = Image.new("RGB", (128, 128), (255, 0, 0))
 BLUE = Image.new("RGB", (128, 128), (0, 0, 255))
@@ -177,11 +178,11 @@ def test_a_notebook_shows_a_figure_once() -> None:
     """The returned figure is the only picture of its cell, in a real kernel."""
     code = (
         "from PIL import Image\n"
-        "from ip2p_lib import figures\n"
+        "from ip2p_lib.notebook import figures\n"
         "figures.show_grid([[Image.new('RGB', (8, 8))]])"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    root = Path(figures.__file__).parent.parent
+    root = Path(figures.__file__).parents[2]
     NotebookClient(
         notebook, timeout=60, resources={"metadata": {"path": root}}
     ).execute()

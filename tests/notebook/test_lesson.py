@@ -4,10 +4,10 @@ import inspect
 
 import pytest
 
-from ip2p_lib import teaching
 from ip2p_lib.config import SCALES
-from ip2p_lib.evaluation import measure
-from ip2p_lib.teaching import (
+from ip2p_lib.evaluation.metrics import measure
+from ip2p_lib.notebook import lesson as teaching
+from ip2p_lib.notebook.lesson import (
     ParameterError,
     check,
     check_parameters,
@@ -38,7 +38,7 @@ def test_show_source_shows_the_whole_function_and_where_it_is(monkeypatch):
     markdown = shown[0]["text/markdown"]
     first, *body, last = markdown.split("\n")
     assert (first, last) == ("```python", "```")
-    assert body[0].startswith("# ip2p_lib/teaching.py, line ")
+    assert body[0].startswith("# ip2p_lib/notebook/lesson.py, line ")
     assert "\n".join(body[1:]) == inspect.getsource(teaching.check).rstrip()
 
 
@@ -51,7 +51,7 @@ def test_show_source_names_the_file_of_a_decorated_function(monkeypatch):
     shown = []
     monkeypatch.setattr(teaching, "display", lambda data, raw: shown.append(data))
     show_source(measure)
-    assert shown[0]["text/plain"].startswith("# ip2p_lib/evaluation.py, line ")
+    assert shown[0]["text/plain"].startswith("# ip2p_lib/evaluation/metrics.py, line ")
 
 
 def test_a_table_is_markdown_and_aligned_text(monkeypatch):

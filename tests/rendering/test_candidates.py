@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_rendering import CAT, HOUSE
 
-from ip2p_lib.candidates import TAUS, Candidate, draw_candidates, lend_words
 from ip2p_lib.config import Rendering
-from ip2p_lib.triplets import Triplet
-from ip2p_lib.word_edits import LocalBlend, WordEdit
+from ip2p_lib.rendering.candidates import TAUS, Candidate, draw_candidates, lend_words
+from ip2p_lib.rendering.word_edits import LocalBlend, WordEdit
+from ip2p_lib.triplets.record import Triplet
+from tests.support.small_rendering import CAT, HOUSE
 
 
 def test_candidates_spread_over_their_ranges():

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_rendering import CAT, HOUSE, exact_backbone
 
-from ip2p_lib.diffusion import SAMPLERS, Schedule, trajectory
-from ip2p_lib.draws import key, normal
-from ip2p_lib.rendering import Candidate, RenderedPair, draw_candidates, render
-from ip2p_lib.slots import Preview, render_in_slots
-from ip2p_lib.stepping import advance, begin, step_table
-from ip2p_lib.trees import draw_trees
-from ip2p_lib.word_edits import WordEdit
+from ip2p_lib.diffusion.sampler_steps import advance, begin, step_table
+from ip2p_lib.diffusion.samplers import SAMPLERS, Schedule, trajectory
+from ip2p_lib.rendering.continuous_batching import Preview, render_in_slots
+from ip2p_lib.rendering.render import Candidate, RenderedPair, draw_candidates, render
+from ip2p_lib.rendering.trees import draw_trees
+from ip2p_lib.rendering.word_edits import WordEdit
+from ip2p_lib.rng import key, normal
+from tests.support.small_rendering import CAT, HOUSE, exact_backbone
 
 TREE = [Candidate(CAT, 11, p, 7.5) for p in (0.3, 0.9, 0.0, 0.55)]
 CANDIDATES = [

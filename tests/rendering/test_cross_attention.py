@@ -6,18 +6,22 @@ from contextlib import ExitStack
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
-from materialised_words import MaterialisedWords, Pair
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from ip2p_lib import draws
-from ip2p_lib.cross_attention import (
+from ip2p_lib import rng
+from ip2p_lib.rendering.cross_attention import (
     EditedCrossAttention,
     edited_attention,
     map_grid,
     word_control,
 )
-from ip2p_lib.prompt_to_prompt import SharedSelfAttention, sharing, source_rows
-from ip2p_lib.word_edits import LocalBlend, WordEdit, plan
+from ip2p_lib.rendering.shared_attention import (
+    SharedSelfAttention,
+    sharing,
+    source_rows,
+)
+from ip2p_lib.rendering.word_edits import LocalBlend, WordEdit, plan
+from tests.support.materialised_words import MaterialisedWords, Pair
 
 STEPS = 10
 EXACT = 1e-12
@@ -50,8 +54,8 @@ def unet(tiny_backbone):
 
 def inputs(rows, size):
     ids = torch.arange(rows)
-    x = draws.normal(draws.key("words", "x"), ids, (4, *size)).double()
-    text = draws.normal(draws.key("words", "text"), ids, (77, 16)).double()
+    x = rng.normal(rng.key("words", "x"), ids, (4, *size)).double()
+    text = rng.normal(rng.key("words", "text"), ids, (77, 16)).double()
     return x, torch.tensor(500), text
 
 
@@ -144,7 +148,7 @@ def test_when_nothing_is_active_attention_is_plain_to_the_last_bit(
 
 def test_routing_all_or_nothing():
     q, k, v = (
-        draws.normal(draws.key("qkv", name), torch.arange(4), (2, 6, 4)).double()
+        rng.normal(rng.key("qkv", name), torch.arange(4), (2, 6, 4)).double()
         for name in "qkv"
     )
     nothing, everything = torch.zeros(1, 6, 6).double(), torch.eye(6).double()[None]
@@ -194,7 +198,7 @@ def test_a_new_step_compiles_nothing_again(tiny_backbone, unet):
     counter = CompileCounterWithBackend("eager")
     block = unet.down_blocks[2].attentions[0].transformer_blocks[0].attn2
     compiled = torch.compile(block, backend=counter)
-    x = draws.normal(draws.key("tokens"), torch.arange(16), (4, 16)).double()
+    x = rng.normal(rng.key("tokens"), torch.arange(16), (4, 16)).double()
     text = inputs(16, (8, 8))[2]
     made = planned(tiny_backbone, [SWAP, PLAIN, CHANGED, LONGER], threshold=0.3)
     with torch.no_grad(), word_control(unet, made, STEPS, (8, 8)) as control:

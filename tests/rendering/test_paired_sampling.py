@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from materialised_words import MaterialisedWords, Pair, mask
 
-from ip2p_lib import draws
-from ip2p_lib.backbone import load_backbone
-from ip2p_lib.cross_attention import WordControl
-from ip2p_lib.paired_sampling import sample_pairs
-from ip2p_lib.rendering import Candidate, render
-from ip2p_lib.triplets import Triplet
-from ip2p_lib.word_edits import LocalBlend, WordEdit
+from ip2p_lib import rng
+from ip2p_lib.diffusion.stable_diffusion import load_backbone
+from ip2p_lib.rendering.cross_attention import WordControl
+from ip2p_lib.rendering.paired_sampling import sample_pairs
+from ip2p_lib.rendering.render import Candidate, render
+from ip2p_lib.rendering.word_edits import LocalBlend, WordEdit
+from ip2p_lib.triplets.record import Triplet
+from tests.support.materialised_words import MaterialisedWords, Pair, mask
 
 STEPS = 6
 SIZE, GRID = 16, (4, 4)  # of the latents, and of the coarsest maps
@@ -102,8 +102,8 @@ def by_hand(backbone, pair, candidate, sharing):
     sharing.install(unet)
     words.install(unet)
     text = backbone.encode_text(["", "", *pair.captions])
-    noise = draws.key("rendering", "noise", -1)
-    x = draws.normal(noise, torch.tensor([candidate.seed]), (4, SIZE, SIZE)).double()
+    noise = rng.key("rendering", "noise", -1)
+    x = rng.normal(noise, torch.tensor([candidate.seed]), (4, SIZE, SIZE)).double()
     x = x.repeat(2, 1, 1, 1)
     masks = []
     for i, t in enumerate(scheduler.timesteps):

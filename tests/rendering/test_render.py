@@ -12,10 +12,11 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     StableDiffusionPipeline,
 )
-from small_rendering import CANDIDATES, CAT, HOUSE, exact_backbone
 
-from ip2p_lib import draws, rendering
-from ip2p_lib.rendering import Candidate, render, render_images
+from ip2p_lib import rng
+from ip2p_lib.rendering import render as rendering
+from ip2p_lib.rendering.render import Candidate, render, render_images
+from tests.support.small_rendering import CANDIDATES, CAT, HOUSE, exact_backbone
 
 STEPS = 6
 SCHEDULE = {
@@ -34,8 +35,8 @@ def gap(a, b):
 
 
 def noise_of(candidate, step):
-    key = draws.key("rendering", "noise", step)
-    return draws.normal(key, torch.tensor([candidate.seed]), (4, 8, 8)).double()
+    key = rng.key("rendering", "noise", step)
+    return rng.normal(key, torch.tensor([candidate.seed]), (4, 8, 8)).double()
 
 
 @pytest.fixture(scope="module")

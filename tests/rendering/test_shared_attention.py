@@ -7,8 +7,8 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from ip2p_lib import draws
-from ip2p_lib.prompt_to_prompt import (
+from ip2p_lib import rng
+from ip2p_lib.rendering.shared_attention import (
     SharedSelfAttention,
     is_active,
     sharing,
@@ -23,8 +23,8 @@ def unet(tiny_backbone):
 
 def inputs(rows, size=(8, 8)):
     ids = torch.arange(rows)
-    x = draws.normal(draws.key("p2p", "x"), ids, (4, *size)).double()
-    text = draws.normal(draws.key("p2p", "text"), ids, (77, 16)).double()
+    x = rng.normal(rng.key("p2p", "x"), ids, (4, *size)).double()
+    text = rng.normal(rng.key("p2p", "text"), ids, (77, 16)).double()
     return x, torch.tensor(500), text
 
 
@@ -111,7 +111,7 @@ def test_a_new_source_at_each_step_compiles_nothing_again(unet):
     counter = CompileCounterWithBackend("eager")
     block = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
     compiled = torch.compile(block, backend=counter)
-    x = draws.normal(draws.key("tokens"), torch.arange(8), (64, 8)).double()
+    x = rng.normal(rng.key("tokens"), torch.arange(8), (64, 8)).double()
     expected = []
     with sharing(unet) as state, torch.no_grad():
         sources = [source_rows(torch.tensor(a)) for a in ([1, 1], [1, 0], [0, 0])]

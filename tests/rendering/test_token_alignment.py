@@ -5,9 +5,9 @@ from zlib import crc32
 import pytest
 import torch
 
-from ip2p_lib import draws
+from ip2p_lib import rng
 from ip2p_lib.config import MODELS
-from ip2p_lib.word_alignment import (
+from ip2p_lib.rendering.token_alignment import (
     Block,
     align,
     changed,
@@ -77,7 +77,7 @@ def test_a_word_of_other_length_gets_its_share():
     [("a cat", "a dog"), ("a dog", "a tall tree"), ("a tall tree", "a dog")],
 )
 def test_replacement_keeps_what_each_place_pays(before, after):
-    scores = draws.normal(draws.key("alignment"), torch.arange(5), (8,))
+    scores = rng.normal(rng.key("alignment"), torch.arange(5), (8,))
     maps = scores.double().softmax(-1)
     edited = maps @ replacement(aligned(before, after)).route.double()
     torch.testing.assert_close(edited.sum(-1), maps.sum(-1))

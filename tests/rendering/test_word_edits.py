@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ip2p_lib.word_alignment import align, positions, refinement, replacement
-from ip2p_lib.word_edits import EVERYWHERE, LocalBlend, WordEdit, plan
+from ip2p_lib.rendering.token_alignment import align, positions, refinement, replacement
+from ip2p_lib.rendering.word_edits import EVERYWHERE, LocalBlend, WordEdit, plan
 
 CAT, DOG = "a photo of the cat", "a photo of the dog"
 HATS = "a photo of the cat with hats"

@@ -2,18 +2,18 @@
 
 import pytest
 import torch
-from materialised_words import mask
 
-from ip2p_lib import draws
-from ip2p_lib.cross_attention import blend_mask, map_grid, word_maps
-from ip2p_lib.word_edits import EVERYWHERE
+from ip2p_lib import rng
+from ip2p_lib.rendering.cross_attention import blend_mask, map_grid, word_maps
+from ip2p_lib.rendering.word_edits import EVERYWHERE
+from tests.support.materialised_words import mask
 
 EXACT = 1e-12
 
 
 def test_a_words_map_is_its_column():
     q, k = (
-        draws.normal(draws.key("map", name), torch.arange(3), (2, n, 4)).double()
+        rng.normal(rng.key("map", name), torch.arange(3), (2, n, 4)).double()
         for name, n in (("q", 5), ("k", 6))
     )
     words = torch.zeros(3, 6).double()
@@ -28,7 +28,7 @@ def test_a_words_map_is_its_column():
 )
 def test_the_mask_is_that_of_either_word(grid, size):
     ids = torch.arange(6)
-    heat = draws.uniform(draws.key("heat"), ids, (grid[0] * grid[1],)).double() ** 9
+    heat = rng.uniform(rng.key("heat"), ids, (grid[0] * grid[1],)).double() ** 9
     heat[1] = 0  # the second pair has no first word, the third none at all
     heat[2] = heat[5] = 0
     threshold = torch.tensor([0.5, 0.8, EVERYWHERE])

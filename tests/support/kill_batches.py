@@ -2,10 +2,10 @@
 
 import sys
 
-from ip2p_lib.batches import ask_in_batches
-from ip2p_lib.language_service import connect
-from ip2p_lib.ledger import Ledger
-from ip2p_lib.spending import Price
+from ip2p_lib.triplets.batch import ask_in_batches
+from ip2p_lib.triplets.cost import Price
+from ip2p_lib.triplets.ledger import Ledger
+from ip2p_lib.triplets.service import connect
 
 PRICE = Price("m", read=0.1, written=0.5)
 

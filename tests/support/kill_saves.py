@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import torch
-from strikes import Strikes, in_child
 
 from ip2p_lib import checkpoint
+from tests.support.strikes import Strikes, in_child
 
 OLD, NEW = torch.ones(10_000), torch.ones(10_000) * 2  # 40 kB
 NOTE = "x" * 100_000  # so the manifest is longer than the tensors

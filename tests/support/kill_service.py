@@ -2,8 +2,8 @@
 
 import sys
 
-from ip2p_lib.language_service import ask_service, connect
-from ip2p_lib.ledger import Ledger
+from ip2p_lib.triplets.ledger import Ledger
+from ip2p_lib.triplets.service import ask_service, connect
 
 if __name__ == "__main__":
     url, path, count, form = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]

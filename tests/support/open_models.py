@@ -15,8 +15,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from ip2p_lib.miniature.pretrain_language import train_tokenizer
-from ip2p_lib.triplets import Triplet, to_completion, to_prompt
+from ip2p_lib.triplets.record import Triplet, to_completion, to_prompt
+from jobs.miniature.pretrain_language import train_tokenizer
 
 TRIPLETS = [
     Triplet("a cat in a forest", "make it a dog", "a dog in a forest"),

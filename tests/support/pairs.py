@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from ip2p_lib.pairs import Pair
+from ip2p_lib.dataset.pairs import Pair
 
 
 def make_pair(i, size=16, **changes):

@@ -17,7 +17,7 @@ from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from stand_in_protocol import (
+from tests.support.service_protocol import (
     BODIES,
     RIGHT,
     Handler,

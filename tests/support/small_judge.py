@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from ip2p_lib.miniature.judge import Judge
+from ip2p_lib.miniature.judge.model import Judge
 from ip2p_lib.miniature.scenes import Scene, Thing
 
 CAT = Thing("cat", 32, 112, 56, finish="gold")

@@ -28,7 +28,7 @@ def write_notebook(path, *extra_cells):
         ),
         new_code_cell(
             "from ip2p_lib.config import SCALES\n"
-            "from ip2p_lib.teaching import check_parameters, show_source"
+            "from ip2p_lib.notebook.lesson import check_parameters, show_source"
         ),
         parameters,
         new_code_cell(f"{rules}\nprint('model loaded', STEPS)"),

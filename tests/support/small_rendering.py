@@ -2,9 +2,9 @@
 
 import torch
 
-from ip2p_lib.backbone import load_backbone
-from ip2p_lib.rendering import Candidate
-from ip2p_lib.triplets import Triplet
+from ip2p_lib.diffusion.stable_diffusion import load_backbone
+from ip2p_lib.rendering.render import Candidate
+from ip2p_lib.triplets.record import Triplet
 
 CAT = Triplet("a photo of the cat", "make it a dog", "a photo of the dog")
 HOUSE = Triplet("house by the river", "add a horse", "horse at a house by the river")

@@ -3,8 +3,8 @@
 import torch
 
 from ip2p_lib.config import Training
-from ip2p_lib.diffusion import Schedule
-from ip2p_lib.latents import Latents
+from ip2p_lib.diffusion.samplers import Schedule
+from ip2p_lib.training.latents import Latents
 
 SETTINGS = Training(
     steps=6, batch_size=4, learning_rate=1e-3, warmup=4, ema_decay=0.99, drop=0.05

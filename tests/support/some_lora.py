@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ip2p_lib.draws import key, uniform
-from ip2p_lib.lora import lora_weights
+from ip2p_lib.diffusion.lora import lora_weights
+from ip2p_lib.rng import key, uniform
 
 # peft's own wrapper asks transformers for an attribute by its old name.
 wraps = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

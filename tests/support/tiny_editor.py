@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from ip2p_lib.config import Editing
-from ip2p_lib.editing import Editor
-from ip2p_lib.surgery import widen_conv_in
+from ip2p_lib.editing.editor import Editor
+from ip2p_lib.training.surgery import widen_conv_in
 
 DEFAULTS = Editing(steps=4, text_scale=7.5, image_scale=1.5)
 

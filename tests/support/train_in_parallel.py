@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ip2p_lib import parallel, training
+from ip2p_lib import distributed as parallel
 from ip2p_lib.config import Training
-from ip2p_lib.diffusion import Schedule
-from ip2p_lib.draws import key, normal
-from ip2p_lib.latents import Latents, visits_of_step
-from ip2p_lib.miniature.fitting import Budget, fit
-from ip2p_lib.parallel import share
+from ip2p_lib.diffusion.samplers import Schedule
+from ip2p_lib.distributed import share
+from ip2p_lib.rng import key, normal
+from ip2p_lib.training import train as training
+from ip2p_lib.training.latents import Latents, visits_of_step
+from jobs.miniature.loop import Budget, fit
 
 SETTINGS = Training(steps=5, batch_size=5, learning_rate=1e-2, drop=0.05)
 

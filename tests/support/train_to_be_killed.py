@@ -12,14 +12,15 @@ import sys
 from pathlib import Path
 
 import torch
-from strikes import Strikes, in_child
-from train_in_parallel import Small, draw
 
-from ip2p_lib import checkpoint, training
+from ip2p_lib import checkpoint
 from ip2p_lib.config import Training
-from ip2p_lib.diffusion import Schedule
-from ip2p_lib.latents import Latents
-from ip2p_lib.recovery import recoverable
+from ip2p_lib.diffusion.samplers import Schedule
+from ip2p_lib.training import train as training
+from ip2p_lib.training.latents import Latents
+from ip2p_lib.training.resume import recoverable
+from tests.support.strikes import Strikes, in_child
+from tests.support.train_in_parallel import Small, draw
 
 SETTINGS = Training(steps=8, batch_size=5, learning_rate=1e-2, drop=0.05)
 LATENTS = Latents(

@@ -6,15 +6,20 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from small_training import LATENTS, SCHEDULE, SETTINGS
 
-from ip2p_lib.compilation import OPTIONS, compile_unet, compiled_parts, even_part
-from ip2p_lib.compiled_layers import LAYERS
-from ip2p_lib.economy import Economy
-from ip2p_lib.editor_lora import add_editor_lora, load_editor_lora, save_editor_lora
-from ip2p_lib.publishing import save_editor
-from ip2p_lib.surgery import widen_conv_in
-from ip2p_lib.training import resume, save, start, train
+from ip2p_lib.training.compiled.compile import (
+    OPTIONS,
+    compile_unet,
+    compiled_parts,
+    even_part,
+)
+from ip2p_lib.training.compiled.layers import LAYERS
+from ip2p_lib.training.lora import add_editor_lora, load_editor_lora, save_editor_lora
+from ip2p_lib.training.options import Economy
+from ip2p_lib.training.publish import save_editor
+from ip2p_lib.training.surgery import widen_conv_in
+from ip2p_lib.training.train import resume, save, start, train
+from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
 # Torch hides these warnings where they are printed, not where they are errors.
 pytestmark = [

@@ -4,11 +4,11 @@ import math
 from dataclasses import replace
 
 import torch
-from small_training import LATENTS, SCHEDULE, random
 from torch import nn
 
-from ip2p_lib.latents import Batch, select, visits_of_step
-from ip2p_lib.training import edit_loss
+from ip2p_lib.training.latents import Batch, select, visits_of_step
+from ip2p_lib.training.train import edit_loss
+from tests.support.small_training import LATENTS, SCHEDULE, random
 
 
 class Oracle(nn.Module):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ip2p_lib.ema import EMA, named_weights
+from ip2p_lib.training.ema import EMA, named_weights
 
 
 def test_the_average_is_the_released_recursion():

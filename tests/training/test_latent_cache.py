@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from sample_pairs import make_pair
 
-from ip2p_lib.backbone import load_backbone
 from ip2p_lib.config import Source
-from ip2p_lib.dataset import PairDataset, write_shards
-from ip2p_lib.latents import store_latents
-from ip2p_lib.stored_latents import Order, latents_of, squares
+from ip2p_lib.dataset.dataset import PairDataset, write_shards
+from ip2p_lib.diffusion.stable_diffusion import load_backbone
+from ip2p_lib.training.latent_cache import Order, latents_of, squares
+from ip2p_lib.training.latents import store_latents
+from tests.support.pairs import make_pair
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ip2p_lib.latents import select, store_latents, visits_of_step
+from ip2p_lib.training.latents import select, store_latents, visits_of_step
 
 INSTRUCTIONS = [
     "make it a cat",

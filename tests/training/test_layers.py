@@ -9,9 +9,9 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from ip2p_lib.compiled_layers import LAYERS, Heads, compilable
-from ip2p_lib.editor_lora import add_editor_lora
-from ip2p_lib.surgery import widen_conv_in
+from ip2p_lib.training.compiled.layers import LAYERS, Heads, compilable
+from ip2p_lib.training.lora import add_editor_lora
+from ip2p_lib.training.surgery import widen_conv_in
 
 PICTURES, TOKENS = (3, 12, 6, 4), (3, 5, 12)
 CASES = {

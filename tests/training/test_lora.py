@@ -7,19 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from small_training import LATENTS, SCHEDULE, SETTINGS
 
-from ip2p_lib.draws import key, normal
-from ip2p_lib.economy import Economy
-from ip2p_lib.editor_lora import (
+from ip2p_lib.diffusion.lora import count_parameters, lora_weights
+from ip2p_lib.rng import key, normal
+from ip2p_lib.training.lora import (
     add_editor_lora,
     load_editor_lora,
     merge_editor_lora,
     save_editor_lora,
 )
-from ip2p_lib.lora import count_parameters, lora_weights
-from ip2p_lib.surgery import widen_conv_in
-from ip2p_lib.training import resume, save, start, train
+from ip2p_lib.training.options import Economy
+from ip2p_lib.training.surgery import widen_conv_in
+from ip2p_lib.training.train import resume, save, start, train
+from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
 LORA = Economy(lora_rank=4)
 LEARNING = replace(SETTINGS, learning_rate=1e-2)

@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from ip2p_lib.diffusion import Schedule
-from ip2p_lib.loss_bands import BANDS, band_means, band_names, by_band, min_snr
+from ip2p_lib.diffusion.samplers import Schedule
+from ip2p_lib.training.loss_weighting import (
+    BANDS,
+    band_means,
+    band_names,
+    by_band,
+    min_snr,
+)
 
 
 @pytest.mark.parametrize("T", [1000, 10, 7])

@@ -7,17 +7,17 @@ from functools import partial
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from small_training import LATENTS, SCHEDULE, SETTINGS
-from small_unet import SMALL
 from torch.cuda._utils import _get_device_index as get_device_index
 
-from ip2p_lib import memory_plan
 from ip2p_lib.checkpoint import size_of
-from ip2p_lib.economy import Economy
-from ip2p_lib.editor_lora import add_editor_lora
-from ip2p_lib.memory_plan import LADDER, memory_of, plan_training, recommend
-from ip2p_lib.surgery import widen_conv_in
-from ip2p_lib.training import start, train
+from ip2p_lib.training import memory_plan
+from ip2p_lib.training.lora import add_editor_lora
+from ip2p_lib.training.memory_plan import LADDER, memory_of, plan_training, recommend
+from ip2p_lib.training.options import Economy
+from ip2p_lib.training.surgery import widen_conv_in
+from ip2p_lib.training.train import start, train
+from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
+from tests.support.small_unet import SMALL
 
 GIB, MIB = 2**30, 2**20
 SD15 = {

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from small_unet import small_unet
 
-from ip2p_lib import memory_trace
-from ip2p_lib.memory_trace import trace
+from ip2p_lib.training import memory_trace
+from ip2p_lib.training.memory_trace import trace
+from tests.support.small_unet import small_unet
 
 
 def measured(n, checkpointing, dtype):

@@ -9,15 +9,15 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from small_training import LATENTS, SCHEDULE, SETTINGS
 from torch import nn
 
 from ip2p_lib.config import Source
-from ip2p_lib.model_card import RunFacts, card
-from ip2p_lib.publishing import push_to_hub, save_editor
-from ip2p_lib.surgery import widen_conv_in
-from ip2p_lib.training import start, train
-from ip2p_lib.validation import Look
+from ip2p_lib.training.model_card import RunFacts, card
+from ip2p_lib.training.publish import push_to_hub, save_editor
+from ip2p_lib.training.surgery import widen_conv_in
+from ip2p_lib.training.train import start, train
+from ip2p_lib.training.validation import Look
+from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
 HUB = Source("stable-diffusion-v1-5/stable-diffusion-v1-5", "a" * 40)
 LOOKS = [Look(0, 0.99, 0.01), Look(6, 0.8765, 0.4321)]

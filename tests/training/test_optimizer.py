@@ -5,16 +5,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import stand_in_bitsandbytes
 import torch
 from torch import nn
-from train_in_parallel import Small, draw
-from train_to_be_killed import LATENTS, SCHEDULE, SETTINGS
 
-from ip2p_lib.adamw import adamw, bytes_kept, kept_of, step_unless
 from ip2p_lib.checkpoint import size_of
-from ip2p_lib.economy import Economy
-from ip2p_lib.training import resume, save, start, train
+from ip2p_lib.training.optimizer import adamw, bytes_kept, kept_of, step_unless
+from ip2p_lib.training.options import Economy
+from ip2p_lib.training.train import resume, save, start, train
+from tests.support import stand_in_bitsandbytes
+from tests.support.train_in_parallel import Small, draw
+from tests.support.train_to_be_killed import LATENTS, SCHEDULE, SETTINGS
 
 EIGHT = Economy(eight_bit=True)
 
@@ -52,7 +52,7 @@ def test_without_bitsandbytes_the_extra_is_named(monkeypatch):
         ImportError, match=r'pip install -e "\.\[gpu\]".*eight_bit=False'
     ):
         start(Wide(), SETTINGS, EIGHT)
-    project = Path(__file__).parents[1] / "pyproject.toml"
+    project = Path(__file__).parents[2] / "pyproject.toml"
     extras = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
     (line,) = extras["gpu"]
     assert line.startswith("bitsandbytes>=") and ",<" in line

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ip2p_lib import training_figures
-from ip2p_lib.evaluation import Examples
-from ip2p_lib.loss_bands import by_band
-from ip2p_lib.training import TrainStep
-from ip2p_lib.training_figures import Board, plot_bands, plot_looks, told_time
-from ip2p_lib.validation import Look
+from ip2p_lib.evaluation.metrics import Examples
+from ip2p_lib.training import progress as training_figures
+from ip2p_lib.training.loss_weighting import by_band
+from ip2p_lib.training.progress import Board, plot_bands, plot_looks, told_time
+from ip2p_lib.training.train import TrainStep
+from ip2p_lib.training.validation import Look
 
 BEFORE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 EXAMPLES = Examples(BEFORE, ["make it a cat", "turn"], ["a", "b"], ["c", "d"])

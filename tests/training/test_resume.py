@@ -13,22 +13,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from train_in_parallel import Small
-from train_to_be_killed import LATENTS, SCHEDULE, SETTINGS, bytes_of
 
-from ip2p_lib import checkpoint, disk_faults, training
+from ip2p_lib import checkpoint, disk_faults
 from ip2p_lib.checkpoint import CheckpointError
 from ip2p_lib.folders import FolderInUseError
-from ip2p_lib.interruption import noted_signals
-from ip2p_lib.recovery import recoverable
-from ip2p_lib.run_lock import only_run_in
+from ip2p_lib.run_lock import run_lock
+from ip2p_lib.training import train as training
+from ip2p_lib.training.resume import recoverable
+from ip2p_lib.training.signals import noted_signals
+from tests.support.train_in_parallel import Small
+from tests.support.train_to_be_killed import LATENTS, SCHEDULE, SETTINGS, bytes_of
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """What ``train_to_be_killed`` reports of its 45 runs."""
-    script = Path(__file__).with_name("train_to_be_killed.py")
-    environment = {"PYTHONPATH": str(script.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
+    script = Path(__file__).parents[1] / "support/train_to_be_killed.py"
+    environment = {"PYTHONPATH": str(script.parents[2]), "CUDA_VISIBLE_DEVICES": ""}
     run = subprocess.run(
         [sys.executable, str(script), str(tmp_path_factory.mktemp("runs"))],
         capture_output=True,
@@ -172,7 +173,7 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_ones_mark_removed(
 ):
     monkeypatch.setattr(socket, "gethostname", lambda: host)
     words = rf"Process {os.getpid()} on \S+ has been training in {tmp_path} for \d+ s"
-    with only_run_in(tmp_path):
+    with run_lock(tmp_path):
         with pytest.raises(FolderInUseError, match=words):
             a_run(tmp_path)
         (mark,) = tmp_path.glob(".in-use~*")

@@ -6,13 +6,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from ip2p_lib import draws
-from ip2p_lib.surgery import carry_over, widen_conv_in
+from ip2p_lib import rng
+from ip2p_lib.training.surgery import carry_over, widen_conv_in
 
 
 def random(name, *shape, dtype=torch.float32):
     ids = torch.arange(shape[0])
-    return draws.normal(draws.key("surgery", name), ids, shape[1:]).to(dtype)
+    return rng.normal(rng.key("surgery", name), ids, shape[1:]).to(dtype)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def sdxl():
             projection_class_embeddings_input_dim=6 * 4 + 12,
         )
     for name, weight in unet.named_parameters():
-        flat = draws.normal(draws.key("sdxl", name), torch.arange(weight.numel()), ())
+        flat = rng.normal(rng.key("sdxl", name), torch.arange(weight.numel()), ())
         weight.data = flat.reshape(weight.shape) / 4
     return unet
 

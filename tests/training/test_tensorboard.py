@@ -6,10 +6,10 @@ from types import ModuleType
 import pytest
 import torch
 
-from ip2p_lib.loss_bands import by_band
-from ip2p_lib.tensorboard_log import EVERY, TensorBoardLog
-from ip2p_lib.training import TrainStep
-from ip2p_lib.validation import Look
+from ip2p_lib.training.loss_weighting import by_band
+from ip2p_lib.training.tensorboard import EVERY, TensorBoardLog
+from ip2p_lib.training.train import TrainStep
+from ip2p_lib.training.validation import Look
 
 
 class Writer:

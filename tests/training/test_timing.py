@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ip2p_lib import training_time
-from ip2p_lib.training_time import duration, guess_seconds, product_speed, time_left
+from ip2p_lib.training import timing as training_time
+from ip2p_lib.training.timing import duration, guess_seconds, product_speed, time_left
 
 
 def test_slow_first_steps_and_a_hiccup_do_not_count():

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_training import LATENTS, SCHEDULE, SETTINGS, make_latents
 from torch import nn
 
-from ip2p_lib import training
-from ip2p_lib.latents import select, visits_of_step
-from ip2p_lib.surgery import widen_conv_in
-from ip2p_lib.training import edit_loss, resume, save, start, train
+from ip2p_lib.training import train as training
+from ip2p_lib.training.latents import select, visits_of_step
+from ip2p_lib.training.surgery import widen_conv_in
+from ip2p_lib.training.train import edit_loss, resume, save, start, train
+from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS, make_latents
 
 
 @pytest.fixture(scope="module")

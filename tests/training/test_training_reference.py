@@ -9,13 +9,13 @@ from copy import deepcopy
 import numpy as np
 import pytest
 import torch
-from small_training import LATENTS, SCHEDULE, SETTINGS
 
-from ip2p_lib import draws
+from ip2p_lib import rng
 from ip2p_lib.config import Training
-from ip2p_lib.loss_bands import min_snr
-from ip2p_lib.surgery import widen_conv_in
-from ip2p_lib.training import start, train
+from ip2p_lib.training.loss_weighting import min_snr
+from ip2p_lib.training.surgery import widen_conv_in
+from ip2p_lib.training.train import start, train
+from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
 SEED, BATCH, DROP = 3, 12, 0.2  # the rate at which every kind of dropout occurs here
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -24,16 +24,16 @@ CASES = ["neither", "text", "both", "image"]
 
 
 def drawn(purpose, visits, shape=None, high=None):
-    key = draws.key(SEED, purpose, 0)
+    key = rng.key(SEED, purpose, 0)
     if shape is not None:
-        return draws.normal(key, visits, shape).double()
-    return draws.integers(key, visits, high) if high else draws.uniform(key, visits)
+        return rng.normal(key, visits, shape).double()
+    return rng.integers(key, visits, high) if high else rng.uniform(key, visits)
 
 
 def visits_of_first_step():
     """Two epochs of the 6 pairs, each in its own order."""
     order = [
-        draws.uniform(draws.key(SEED, "order", e), torch.arange(6)).argsort() + 6 * e
+        rng.uniform(rng.key(SEED, "order", e), torch.arange(6)).argsort() + 6 * e
         for e in (0, 1)
     ]
     return torch.cat(order)

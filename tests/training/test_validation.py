@@ -5,23 +5,24 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small_training import LATENTS, SCHEDULE, SETTINGS
 
-from ip2p_lib import parallel, validation
+from ip2p_lib import distributed as parallel
 from ip2p_lib.config import Editing
-from ip2p_lib.draws import key, normal
-from ip2p_lib.editing import Editor
-from ip2p_lib.evaluation import Examples
-from ip2p_lib.filtering import load_clip
-from ip2p_lib.surgery import widen_conv_in
-from ip2p_lib.training import start, train
-from ip2p_lib.validation import (
+from ip2p_lib.editing.editor import Editor
+from ip2p_lib.evaluation.metrics import Examples
+from ip2p_lib.filtering.clip_filter import load_clip
+from ip2p_lib.rng import key, normal
+from ip2p_lib.training import validation
+from ip2p_lib.training.surgery import widen_conv_in
+from ip2p_lib.training.train import start, train
+from ip2p_lib.training.validation import (
     Look,
     Validation,
     read_looks,
     with_looks,
     write_looks,
 )
+from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
 
 @pytest.fixture(scope="module")

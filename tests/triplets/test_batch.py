@@ -6,15 +6,15 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from stand_in_protocol import GOOD, KEY, caption_of, completion, page
 
-from ip2p_lib.batch_files import BatchFiles
-from ip2p_lib.batches import ask_in_batches
-from ip2p_lib.language_service import ServiceError, ask_service, connect
-from ip2p_lib.ledger import Answer, Ledger, LedgerError
-from ip2p_lib.service_form import lead, response_format, with_defaults
-from ip2p_lib.spending import CeilingError, Price
-from ip2p_lib.triplets import Triplet, tally
+from ip2p_lib.triplets.batch import ask_in_batches
+from ip2p_lib.triplets.batch_files import BatchFiles
+from ip2p_lib.triplets.chat_format import lead, response_format, with_defaults
+from ip2p_lib.triplets.cost import CeilingError, Price
+from ip2p_lib.triplets.ledger import Answer, Ledger, LedgerError
+from ip2p_lib.triplets.record import Triplet, tally
+from ip2p_lib.triplets.service import ServiceError, ask_service, connect
+from tests.support.service_protocol import GOOD, KEY, caption_of, completion, page
 
 PRICE = Price("m", read=0.1, written=0.5)
 CAPTIONS = [f"caption {place}" for place in range(40)]
@@ -91,7 +91,7 @@ def test_replies_without_the_form_are_asked_for_again(server, client, ledger) ->
 
 def test_parts_keep_to_the_limits_of_a_file(server, client, ledger, monkeypatch):
     ask(client, ledger, most_requests=15)
-    monkeypatch.setattr("ip2p_lib.batch_files.MOST_BYTES", 10_000)
+    monkeypatch.setattr("ip2p_lib.triplets.batch_files.MOST_BYTES", 10_000)
     with Ledger(ledger.path.with_name("second"), "second") as second:
         ask(client, second)
     contents = [f["content"] for f in server.files.values() if f["purpose"] == "batch"]

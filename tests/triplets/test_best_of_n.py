@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from open_models import CAPTIONS, GOOD
 
-from ip2p_lib import language_model, triplets
-from ip2p_lib.attempts import Written, surest
 from ip2p_lib.config import HELD_OUT, preset
-from ip2p_lib.language_model import (
+from ip2p_lib.miniature.corpus import grammar_triplets
+from ip2p_lib.triplets import generation as language_model
+from ip2p_lib.triplets import record as triplets
+from ip2p_lib.triplets.best_of_n import Written, surest
+from ip2p_lib.triplets.generation import (
     LanguageModel,
     load_language_model,
     load_writer,
     write_triplets,
 )
-from ip2p_lib.miniature.corpus import grammar_triplets
+from tests.support.open_models import CAPTIONS, GOOD
 
 
 def likelihood(writer: LanguageModel, text: str, caption: str) -> float:

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from ip2p_lib.captions import captions_of, read_captions
+from ip2p_lib.triplets.captions import captions_of, read_captions
 
 
 @pytest.fixture

@@ -7,18 +7,9 @@ import random
 from datetime import date
 
 import pytest
-from stand_in_protocol import FORMS, failure
-from stand_in_server import COUNTS, StandInServer
 
-from ip2p_lib.language_service import (
-    Patience,
-    ask_service,
-    connect,
-    estimate_cost,
-)
-from ip2p_lib.ledger import Ledger, Totals
-from ip2p_lib.service_form import longest_reply, with_defaults
-from ip2p_lib.spending import (
+from ip2p_lib.triplets.chat_format import longest_reply, with_defaults
+from ip2p_lib.triplets.cost import (
     DOLLAR,
     PRICES,
     Budget,
@@ -30,7 +21,16 @@ from ip2p_lib.spending import (
     read_prices,
     receipt,
 )
-from ip2p_lib.triplets import Triplet
+from ip2p_lib.triplets.ledger import Ledger, Totals
+from ip2p_lib.triplets.record import Triplet
+from ip2p_lib.triplets.service import (
+    Patience,
+    ask_service,
+    connect,
+    estimate_cost,
+)
+from tests.support.service import COUNTS, StandInServer
+from tests.support.service_protocol import FORMS, failure
 
 PRICE = Price("m", read=0.10, written=0.50, checked=date(2026, 11, 22))
 HASTE = Patience(tries=6, first=0.001, longest=0.01)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from open_models import TEXTS, TRIPLETS, new_model, new_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from ip2p_lib.config import DATA, preset
-from ip2p_lib.language_model import load_language_model
-from ip2p_lib.language_tuning import completion_loss, encode, fine_tune
-from ip2p_lib.lora import add_lora, lora_weights
-from ip2p_lib.miniature.pretrain_language import train_tokenizer
-from ip2p_lib.triplets import (
+from ip2p_lib.diffusion.lora import add_lora, lora_weights
+from ip2p_lib.triplets.finetuning import completion_loss, encode, fine_tune
+from ip2p_lib.triplets.generation import load_language_model
+from ip2p_lib.triplets.record import (
     Triplet,
     parse_completion,
     read_jsonl,
     to_completion,
     to_prompt,
 )
+from jobs.miniature.pretrain_language import train_tokenizer
+from tests.support.open_models import TEXTS, TRIPLETS, new_model, new_tokenizer
 
 KINDS = ["gpt2", "qwen2", "llama"]
 

@@ -5,9 +5,8 @@ import json
 import pytest
 
 from ip2p_lib.config import DATA
-from ip2p_lib.service_form import EditReply
-from ip2p_lib.triplets import Triplet, TripletError, read_jsonl
-from ip2p_lib.tuning_files import (
+from ip2p_lib.triplets.chat_format import EditReply
+from ip2p_lib.triplets.finetuning_files import (
     FORMATS,
     from_chat_row,
     from_completion_row,
@@ -16,6 +15,7 @@ from ip2p_lib.tuning_files import (
     to_completion_row,
     write_tuning_file,
 )
+from ip2p_lib.triplets.record import Triplet, TripletError, read_jsonl
 
 ROSE = Triplet("a sunflower on a beach", "make it a rose", "a rose on a beach")
 

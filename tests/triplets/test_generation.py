@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from open_models import CAPTIONS, GOOD
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ip2p_lib import language_model, triplets
 from ip2p_lib.config import HELD_OUT, preset
-from ip2p_lib.language_model import LanguageModel, load_writer, write_triplets
-from ip2p_lib.language_service import ServiceError
 from ip2p_lib.miniature.corpus import grammar_triplets
-from ip2p_lib.miniature.pretrain_language import train_tokenizer
+from ip2p_lib.triplets import generation as language_model
+from ip2p_lib.triplets import record as triplets
+from ip2p_lib.triplets.generation import LanguageModel, load_writer, write_triplets
+from ip2p_lib.triplets.service import ServiceError
+from jobs.miniature.pretrain_language import train_tokenizer
+from tests.support.open_models import CAPTIONS, GOOD
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,19 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from kill_batches import PRICE
-from stand_in_protocol import FORMS, caption_of
 
-from ip2p_lib.ledger import Ledger
+from ip2p_lib.triplets.ledger import Ledger
+from tests.support.kill_batches import PRICE
+from tests.support.service_protocol import FORMS, caption_of
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1] / "support"
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_killed_20_times_no_answer_is_asked_for_again(server, tmp_path, form) -> None:
     path, count, kills = tmp_path / "ledger", 200, 20
     chance, lost, asked_before = random.Random(0), {}, 0
-    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parents[1])}
     command = [sys.executable, "-B", str(TESTS / "kill_service.py")]
     command += [server.url, str(path), str(count), form]
     for turn in range(kills + 1):
@@ -80,7 +80,7 @@ KILLS = [
 def test_killed_11_times_there_is_no_second_batch(server, tmp_path) -> None:
     server.outcome = lambda n: ("expired", 0.5) if n < 2 else ("completed", 1.0)
     path = tmp_path / "ledger"
-    environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
+    environment = os.environ | {"PYTHONPATH": str(TESTS.parents[1])}
     command = [sys.executable, "-B", str(TESTS / "kill_batches.py")]
     command += [server.url, str(path), "40"]
     for turn in (*KILLS, None):

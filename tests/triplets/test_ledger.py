@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from ip2p_lib.ledger import Answer, Ledger, LedgerError, Loss, Totals
+from ip2p_lib.triplets.ledger import Answer, Ledger, LedgerError, Loss, Totals
 
 GOOD = Answer('{"instruction": "make it night"}', None, read=300, written=20)
 
 # Answers captions 0, 1, 2... and dies in the middle of one, between its two lines.
 DIES = """
 import os, signal, sys
-from ip2p_lib.ledger import Answer, Ledger
+from ip2p_lib.triplets.ledger import Answer, Ledger
 with Ledger(sys.argv[1], "r") as ledger:
     for place in range(5):
         ledger.intend([(place, f"caption {place}", 7, None)])

@@ -14,12 +14,12 @@ import psutil
 import pytest
 
 from ip2p_lib.config import HELD_OUT, preset
-from ip2p_lib.language_model import load_writer, write_triplets
-from ip2p_lib.language_server import SAMPLING, ServerError, serve
-from ip2p_lib.language_service import Patience, ServiceError, ask_service, connect
-from ip2p_lib.ledger import Ledger
 from ip2p_lib.miniature.corpus import grammar_triplets
-from ip2p_lib.triplets import tally
+from ip2p_lib.triplets.generation import load_writer, write_triplets
+from ip2p_lib.triplets.ledger import Ledger
+from ip2p_lib.triplets.local_server import SAMPLING, ServerError, serve
+from ip2p_lib.triplets.record import tally
+from ip2p_lib.triplets.service import Patience, ServiceError, ask_service, connect
 
 SHIPPED = Path(preset("miniature").language_model.path_or_id)
 CAPTIONS = [triplet.caption for triplet in grammar_triplets(HELD_OUT, 40)]
@@ -126,13 +126,13 @@ def test_the_server_ends_with_the_block_whatever_happens(monkeypatch) -> None:
 
 
 def test_a_killed_notebook_leaves_no_server_behind() -> None:
-    code = "import sys, time\nfrom ip2p_lib.language_server import serve\n"
+    code = "import sys, time\nfrom ip2p_lib.triplets.local_server import serve\n"
     code += f"with serve({str(SHIPPED)!r}, device='cpu'):\n"
     code += "    print('up', flush=True)\n    time.sleep(600)"
     owner = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
     with owner:
         assert owner.stdout.readline() == b"up\n"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from hasty_asking import NIGHT, ask
-from stand_in_protocol import BODIES, FORMS, GOOD, RIGHT, answer, page
 
-from ip2p_lib.ledger import Ledger
-from ip2p_lib.triplets import tally
+from ip2p_lib.triplets.ledger import Ledger
+from ip2p_lib.triplets.record import tally
+from tests.support.hasty_asking import NIGHT, ask
+from tests.support.service_protocol import BODIES, FORMS, GOOD, RIGHT, answer, page
 
 
 def in_chat(**texts) -> str:

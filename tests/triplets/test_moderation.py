@@ -6,12 +6,12 @@ import logging
 import traceback
 
 import pytest
-from stand_in_protocol import KEY, failure, page
 
-from ip2p_lib.language_service import Patience, ServiceError, ask_service
-from ip2p_lib.moderation import service_moderation
-from ip2p_lib.triplet_filter import filter_replies
-from ip2p_lib.triplets import Reply, Triplet, tally
+from ip2p_lib.triplets.moderation import service_moderation
+from ip2p_lib.triplets.quality_filters import filter_replies
+from ip2p_lib.triplets.record import Reply, Triplet, tally
+from ip2p_lib.triplets.service import Patience, ServiceError, ask_service
+from tests.support.service_protocol import KEY, failure, page
 
 HASTE = Patience(tries=3, first=0.001, longest=0.01)
 

@@ -9,20 +9,27 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
-from open_models import CAPTIONS, TRIPLETS, new_model, new_tokenizer, save_open_model
 from safetensors.torch import load_file, save_file
 
-from ip2p_lib import language_loading, triplets
-from ip2p_lib.adapter_files import save_lora
 from ip2p_lib.config import Source, preset
-from ip2p_lib.language_model import (
+from ip2p_lib.diffusion.adapters import save_lora
+from ip2p_lib.diffusion.lora import add_lora
+from ip2p_lib.triplets import loading as language_loading
+from ip2p_lib.triplets import record as triplets
+from ip2p_lib.triplets.finetuning import encode, fine_tune
+from ip2p_lib.triplets.generation import (
     LanguageModel,
     load_language_model,
     load_writer,
     write_triplets,
 )
-from ip2p_lib.language_tuning import encode, fine_tune
-from ip2p_lib.lora import add_lora
+from tests.support.open_models import (
+    CAPTIONS,
+    TRIPLETS,
+    new_model,
+    new_tokenizer,
+    save_open_model,
+)
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 

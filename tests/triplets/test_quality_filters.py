@@ -3,8 +3,8 @@
 import pytest
 
 from ip2p_lib.config import DATA
-from ip2p_lib.triplet_filter import filter_replies, word_list
-from ip2p_lib.triplets import Reply, Triplet, read_jsonl, tally
+from ip2p_lib.triplets.quality_filters import filter_replies, word_list
+from ip2p_lib.triplets.record import Reply, Triplet, read_jsonl, tally
 
 
 def reply(caption="a cat", instruction="make it a dog", edited="a dog", **changes):

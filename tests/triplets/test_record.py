@@ -9,9 +9,9 @@ from collections import Counter
 
 import pytest
 
-from ip2p_lib import triplets
 from ip2p_lib.config import DATA
-from ip2p_lib.triplets import Triplet, TripletError, read_jsonl
+from ip2p_lib.triplets import record as triplets
+from ip2p_lib.triplets.record import Triplet, TripletError, read_jsonl
 
 ROSE = Triplet("a sunflower on a beach", "make it a rose", "a rose on a beach")
 CHINESE = Triplet("a cat at night", "把猫换成狗", "a dog at night", "zh")

@@ -6,15 +6,16 @@ import json
 import os
 
 import pytest
-from hasty_asking import HASTE, NIGHT, ask
-from stand_in_protocol import FORMS, RIGHT, failure
 
-from ip2p_lib import language_model, service_form
-from ip2p_lib.asking import form_of
-from ip2p_lib.language_service import ServiceError, ask_service, estimate_cost
-from ip2p_lib.ledger import Ledger, LedgerError
-from ip2p_lib.spending import Price, most_tokens
-from ip2p_lib.triplets import Triplet
+from ip2p_lib.triplets import chat_format as service_form
+from ip2p_lib.triplets import generation as language_model
+from ip2p_lib.triplets.cost import Price, most_tokens
+from ip2p_lib.triplets.ledger import Ledger, LedgerError
+from ip2p_lib.triplets.record import Triplet
+from ip2p_lib.triplets.requests import form_of
+from ip2p_lib.triplets.service import ServiceError, ask_service, estimate_cost
+from tests.support.hasty_asking import HASTE, NIGHT, ask
+from tests.support.service_protocol import FORMS, RIGHT, failure
 
 EXAMPLE = Triplet("a cat", "a dog, please", "a dog")
 

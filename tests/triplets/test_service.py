@@ -9,13 +9,13 @@ import traceback
 from email.utils import formatdate
 
 import pytest
-from hasty_asking import ask
-from stand_in_protocol import FORMS, KEY, RIGHT, answer, failure
 
-from ip2p_lib import service_faults
-from ip2p_lib.language_service import Patience, ServiceError, ask_service, connect
-from ip2p_lib.ledger import Ledger
-from ip2p_lib.triplets import tally
+from ip2p_lib.triplets import errors as service_faults
+from ip2p_lib.triplets.ledger import Ledger
+from ip2p_lib.triplets.record import tally
+from ip2p_lib.triplets.service import Patience, ServiceError, ask_service, connect
+from tests.support.hasty_asking import ask
+from tests.support.service_protocol import FORMS, KEY, RIGHT, answer, failure
 
 GOOD = answer(RIGHT["chat"])
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from stand_in_protocol import KEY, failure
 
-from ip2p_lib.language_service import ServiceError, connect
-from ip2p_lib.model_dates import check_model, shutdown_date
-from ip2p_lib.spending import read_prices
+from ip2p_lib.triplets.cost import read_prices
+from ip2p_lib.triplets.service import ServiceError, connect
+from ip2p_lib.triplets.shutdown_dates import check_model, shutdown_date
+from tests.support.service_protocol import KEY, failure
 
 TODAY = date(2026, 11, 24)
 END = date(2027, 1, 14)

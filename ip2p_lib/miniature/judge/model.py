@@ -17,9 +17,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ip2p_lib.config import MODELS
+from ip2p_lib.device import pick_device
+from ip2p_lib.files import write_bytes
 from ip2p_lib.miniature.backdrop import RESOLUTION
-from ip2p_lib.miniature.models import pick_device
-from ip2p_lib.miniature.readings import (
+from ip2p_lib.miniature.judge.readings import (
     ANSWERS,
     SCENE,
     SLOTS,
@@ -30,7 +31,6 @@ from ip2p_lib.miniature.readings import (
     labels,
     readings_of,
 )
-from ip2p_lib.shards import write_bytes
 
 __all__ = [
     "ANSWERS",
@@ -170,13 +170,13 @@ def load_judge(
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} is missing. The judge comes with the repository; restore it "
-                "with git, or train it: python -m ip2p_lib.miniature.judge_training"
+                "with git, or train it: python -m jobs.miniature.train_judge"
             )
     config = json.loads((folder / "config.json").read_text("utf-8"))
     if config["answers"] != {name: list(ANSWERS[name]) for name in ANSWERS}:
         raise ValueError(
             f"The judge in {folder} answers other questions than this vocabulary's. "
-            "Train it again: python -m ip2p_lib.miniature.judge_training"
+            "Train it again: python -m jobs.miniature.train_judge"
         )
     judge = Judge(config["widths"])
     judge.load_state_dict(load_file(folder / "model.safetensors"))  # cast to float32

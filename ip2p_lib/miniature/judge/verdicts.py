@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ip2p_lib.miniature.backdrop import RESOLUTION
-from ip2p_lib.miniature.judge import Judge
-from ip2p_lib.miniature.readings import (
+from ip2p_lib.miniature.judge.model import Judge
+from ip2p_lib.miniature.judge.readings import (
     NONE,
     SLOTS,
     THING,

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ip2p_lib.compiled_layers import compilable
+from ip2p_lib.training.compiled.layers import compilable
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

@@ -22,7 +22,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 
-from ip2p_lib.attention_kernels import attend
+from ip2p_lib.diffusion.attention import attend
 
 
 class _Laid(torch.autograd.Function):

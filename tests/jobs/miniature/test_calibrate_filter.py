@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from ip2p_lib.config import HELD_OUT, Rendering, preset
-from ip2p_lib.filtering import keep_best, load_clip, score_pairs
-from ip2p_lib.miniature import calibrate, make_pairs
-from ip2p_lib.miniature.judge import load_judge
-from ip2p_lib.miniature.pair_verdict import VERDICTS, verdicts
-from ip2p_lib.rendering import draw_candidates, render
+from ip2p_lib.filtering.clip_filter import keep_best, load_clip, score_pairs
+from ip2p_lib.miniature.judge.model import load_judge
+from ip2p_lib.miniature.judge.verdicts import VERDICTS, verdicts
+from ip2p_lib.rendering.render import draw_candidates, render
+from jobs.miniature import calibrate_filter as calibrate
+from jobs.miniature import make_pairs
 
 SETTINGS = Rendering(
     steps=2, candidates=2, batch_size=3, sampler="ddim", cfg_min=2.0, cfg_max=4.0
@@ -46,7 +47,7 @@ def test_tasks_are_held_out_edits_that_captions_show():
 
 
 def test_a_row_holds_the_scores_and_the_verdict_of_its_candidate(scale, written):
-    from ip2p_lib.backbone import load_backbone
+    from ip2p_lib.diffusion.stable_diffusion import load_backbone
 
     todo = calibrate.tasks(3)
     triplets = [task.triplet for task in todo]
@@ -93,7 +94,7 @@ def test_what_was_written_is_read_as_columns(written):
 
 
 def test_the_same_candidates_are_marked_with_words_lent(scale, written):
-    from ip2p_lib.backbone import load_backbone
+    from ip2p_lib.diffusion.stable_diffusion import load_backbone
 
     marker = calibrate.Marker(load_clip(scale.clip), load_judge())
     backbone, todo = load_backbone(scale.backbone), calibrate.tasks(3)

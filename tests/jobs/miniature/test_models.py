@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from ip2p_lib.config import MODELS, preset
-from ip2p_lib.filtering import load_clip
-from ip2p_lib.miniature import models, quality
+from ip2p_lib.filtering.clip_filter import load_clip
 from ip2p_lib.miniature.corpus import build_corpus
 from ip2p_lib.miniature.render import render_codes
-from ip2p_lib.miniature.saving import save_text_encoder, save_tokenizer
+from jobs.miniature import measure as quality
+from jobs.miniature import models
+from jobs.miniature.saving import save_text_encoder, save_tokenizer
 
 SD = MODELS / "miniature-sd"
 

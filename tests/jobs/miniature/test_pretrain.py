@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from ip2p_lib.diffusion import Schedule
-from ip2p_lib.draws import key, normal
-from ip2p_lib.miniature import models, rehearsal
+from ip2p_lib.diffusion.samplers import Schedule
 from ip2p_lib.miniature.corpus import build_corpus
-from ip2p_lib.miniature.fitting import Budget, fit
-from ip2p_lib.miniature.objectives import clip_loss, decoder_loss, unet_loss, vae_loss
-from ip2p_lib.miniature.pretrain import follow
 from ip2p_lib.miniature.render import encode
-from ip2p_lib.miniature.stages import (
+from ip2p_lib.miniature.world import sample_scene
+from ip2p_lib.rng import key, normal
+from jobs.miniature import compile_ahead as rehearsal
+from jobs.miniature import models
+from jobs.miniature.loop import Budget, fit
+from jobs.miniature.losses import clip_loss, decoder_loss, unet_loss, vae_loss
+from jobs.miniature.pretrain import follow
+from jobs.miniature.stages import (
     Stage,
     render_bank,
     to_bytes,
@@ -22,13 +24,12 @@ from ip2p_lib.miniature.stages import (
     token_ids,
     train_decoder,
 )
-from ip2p_lib.miniature.unet_stage import (
+from jobs.miniature.unet_stage import (
     Pictures,
     object_cells,
     store_text,
     train_unet,
 )
-from ip2p_lib.miniature.world import sample_scene
 
 
 def _line(width: int = 4) -> tuple[torch.nn.Module, torch.Tensor]:

@@ -12,18 +12,24 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPTokenizer
 
 from ip2p_lib.config import MODELS, preset
-from ip2p_lib.language_model import LanguageModel, load_language_model
-from ip2p_lib.language_tuning import encode
-from ip2p_lib.miniature import pretrain_language
 from ip2p_lib.miniature.corpus import grammar_triplets
-from ip2p_lib.miniature.fitting import Budget
 from ip2p_lib.miniature.parsing import (
     count_changes,
     find_difference,
     read_caption,
 )
 from ip2p_lib.miniature.vocabulary import COLOURS
-from ip2p_lib.triplets import Reply, read_jsonl, to_completion, to_prompt, write_jsonl
+from ip2p_lib.triplets.finetuning import encode
+from ip2p_lib.triplets.generation import LanguageModel, load_language_model
+from ip2p_lib.triplets.record import (
+    Reply,
+    read_jsonl,
+    to_completion,
+    to_prompt,
+    write_jsonl,
+)
+from jobs.miniature import pretrain_language
+from jobs.miniature.loop import Budget
 
 
 @pytest.fixture(scope="module")

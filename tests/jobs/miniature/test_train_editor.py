@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from ip2p_lib.backbone import load_backbone
 from ip2p_lib.config import DATA, MODELS, preset
-from ip2p_lib.dataset import read_shards
-from ip2p_lib.editing import load_editor
-from ip2p_lib.miniature import make_pairs
+from ip2p_lib.dataset.dataset import read_shards
+from ip2p_lib.diffusion.stable_diffusion import load_backbone
+from ip2p_lib.editing.editor import load_editor
 from ip2p_lib.miniature.corpus import fewer_whole
-from ip2p_lib.miniature.make_editor import first_unet, read_pairs
-from ip2p_lib.miniature.make_pairs import world_captions
-from ip2p_lib.triplets import Triplet, read_jsonl
+from ip2p_lib.triplets.record import Triplet, read_jsonl
+from jobs.miniature import make_pairs
+from jobs.miniature.make_pairs import world_captions
+from jobs.miniature.train_editor import first_unet, read_pairs
 
 
 def test_pairs_are_made_and_read_back_for_training(tmp_path: Path) -> None:

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_judge import BUS, CAT, LONE, PAIR, small_judge
 
-from ip2p_lib.miniature.fitting import Budget
-from ip2p_lib.miniature.judge_training import (
+from ip2p_lib.miniature.render import encode
+from jobs.miniature.loop import Budget
+from jobs.miniature.stages import Stage, render_bank, to_bytes
+from jobs.miniature.train_judge import (
     bodies,
     half_reconstructed,
     measure_judge,
     train_judge,
 )
-from ip2p_lib.miniature.render import encode
-from ip2p_lib.miniature.stages import Stage, render_bank, to_bytes
+from tests.support.small_judge import BUS, CAT, LONE, PAIR, small_judge
 
 CPU = torch.device("cpu")
 

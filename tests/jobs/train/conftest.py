@@ -1,10 +1,10 @@
 """The training job on the tiny networks and a tiny data set."""
 
 import pytest
-from sample_pairs import make_pair
 
-from ip2p_lib.dataset import write_shards
+from ip2p_lib.dataset.dataset import write_shards
 from jobs import train
+from tests.support.pairs import make_pair
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ip2p_lib import checkpoint, memory_plan, precision
+from ip2p_lib import checkpoint
+from ip2p_lib import device as precision
 from ip2p_lib.checkpoint import newest_state
-from ip2p_lib.compilation import compile_unet
-from ip2p_lib.economy import Economy
-from ip2p_lib.editor_lora import load_editor_lora, merge_editor_lora
-from ip2p_lib.memory_plan import plan_training
+from ip2p_lib.training import memory_plan
+from ip2p_lib.training.compiled.compile import compile_unet
+from ip2p_lib.training.lora import load_editor_lora, merge_editor_lora
+from ip2p_lib.training.memory_plan import plan_training
+from ip2p_lib.training.options import Economy
 from jobs import train, training_plan
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"

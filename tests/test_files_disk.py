@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_pairs import make_pair
 
-from ip2p_lib import disk_faults
-from ip2p_lib.dataset import read_shards, write_shards
-from ip2p_lib.disk_faults import require_room, told_in_words
-from ip2p_lib.pair_folders import export_folders
-from ip2p_lib.pair_parquet import export_parquet
-from ip2p_lib.pair_validation import validate
+from ip2p_lib import files as disk_faults
+from ip2p_lib.dataset.authors_format import export_folders
+from ip2p_lib.dataset.dataset import read_shards, write_shards
+from ip2p_lib.dataset.parquet import export_parquet
+from ip2p_lib.dataset.validate import validate
+from ip2p_lib.files import explain_disk_errors, require_room
+from tests.support.pairs import make_pair
 
 EXPORTS = {"folders": export_folders, "parquet": export_parquet}
 
@@ -126,7 +126,7 @@ def test_an_export_into_a_protected_folder_is_told_in_words(kind, tmp_path, read
 
 def test_other_errors_pass_unchanged(tmp_path):
     cause = OSError(errno.EIO, "Input/output error")
-    with pytest.raises(OSError) as raised, told_in_words(tmp_path, 0):
+    with pytest.raises(OSError) as raised, explain_disk_errors(tmp_path, 0):
         raise cause
     assert raised.value is cause
 
