@@ -17,7 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ip2p_lib import checkpoint
-from ip2p_lib.distributed import add_up, agree, copy_from_first, processes, rank
+from ip2p_lib.distributed import (
+    all_reduce_sum,
+    broadcast_scalar,
+    broadcast_tensors,
+    rank,
+    world_size,
+)
 
 _LOOK_EVERY = 50  # steps between looks at clock and loss: a look waits for a GPU
 _SAVE_EVERY = 180.0  # seconds
@@ -98,8 +104,8 @@ def fit(
     every = _LOOK_EVERY if device.type == "cuda" else 1
     optimizer = _adamw(model, budget)
     step, spent = _resume(model, optimizer, work)
-    copy_from_first(list(model.parameters()))
-    budget = replace(budget, seconds=agree(budget.seconds, device))
+    broadcast_tensors(list(model.parameters()))
+    budget = replace(budget, seconds=broadcast_scalar(budget.seconds, device))
     start, saved = time.monotonic() - spent, spent
     while spent < budget.seconds:
         optimizer.param_groups[0]["lr"] = _learning_rate(budget, step, spent)
@@ -107,7 +113,7 @@ def fit(
         step += 1
         if step % every:
             continue
-        spent = agree(time.monotonic() - start, device)
+        spent = broadcast_scalar(time.monotonic() - start, device)
         yield _look(step, spent, loss)
         if rank() == 0 and (spent - saved > _SAVE_EVERY or spent >= budget.seconds):
             facts = {"step": step, "seconds": spent}
@@ -126,10 +132,10 @@ def _step(
     """One update from the gradients of all processes; the loss is theirs, too."""
     gpu = next(model.parameters()).is_cuda
     with torch.autocast("cuda", torch.bfloat16) if gpu else nullcontext():
-        loss = loss_of() / processes()
+        loss = loss_of() / world_size()
     loss.backward()
     total = loss.detach()
-    add_up([total, *(weight.grad for weight in model.parameters())])
+    all_reduce_sum([total, *(weight.grad for weight in model.parameters())])
     nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ip2p_lib.config import HELD_OUT
+from ip2p_lib.diffusion.clip import ClipScorer
 from ip2p_lib.editing.editor import Editor
 from ip2p_lib.evaluation.metrics import Examples, measure, summarise
-from ip2p_lib.filtering.clip_filter import ClipScorer
 from ip2p_lib.miniature.render import render_codes
 from ip2p_lib.miniature.world import sample_edit, sample_scene
 from jobs.miniature.measure import held_out

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ip2p_lib.config import MODELS, RESULTS
-from ip2p_lib.distributed import join, leave, processes, rank
-from ip2p_lib.filtering.clip_filter import load_clip
+from ip2p_lib.diffusion.clip import load_clip
+from ip2p_lib.distributed import init, rank, shutdown, world_size
 from ip2p_lib.miniature.corpus import Corpus, build_corpus
 from ip2p_lib.results import write_results
 from jobs.miniature import compile_ahead as rehearsal
@@ -97,7 +97,7 @@ def begin_unet(args: argparse.Namespace, device: torch.device) -> Begun:
     folder = saving.parts(args.out)["unet"]
     warm = args.warm and UNet2DConditionModel.from_pretrained(folder)
     unet, rows = warm or models.new_unet(), _stage("unet", args).batch
-    return unet, rehearsal.begin(unet, rows // processes(), device)
+    return unet, rehearsal.begin(unet, rows // world_size(), device)
 
 
 def run_unet(
@@ -148,13 +148,13 @@ def _arguments() -> argparse.Namespace:
 
 def _scenes(n: int) -> Corpus:
     """This process's part of the first ``n`` scenes."""
-    size = n // processes()
+    size = n // world_size()
     return build_corpus(rank() * size, size)
 
 
 def main() -> None:
     """Run the stages named on the command line."""
-    args, device = _arguments(), join()
+    args, device = _arguments(), init()
     if not args.measure:
         train(args, device)
         return
@@ -201,4 +201,4 @@ def _report(name: str, args: argparse.Namespace, device: torch.device) -> None:
 
 if __name__ == "__main__":
     main()
-    leave()
+    shutdown()

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ip2p_lib.diffusion.samplers import Schedule
-from ip2p_lib.distributed import share
-from ip2p_lib.miniature.render import SCENE_COLUMNS, THING_COLUMNS
+from ip2p_lib.diffusion.schedule import Schedule
+from ip2p_lib.distributed import local_shard
+from ip2p_lib.miniature.render import OBJECT_COLUMNS, SCENE_COLUMNS
 from ip2p_lib.rng import integers, key, uniform
 from jobs.miniature.loop import Progress, fit
 from jobs.miniature.losses import unet_loss
@@ -54,7 +54,7 @@ def object_cells(codes: Tensor) -> Tensor:
     """
     centre = torch.arange(16, device=codes.device) * 8 + 4  # of a cell, pixels
     inside = torch.zeros(len(codes), 16, 16, dtype=torch.bool, device=codes.device)
-    for first in (SCENE_COLUMNS, SCENE_COLUMNS + THING_COLUMNS):
+    for first in (SCENE_COLUMNS, SCENE_COLUMNS + OBJECT_COLUMNS):
         name, x, base, size = codes[:, first : first + 4, None].unbind(1)
         across = (centre - x).abs() <= size / 2
         down = (centre <= base) & (centre >= base - size)
@@ -88,7 +88,7 @@ def train_unet(
 
     def loss_of(step: int) -> Tensor:
         """Loss of one batch; its draws hang on the step alone."""
-        ids = share(each).to(device)
+        ids = local_shard(each).to(device)
         rows = integers(key("unet", step), ids, len(latents))
         lost = uniform(key("unet drop", step), ids) < _CAPTION_DROPOUT
         text = torch.where(lost[:, None, None], pictures.null_text, pictures.text[rows])
