@@ -1,8 +1,8 @@
-"""Every number of the pipeline, for every size it runs at.
+"""Every setting of the pipeline, in presets for the four sizes it runs at.
 
-``preset("miniature")`` returns one frozen record; a notebook derives everything else
-from it. Values that come from the paper name its section, values of the released code
-name the file. Where the two disagree, the field's comment says which one is used.
+``preset("miniature")`` returns one frozen record. Values of the paper name its section,
+values of the released code the file; where the two disagree, the field's comment says
+which one is used.
 """
 
 from __future__ import annotations

@@ -52,10 +52,7 @@ def init(expected: int | None = None) -> torch.device:
 
 
 def shutdown() -> None:
-    """Destroy the process group once all work is done.
-
-    Its connections have threads, and a process that exits while one runs may abort.
-    """
+    """Destroy the process group: its threads may abort a process that exits."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -64,12 +61,10 @@ def launch(function: Callable[..., None], *arguments: Any, processes: int) -> No
     """Run ``function(*arguments)`` in several processes at once, from a notebook.
 
     They are forks of this process and may use what the notebook has defined; return
-    values are lost, so ``function`` should write files. On GPUs
-    ``accelerate.notebook_launcher`` starts them, and no GPU may have been used before
-    (unless ``processes`` is 1, which is this process).
+    values are lost, so ``function`` should write files. On several GPUs no GPU may have
+    been used before.
 
     Raises:
-        RuntimeError: the launcher started another number of processes.
         ProcessRaisedException: ``function`` failed in one of them.
     """
     if torch.cuda.is_available() or processes == 1:
@@ -84,7 +79,6 @@ def launch(function: Callable[..., None], *arguments: Any, processes: int) -> No
 
 
 def _run_on_cpu(index: int, folder: str, *job: Any) -> None:
-    """Join the group that ``launch`` forked on the CPU, and run the function."""
     torch.set_num_threads(1)  # a forked process has lost its other threads
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # host names may not resolve
     processes = job[1]
@@ -129,10 +123,7 @@ def local_shard(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def all_reduce_sum(tensors: Iterable[Tensor | None]) -> None:
-    """Replace each tensor by its sum over all processes, in place.
-
-    They are sent as one flat buffer: hundreds of small calls would mostly wait.
-    """
+    """Replace each tensor by its sum over all processes, sent as one flat buffer."""
     present = [tensor for tensor in tensors if tensor is not None]
     if world_size() == 1 or not present:
         return

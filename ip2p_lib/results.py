@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ip2p_lib.config import ROOT
 from ip2p_lib.files import write_json
+from ip2p_lib.rng import integers, key
 
 Row = dict[str, Any]
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
@@ -85,10 +87,8 @@ def write_results(
 
     Args:
         path: the file.
-        rows: the table, one dictionary a row.
-        seed: of the run.
-        seconds: that the run took.
-        device: that it ran on; None is the CPU.
+        rows: the table.
+        seed, seconds, device: of the run; None is the CPU.
         readme: the file's lines in the README; the device is added to each.
         settings: further JSON values, such as the number of steps.
 
@@ -98,6 +98,30 @@ def write_results(
     run = provenance(device) | {"seed": seed, "seconds": seconds} | settings
     lines = [asdict(row) | {"device": run["device"]} for row in readme]
     return write_json(path, run | {"readme": lines, "rows": list(rows)})
+
+
+def bootstrap_interval(
+    values: Tensor, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Interval of 95 % for the mean of independent values, by the bootstrap.
+
+    Args:
+        values: (N,); NaN values are left out.
+        draws: number of resamplings.
+        seed: of the resamplings.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    values = values.double().flatten()
+    values = values[~values.isnan()]
+    if not len(values):
+        raise ValueError("An interval needs at least one value that is not NaN.")
+    ids = torch.arange(draws)
+    rows = integers(key("bootstrap", seed), ids, len(values), (len(values),))
+    means = values[rows].mean(1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    return low, high
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Every random number of the project: a pure function of a key and a sample's id.
+"""Counter-based random numbers: pure functions of a key and a sample id.
 
 The paper leaves randomness to the framework's global generator, so that splitting a
-batch or adding a worker changes the data. Here a draw is *counter-based*: nothing is
-advanced and nothing is remembered. A key says what the number is for, an id says which
-sample asks, and integer mixing turns both into bits:
+batch or adding a worker changes the data. Here no generator has a state. A key says
+what a number is for, an id which sample it is for, and integer mixing turns both into
+bits:
 
     noise = normal(key(run_seed, "noise", step), sample_ids, (4, 64, 64))
 
@@ -30,11 +30,11 @@ MIX_2 = 0x94D049BB133111EB - 2**64
 
 
 def key(*parts: int | str) -> int:
-    """Name a purpose: any integers and strings, hashed to one integer.
+    """Hash integers and strings, which name a purpose, to one integer.
 
     Args:
         parts: what the draw is for, such as ``(run_seed, "timestep", step)``. Types and
-            borders count: ``key(1, 2)``, ``key(12)`` and ``key("12")`` all differ.
+            boundaries count: ``key(1, 2)``, ``key(12)`` and ``key("12")`` all differ.
     Returns:
         An integer in [0, 2**63): 63 bits of BLAKE2b, so that it fits an int64 tensor.
     Raises:

@@ -1,1 +1,1 @@
-"""Thin entry points over the library: run and publish notebooks, render, train."""
+"""Entry points: run and publish notebooks, write the README, train the networks."""

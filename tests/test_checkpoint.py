@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections import namedtuple
@@ -198,7 +199,7 @@ def outcomes(tmp_path_factory):
         [sys.executable, str(script), str(tmp_path_factory.mktemp("saves"))],
         capture_output=True,
         text=True,
-        env={**checkpoint.os.environ, "PYTHONPATH": str(script.parents[2])},
+        env={**os.environ, "PYTHONPATH": str(script.parents[2])},
     )
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)

@@ -8,30 +8,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.multiprocessing import ProcessRaisedException
 
 from ip2p_lib import distributed
 
 SCRIPT = Path(__file__).parent / "support/train_in_parallel.py"
-
-
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-STARTED = {
-    "torchrun": (TORCHRUN, ()),
-    "from a notebook": ((), ("as-from-a-notebook",)),
-}
+STARTED = {"torchrun": (TORCHRUN, ()), "notebook": ((), ("as-from-a-notebook",))}
+OWN = {"own sample_ids", "own noise"}
 
 
-def started(out, launcher=(), words=()):
+def results(out, launcher=(), arguments=()):
     out.mkdir()
-    command = [sys.executable, *launcher, str(SCRIPT), str(out), *words]
-    alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # else threads of arithmetic, too
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=SCRIPT.parents[2], env=alone
+    command = [sys.executable, *launcher, str(SCRIPT), str(out), *arguments]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}  # or there are threads of arithmetic
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=SCRIPT.parents[2], env=env
     )
-
-
-def results(out, *how):
-    done = started(out, *how)
     assert done.returncode == 0, done.stderr
     return [load_file(path) for path in sorted(out.glob("rank-*.safetensors"))]
 
@@ -43,51 +36,48 @@ def alone(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=STARTED)
 def two(request, tmp_path_factory):
-    return results(tmp_path_factory.mktemp("two") / "runs", *STARTED[request.param])
+    out = tmp_path_factory.mktemp("two") / "runs"
+    first, second = results(out, *STARTED[request.param])
+    # A connection's thread that outlives it now and then aborts the ending process.
+    threads = [path.read_text() for path in out.glob("threads-*")]
+    assert threads == (["1", "1"] if request.param == "torchrun" else [])
+    return first, second
 
 
+@pytest.mark.slow
 def test_losses_and_weights_are_those_of_one_process(alone, two):
-    assert len(two) == 2
     for result in two:
-        for name in alone.keys() - {"own sample_ids", "own noise"}:
+        for name in alone.keys() - OWN:
             torch.testing.assert_close(
                 result[name], alone[name], rtol=1e-6, atol=1e-6, msg=name
             )
 
 
-def test_no_thread_of_the_connections_outlives_them(tmp_path):
-    """A process that ends while one runs is aborted now and then."""
-    done = started(tmp_path / "runs", TORCHRUN)
-    assert done.returncode == 0, done.stderr
-    left = [path.read_text() for path in (tmp_path / "runs").glob("threads-*")]
-    assert left == ["1", "1"]
-
-
+@pytest.mark.slow
 def test_all_processes_end_with_the_same_numbers(two):
     first, second = two
-    shared = first.keys() - {"own sample_ids", "own noise"}
-    assert all(torch.equal(first[name], second[name]) for name in shared)
+    assert all(torch.equal(first[name], second[name]) for name in first.keys() - OWN)
     assert first["agreed"] == 7.0
 
 
-def test_no_two_processes_draw_the_same_and_together_they_draw_what_one_does(
-    alone, two
-):
+@pytest.mark.slow
+def test_two_processes_draw_different_numbers_that_one_process_draws(alone, two):
     first, second = (result["own sample_ids"].tolist() for result in two)
     assert not set(first) & set(second)
-    assert sorted(first + second) == sorted(alone["own sample_ids"].tolist())
     noise = {
-        v: n
-        for r in two
-        for v, n in zip(r["own sample_ids"].tolist(), r["own noise"], strict=True)
+        sample: values
+        for result in two
+        for sample, values in zip(
+            result["own sample_ids"].tolist(), result["own noise"], strict=True
+        )
     }
-    for sample_id, expected in zip(
-        alone["own sample_ids"].tolist(), alone["own noise"], strict=True
-    ):
-        assert torch.equal(noise[sample_id], expected)
+    expected = alone["own sample_ids"].tolist()
+    assert sorted(first + second) == sorted(expected)
+    for sample, values in zip(expected, alone["own noise"], strict=True):
+        assert torch.equal(noise[sample], values)
 
 
-def test_a_run_may_say_itself_how_many_it_needs(monkeypatch):
+def test_another_number_of_processes_than_expected_is_refused(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(RuntimeError, match="4 processes are needed, but 1 share"):
         distributed.init(4)
@@ -113,19 +103,17 @@ def test_a_batch_too_small_for_its_processes_is_refused(monkeypatch):
         distributed.local_shard(torch.arange(3))
 
 
-def test_a_notebook_that_asks_for_one_process_is_that_process(tmp_path):
-    seen = []
+def test_a_notebook_that_asks_for_one_process_is_that_process():
+    calls = []
     distributed.launch(
-        lambda word: seen.append((word, distributed.world_size())), "x", processes=1
+        lambda word: calls.append((word, distributed.world_size())), "x", processes=1
     )
-    assert seen == [("x", 1)]
+    assert calls == [("x", 1)]
 
 
-def test_an_error_in_one_of_a_notebooks_processes_is_raised_here(tmp_path):
-    from torch.multiprocessing import ProcessRaisedException
-
-    def work():
+def test_an_error_in_one_of_a_notebooks_processes_is_raised_here():
+    def function():
         raise ZeroDivisionError("in the second half")
 
     with pytest.raises(ProcessRaisedException, match="in the second half"):
-        distributed.launch(work, processes=2)
+        distributed.launch(function, processes=2)

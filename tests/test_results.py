@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from ip2p_lib import results
-from ip2p_lib.results import ReadmeRow, commit_hash, write_results
+from ip2p_lib.results import (
+    ReadmeRow,
+    bootstrap_interval,
+    commit_hash,
+    write_results,
+)
+from ip2p_lib.rng import key, normal
 
 
 def test_results_say_where_they_come_from(tmp_path):
@@ -67,3 +73,18 @@ def test_the_commit_is_one_that_exists_and_dirty_only_if_the_code_differs(
     assert commit_hash() == f"{head}-dirty"
     monkeypatch.setenv("IP2P_COMMIT", "0123abcd")  # where no repository is
     assert commit_hash() == "0123abcd"
+
+
+def test_the_bootstrap_interval_is_the_normal_one_for_many_values():
+    values = normal(key("bootstrap test"), torch.arange(400), (1,)).flatten()
+    low, high = bootstrap_interval(values)
+    half = 1.96 * float(values.double().std()) / 20
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    assert (high + low) / 2 == pytest.approx(float(values.double().mean()), abs=0.01)
+
+
+def test_the_bootstrap_leaves_missing_values_out():
+    values = torch.tensor([1.0, torch.nan, 1.0])
+    assert bootstrap_interval(values) == (1.0, 1.0)
+    with pytest.raises(ValueError, match="at least one"):
+        bootstrap_interval(torch.tensor([torch.nan]))

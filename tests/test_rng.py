@@ -1,4 +1,4 @@
-"""Draws are pure functions of key and id, equal to SplitMix64 written out in Python."""
+"""Random numbers depend on key and id alone, and equal SplitMix64 in plain Python."""
 
 import math
 
@@ -49,11 +49,7 @@ def test_a_row_depends_on_its_own_id_only(draw):
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     assert torch.equal(draw(key, IDS[order], shape), whole[order])
     assert torch.equal(draw(key, IDS[2:3], shape)[0], whole[2])
-
-
-@pytest.mark.parametrize("draw", [rng.uniform, rng.normal])
-def test_a_longer_block_begins_with_the_shorter_one(draw):
-    assert torch.equal(draw(9, IDS, (5,)), draw(9, IDS, (8,))[:, :5])
+    assert torch.equal(draw(key, IDS, (5,)), whole.flatten(1)[:, :5])
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 5)])
@@ -108,13 +104,6 @@ def test_integers_cover_their_range_evenly():
     counts = values.bincount(minlength=10)
     assert len(counts) == 10
     assert ((counts - 10_000).abs() < 4 * math.sqrt(10_000 * 0.9)).all()
-
-
-@pytest.mark.parametrize("high", [1, 2, 1000, 2**32])
-def test_integers_stay_below_high(high):
-    values = rng.integers(3, torch.arange(1000), high, (10,))
-    assert values.min() >= 0 and values.max() < high
-    assert high == 1 or values.max() >= 0.9 * (high - 1)
 
 
 def test_keys_tell_their_parts_apart():

@@ -28,12 +28,12 @@ from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
 from ip2p_lib.filtering import Scores, keep_best, score_generated
 from ip2p_lib.filtering.calibration import proportion_ci
+from ip2p_lib.miniature.judge.calibration import held_out_edits
 from ip2p_lib.rendering import Candidate, draw_trees, generate_batched
 from ip2p_lib.rendering.shared_attention import is_active
 from ip2p_lib.results import ReadmeRow, write_results
 from ip2p_lib.training.compiled.compile import compile_unet
 from ip2p_lib.triplets.record import Triplet
-from jobs.miniature.calibrate_filter import tasks
 
 FIRST = HELD_OUT + 2 * 10**6  # scenes on which no threshold was calibrated
 SIZES = (1, 4, 16, 32)  # values of p for one seed
@@ -126,7 +126,7 @@ def main() -> None:
     backbone = load_stable_diffusion(scale.backbone, device=device, dtype=dtype)
     compile_unet(backbone.unet, "whole" if device.type == "cuda" else "none")
     models = Models(backbone, load_clip(scale.clip, device=device))
-    triplets, rows = [task.triplet for task in tasks(args.triplets, FIRST)], []
+    triplets, rows = [edit.triplet for edit in held_out_edits(args.triplets, FIRST)], []
     for n in SIZES:
         rows.append(row_of(models, triplets, args.each, n, scale))
         print(rows[-1], f"at {time.monotonic() - began:.0f} s", flush=True)

@@ -1,8 +1,8 @@
 """What a training step takes in diffusers' example, to be timed beside the library's.
 
 The example is examples/instruct_pix2pix/train_instruct_pix2pix.py. This follows what it
-does from the pictures to the average of the weights, in its order and with its options;
-where its loader would decode and crop, the pictures are at hand.
+does from the images to the average of the weights, in its order and with its options;
+where its loader would decode and crop, the images are at hand.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Drawn(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Pictures (N, 3, H, W) in [-1, 1] and instructions as token ids (N, L)."""
+    """Images (N, 3, H, W) in [-1, 1] and instructions as token ids (N, L)."""
 
     before: Tensor
     after: Tensor
@@ -64,7 +64,7 @@ class Script:
     def loss(
         self, drawn: Drawn, half: torch.dtype | None, drop: float = DROP
     ) -> Tensor:
-        """Both pictures pass the VAE, the text its encoder, whenever they are met."""
+        """Encode both images and the text in every step."""
         vae, encoder, pairs = self.backbone.vae, self.backbone.text_encoder, self.pairs
         flip, kind = drawn.flip.bool()[:, None, None, None], half or torch.float32
         before, after = (

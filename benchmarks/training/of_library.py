@@ -27,12 +27,12 @@ from ip2p_lib.training.surgery import widen_conv_in
 class Case:
     """What is trained on, and in which portions."""
 
-    pixels: int  # side of a picture
+    pixels: int  # side of an image
     pairs: int
     batch: int  # examples of a step, ours and tuned
     micro_batch: int  # of them at once, ours
     tuned: int  # of them at once, tuned
-    compiled: str  # a way of ``compilation``
+    compiled: str  # a mode of ``compile_unet``
     host: bool = False  # latents on the host and token ids, as ``jobs.train`` has them
 
 
@@ -51,7 +51,7 @@ def networks(size: str, device: torch.device) -> StableDiffusion:
 
 
 def prepare(case: Case, backbone: StableDiffusion) -> tuple[Pairs, Latents]:
-    """Pairs of the miniature world, as pictures and as ``train`` meets them."""
+    """Pairs of the miniature world, as images and as stored latents."""
     seeds = range(HELD_OUT, HELD_OUT + case.pairs)
     scenes = [sample_scene(seed) for seed in seeds]
     edits = [
@@ -81,7 +81,7 @@ class Ours:
         compile_unet(self.unet, case.compiled)
 
     def encode(self, ids: Tensor) -> Tensor:
-        """Hidden states of instructions that are kept as token ids."""
+        """Hidden states of instructions that are stored as token ids."""
         states: Tensor = self.backbone.text_encoder(ids).last_hidden_state
         return states
 
@@ -89,7 +89,9 @@ class Ours:
         """Of a micro-batch in the first step."""
         device, first = self.backbone.device, {"run_seed": 0, "step": 0}
         encode = self.encode if self.case.host else None
-        batch = gather_batch(self.latents, sample_ids, device=device, encode=encode, **first)
+        batch = gather_batch(
+            self.latents, sample_ids, device=device, encode=encode, **first
+        )
         with torch.autocast(device.type, self.half, enabled=bool(self.half)):
             schedule = self.backbone.schedule.to(device)
             return training.edit_loss(self.unet, schedule, batch, drop=drop, **first)

@@ -1,7 +1,7 @@
 """How many examples a second training takes, beside diffusers' own step.
 
 python -m benchmarks.training.speed                  the miniature, on this machine
-python -m benchmarks.training.speed --size sd15      SD 1.5's size, random weights, on a GPU
+python -m benchmarks.training.speed --size sd15      SD 1.5's size, random, on a GPU
 
 Three ways to take optimiser steps on the same U-Net and the same pairs, in turns:
 
@@ -11,7 +11,7 @@ Three ways to take optimiser steps on the same U-Net and the same pairs, in turn
 - readme  the same as its README runs it: checkpointed, 4 times 4 examples, no average
 
 Clipping, AdamW and the loader count; storing the latents, once a run, does not. The
-script's pictures lie on the device, decoded and cropped, which spares it the time of
+script's images are on the device, decoded and cropped, which spares it the time of
 its own loader. Before anything is timed, loss and gradients of both are compared in a
 step of the same draws, on a GPU by their distance from those in float32. The floor is
 the U-Net's arithmetic at the speed of matrix products.
@@ -31,6 +31,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.clock import age
 from benchmarks.training.of_diffusers import Drawn, Script
@@ -42,8 +43,6 @@ from ip2p_lib.results import write_results
 from ip2p_lib.rng import integers, key, normal, uniform
 from ip2p_lib.training.compiled.compile import MODES
 from ip2p_lib.training.latents import sample_ids_of_step
-from ip2p_lib.training.memory_trace import trace
-from ip2p_lib.training.timing import product_speed
 
 DROP = 0.25  # when comparing: few examples, each case among them
 ROUNDING = 5e-3  # what stored latents, in half precision, may change in a gradient
@@ -111,15 +110,33 @@ def compare(ours: Ours, script: Script) -> dict[str, float]:
     return {"error": own, "error_of_script": error, "seconds_compiling": seconds}
 
 
+def product_speed(device: torch.device, dtype: torch.dtype | None, size: int) -> float:
+    """Operations a second of products of square matrices."""
+    matrix = torch.ones(size, size, device=device, dtype=dtype or torch.float32)
+    seconds = []
+    for _ in range(6):  # the first three warm up
+        began = time.perf_counter()
+        (matrix @ matrix)[0, 0].item()  # waits for the GPU
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(seconds[3:])
+
+
+def count_flops(backbone: StableDiffusion, pixels: int) -> int:
+    """Operations of the forward and backward pass of one example."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(backbone.unet.config).train()
+        latent = torch.ones(1, 8, pixels // 8, pixels // 8)
+        text = torch.ones(1, 77, unet.config.cross_attention_dim)
+        with FlopCounterMode(display=False) as counter:
+            unet(latent, torch.ones(1), text).sample.sum().backward()
+    return int(counter.get_total_flops())
+
+
 def floor_of(case: Case, backbone: StableDiffusion) -> float:
     """Examples a second, if the U-Net ran as fast as large products do."""
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(backbone.unet.config)
-    side, half = case.pixels // 8, pick_autocast(backbone.device)
-    width = unet.config.cross_attention_dim
-    flops = trace(unet, latent=(8, side, side), text=(77, width), autocast=half).flops
     large = 8192 if backbone.device.type == "cuda" else 1024
-    return product_speed(backbone.device, half, large) / flops
+    speed = product_speed(backbone.device, pick_autocast(backbone.device), large)
+    return speed / count_flops(backbone, case.pixels)
 
 
 def seconds_of(steps: Iterator[Any], n: int, device: torch.device) -> float:

@@ -1,10 +1,9 @@
 """Pairs on disk: generated, stored, exported, read back (section 3.1.2, notebook 03).
 
-Read ``pairs`` (one pair and its files), ``shards`` (many pairs in a tar file),
-``dataset`` (a folder of shards, its manifest and readers), then ``generate`` (triplets
-in, filtered pairs out). Formats of others: ``hub`` (Parquet for ``datasets``),
-``authors_format`` (the released scripts), ``csv_table`` (your own images). ``card``
-describes a data set for the Hub.
+Read ``pairs`` (one pair and its files), ``dataset`` (shards, manifest and readers),
+then ``generate`` (triplets in, filtered pairs out). Formats of others: ``hub`` (Parquet
+for ``datasets``), ``authors_format`` (the released scripts), ``csv_table`` (your own
+images). ``card`` describes a data set for the Hub.
 """
 
 from ip2p_lib.dataset.authors_format import export_folders, read_folders

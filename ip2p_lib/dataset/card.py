@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import numpy as np
 from PIL import Image
 
 from ip2p_lib.dataset.dataset import read_encoded_shards, read_manifest
-from ip2p_lib.dataset.pairs import EncodedPair
 from ip2p_lib.files import write_bytes
 
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
@@ -58,25 +56,6 @@ _LOADING = {
 }
 
 
-def dataset_statistics(
-    pairs: Iterable[EncodedPair],
-) -> tuple[dict[str, Counter[str]], dict[str, list[float]]]:
-    """Count instructions, languages and image sizes, and collect p, cfg and scores."""
-    counts = {n: Counter[str]() for n in ("instruction", "language", "image size")}
-    values: dict[str, list[float]] = {}
-    for pair in pairs:
-        record = pair.record
-        width, height = Image.open(io.BytesIO(pair.before)).size
-        counts["image size"][f"{width} x {height}"] += 1
-        counts["instruction"][record["instruction"]] += 1
-        counts["language"][record.get("language", "en")] += 1
-        settings = {name: record.get(name) for name in ("p", "cfg", "steps")}
-        for name, value in (settings | record.get("scores", {})).items():
-            if value is not None:
-                values.setdefault(name, []).append(value)
-    return counts, values
-
-
 def write_card(
     source: str | Path,
     out: str | Path,
@@ -99,29 +78,19 @@ def write_card(
         FileNotFoundError: ``out`` or ``source`` holds no data set.
         ValueError: the license is ``"other"``, without a link.
     """
-    from huggingface_hub import DatasetCard, DatasetCardData
+    from huggingface_hub import DatasetCard
 
     if license == "other" and license_link is None:
         raise ValueError("license='other' needs a license_link to its text.")
     layout = next((p for p in _LOADING if any(Path(out).glob(p))), None)
     if layout is None:
         raise FileNotFoundError(f"{out} holds no data set; export it first.")
-    counts, values = dataset_statistics(read_encoded_shards(source))
-    config = {"data_files": [{"split": "train", "path": layout}]}
-    data = DatasetCardData(
-        pretty_name=name,
-        license=license,
-        license_link=license_link,
-        language=sorted(counts["language"]),
-        task_categories=["image-to-image"],
-        tags=["instruct-pix2pix", "image-editing"],
-        configs=[{"config_name": "default"} | config] if "*" in layout else None,
-    )
+    languages, tables = _tables(source)
     card = DatasetCard.from_template(
-        data,
+        _metadata(name, license, license_link, languages, layout),
         template_str=_TEMPLATE,
         name=name,
-        tables=_tables(counts, values, read_manifest(source)),
+        tables=tables,
         loading=_LOADING[layout],
         license=license_link or license,
         attribution=attribution,
@@ -129,30 +98,50 @@ def write_card(
     return write_bytes(Path(out) / "README.md", str(card).encode())
 
 
-def _tables(
-    counts: dict[str, Counter[str]],
-    values: dict[str, list[float]],
-    manifest: dict[str, Any],
-) -> dict[str, list[Any]]:
-    contents = {
-        "pairs": f"{manifest['pairs']:,}",
-        "distinct instructions": f"{len(counts.pop('instruction')):,}",
-        **{
-            f"pairs by {name}": ", ".join(f"{k}: {n:,}" for k, n in counter.items())
-            for name, counter in counts.items()
-        },
-    }
-    recorded = {
-        f"`{name}`": json.dumps(value)
-        for name, value in manifest.items()
-        if name not in ("format", "pairs", "shards")
-    }
-    quantiles = {name: np.quantile(v, QUANTILES) for name, v in values.items()}
-    return {
-        "Contents": [("what", "how many"), *contents.items()],
-        "Generation": [("what", "recorded by the run"), *recorded.items()],
-        "Quantiles": [
-            ("number", *(f"{share:.0%}" for share in QUANTILES)),
-            *([name, *(f"{q:.3f}" for q in row)] for name, row in quantiles.items()),
-        ],
+def _metadata(
+    name: str, license: str, link: str | None, languages: list[str], layout: str
+) -> Any:
+    """What the Hub and ``datasets`` read in a card."""
+    from huggingface_hub import DatasetCardData
+
+    config = {"config_name": "default", "data_files": layout}
+    return DatasetCardData(
+        pretty_name=name,
+        license=license,
+        license_link=link,
+        language=languages,
+        task_categories=["image-to-image"],
+        tags=["instruct-pix2pix", "image-editing"],
+        configs=[config] if "*" in layout else None,
+    )
+
+
+def _tables(source: str | Path) -> tuple[list[str], dict[str, list[Any]]]:
+    """The languages, and the card's tables; no image is decoded."""
+    counts = {n: Counter[str]() for n in ("language", "image size", "instruction")}
+    values: dict[str, list[float]] = {}
+    for pair in read_encoded_shards(source):
+        width, height = Image.open(io.BytesIO(pair.before)).size
+        counts["image size"][f"{width} x {height}"] += 1
+        counts["instruction"][pair.record["instruction"]] += 1
+        counts["language"][pair.record["language"]] += 1
+        settings = {name: pair.record.get(name) for name in ("p", "cfg", "steps")}
+        for name, value in (settings | pair.record.get("scores", {})).items():
+            if value is not None:
+                values.setdefault(name, []).append(value)
+    distinct = len(counts.pop("instruction"))
+    contents = [("what", "how many"), ("distinct instructions", f"{distinct:,}")]
+    for name, counter in counts.items():
+        row = ", ".join(f"{value}: {n:,}" for value, n in counter.items())
+        contents.append((f"pairs by {name}", row))
+    recorded, hidden = read_manifest(source).items(), ("format", "shards")
+    rows = [(f"`{key}`", json.dumps(v)) for key, v in recorded if key not in hidden]
+    quantiles = [["number", *(f"{q:.0%}" for q in QUANTILES)]]
+    for name, column in values.items():
+        cells = [f"{value:.3f}" for value in np.quantile(column, QUANTILES)]
+        quantiles.append([name, *cells])
+    return sorted(counts["language"]), {
+        "Contents": contents,
+        "Generation": [("what", "recorded by the run"), *rows],
+        "Quantiles": quantiles,
     }

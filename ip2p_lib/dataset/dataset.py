@@ -1,13 +1,17 @@
-"""A data set of pairs on disk: numbered shards and a manifest (section 3.1.2).
+"""A data set of pairs on disk: tar shards and a manifest (section 3.1.2).
 
-``manifest.json`` lists the shards of one run with their SHA-256 and is written last:
-without it a run is unfinished. ``read_shards`` reads a data set in order,
-``PairDataset`` in any order, and ``validate`` lists everything that is wrong with it.
+A shard is a tar file that any ``webdataset`` reader opens; the three files of a pair
+are neighbours in it. ``manifest.json`` lists the shards of one run with their SHA-256
+and is written last: without it a run is unfinished. ``read_shards`` reads a data set in
+order, ``PairDataset`` in any order, and ``validate`` lists all that is wrong with it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
+import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,19 +20,22 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ip2p_lib.dataset import shards as shard_files
 from ip2p_lib.dataset.pairs import (
     EncodedPair,
     Pair,
     Problem,
     decode_pair,
+    encode_pair,
+    from_files,
+    to_files,
     value_or_problem,
 )
-from ip2p_lib.files import read_json, write_json
+from ip2p_lib.files import read_json, sha256_of, write_bytes, write_json
 from ip2p_lib.images import to_tensor
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # of manifest and shards; a manifest without a number has this format
+Spans = dict[str, tuple[int, int]]  # offset and size of each file of a pair
 T = TypeVar("T")
 
 
@@ -39,6 +46,29 @@ class DatasetError(ValueError):
 def stack(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     """Both images of B pairs of one size, each (B, 3, H, W) in [-1, 1]."""
     return to_tensor([p.before for p in pairs]), to_tensor([p.after for p in pairs])
+
+
+def write_shard(pairs: Iterable[Pair], path: str | Path) -> dict[str, Any]:
+    """Write one shard atomically; returns its entry in the manifest.
+
+    Equal pairs give equal bytes.
+
+    Raises:
+        ValueError: a key occurs twice.
+        OSError: the disk is full or write-protected; no partial file remains.
+    """
+    buffer, keys = io.BytesIO(), set()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for pair in pairs:
+            if pair.key in keys:
+                raise ValueError(f"The key {pair.key!r} occurs twice.")
+            keys.add(pair.key)
+            for name, data in to_files(encode_pair(pair)).items():
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    path = write_bytes(path, buffer.getvalue())
+    return {"name": path.name, "pairs": len(keys), "sha256": sha256_of(path)}
 
 
 def write_manifest(
@@ -64,7 +94,7 @@ def write_shards(
     stream, entries = iter(pairs), list[dict[str, Any]]()
     while chunk := list(itertools.islice(stream, shard_size)):
         path = Path(folder) / f"pairs-{len(entries):05d}.tar"
-        entries.append(shard_files.write_shard(chunk, path))
+        entries.append(write_shard(chunk, path))
     return write_manifest(folder, entries, **metadata)
 
 
@@ -77,10 +107,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no {MANIFEST}: it is no data set, or the run that writes "
-            "it has not finished. Check the path, or generate it again."
-        )
+        reason = "it is no data set, or the run that writes it has not finished"
+        raise FileNotFoundError(f"{folder} holds no {MANIFEST}: {reason}.")
     try:
         manifest: dict[str, Any] = read_json(path)
         if manifest.get("format", FORMAT) != FORMAT:
@@ -102,16 +130,59 @@ def stored_bytes(folder: str | Path) -> int:
     return sum(path.stat().st_size for path in Path(folder).glob("*.tar"))
 
 
+def verify_shard(folder: Path, entry: dict[str, Any]) -> Problem | None:
+    """Compare a shard with its entry in the manifest; None if it is intact."""
+    path = folder / entry["name"]
+    if not path.is_file():
+        return Problem(path.name, "", "the shard is missing")
+    if sha256_of(path) != entry["sha256"]:
+        reason = "the shard is damaged: its SHA-256 differs from the manifest's"
+        return Problem(path.name, "", reason)
+    return None
+
+
+def index_shard(path: Path) -> dict[str, Spans]:
+    """Find the pairs of a shard by key; a truncated file gives those before the cut."""
+    index: dict[str, Spans] = {}
+    with (
+        contextlib.suppress(tarfile.ReadError, FileNotFoundError),
+        tarfile.open(path, "r:") as tar,
+    ):
+        for member in tar:
+            spans = index.setdefault(member.name.partition(".")[0], {})
+            spans[member.name] = member.offset_data, member.size
+    return index
+
+
+def _read_pair(path: Path, key: str, spans: Spans) -> EncodedPair:
+    files = {}
+    with path.open("rb") as file:
+        for name, (offset, size) in spans.items():
+            file.seek(offset)
+            files[name] = file.read(size)
+    return from_files(key, files)
+
+
+def _read_shard(folder: Path, entry: dict[str, Any]) -> Iterator[EncodedPair | Problem]:
+    """Read a shard's pairs in order, or the problem if it is not the one written."""
+    if problem := verify_shard(folder, entry):
+        yield problem
+        return
+    path = folder / entry["name"]
+    index = index_shard(path)
+    if len(index) != entry["pairs"]:
+        reason = f"it holds {len(index)} pairs, {MANIFEST} says {entry['pairs']}"
+        yield Problem(path.name, "", reason)
+    for key, spans in index.items():
+        yield value_or_problem(path.name, key, partial(_read_pair, path, key, spans))
+
+
 def read_encoded_shards(
     folder: str | Path, *, problems: list[Problem] | None = None
 ) -> Iterator[EncodedPair]:
     """As ``read_shards``, with the images still encoded: for copying them."""
-    items = (
-        item
-        for entry in read_manifest(folder)["shards"]
-        for item in shard_files.read_shard(Path(folder) / entry["name"], entry)
-    )
-    return skip_problems(items, problems)
+    shards = (_read_shard(Path(folder), e) for e in read_manifest(folder)["shards"])
+    return skip_problems(itertools.chain.from_iterable(shards), problems)
 
 
 def read_shards(
@@ -157,19 +228,16 @@ class PairDataset(Dataset[Pair]):
 
     def __init__(self, folder: str | Path) -> None:
         """Index the shards; raises as ``read_shards``."""
-        manifest = read_manifest(folder)
-        self._shards = [(Path(folder) / s["name"], s) for s in manifest["shards"]]
-        self._verified: set[int] = set()
+        manifest, self._folder = read_manifest(folder), Path(folder)
+        self._verified: set[str] = set()
         self._rows = [
-            (n, key, spans)
-            for n, (path, _) in enumerate(self._shards)
-            for key, spans in shard_files.index_shard(path).items()
+            (entry, key, spans)
+            for entry in manifest["shards"]
+            for key, spans in index_shard(self._folder / entry["name"]).items()
         ]
         if len(self._rows) != manifest["pairs"]:
-            raise DatasetError(
-                f"{folder} should hold {manifest['pairs']} pairs but has "
-                f"{len(self._rows)}: a shard is truncated or missing. Copy it again."
-            )
+            counts = f"{manifest['pairs']} pairs but has {len(self._rows)}"
+            raise DatasetError(f"{folder} should hold {counts}. Copy it again.")
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -177,20 +245,16 @@ class PairDataset(Dataset[Pair]):
 
     def __getitem__(self, index: int) -> Pair:
         """Read one pair; raises DatasetError if it is damaged."""
-        n, key, spans = self._rows[index]
-        path, entry = self._shards[n]
-        problem = n not in self._verified and shard_files.verify_shard(path, entry)
-        pair = problem or _read_pair(path, key, spans)
-        if isinstance(pair, Problem):
-            raise DatasetError(f"{pair}. Copy the data set again.")
-        self._verified.add(n)
-        return pair
-
-
-def _read_pair(path: Path, key: str, spans: shard_files.Spans) -> Pair | Problem:
-    return value_or_problem(
-        path.name, key, lambda: decode_pair(shard_files.read_pair(path, key, spans))
-    )
+        entry, key, spans = self._rows[index]
+        name = entry["name"]
+        if name not in self._verified:
+            if problem := verify_shard(self._folder, entry):
+                raise DatasetError(f"{problem}. Copy the data set again.")
+            self._verified.add(name)
+        try:
+            return decode_pair(_read_pair(self._folder / name, key, spans))
+        except (ValueError, TypeError) as error:
+            raise DatasetError(f"{name}: {key}: {error}.") from error
 
 
 def validate(folder: str | Path) -> list[Problem]:
@@ -205,16 +269,10 @@ def validate(folder: str | Path) -> list[Problem]:
     problems = [Problem(name, "", reason) for name in sorted(unknown)]
     shard_of_key: dict[str, str] = {}
     for name, entry in entries.items():
-        if problem := shard_files.verify_shard(folder / name, entry):
-            problems.append(problem)
-            continue
-        index = shard_files.index_shard(folder / name)
-        if len(index) != entry["pairs"]:
-            reason = f"it holds {len(index)} pairs, {MANIFEST} says {entry['pairs']}"
-            problems.append(Problem(name, "", reason))
-        for key, spans in index.items():
-            if isinstance(pair := _read_pair(folder / name, key, spans), Problem):
-                problems.append(pair)
-            if (first := shard_of_key.setdefault(key, name)) != name:
-                problems.append(Problem(name, key, f"its key is also in {first}"))
+        for pair in skip_problems(_read_shard(folder, entry), problems):
+            decoded = value_or_problem(name, pair.key, partial(decode_pair, pair))
+            if isinstance(decoded, Problem):
+                problems.append(decoded)
+            if (first := shard_of_key.setdefault(pair.key, name)) != name:
+                problems.append(Problem(name, pair.key, f"its key is also in {first}"))
     return problems

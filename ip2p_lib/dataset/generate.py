@@ -20,9 +20,13 @@ from typing import Any
 import torch
 
 from ip2p_lib.config import Filtering, Rendering
-from ip2p_lib.dataset.dataset import DatasetError, write_manifest
+from ip2p_lib.dataset.dataset import (
+    DatasetError,
+    verify_shard,
+    write_manifest,
+    write_shard,
+)
 from ip2p_lib.dataset.pairs import Pair
-from ip2p_lib.dataset.shards import verify_shard, write_shard
 from ip2p_lib.diffusion.clip import ClipScorer
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 from ip2p_lib.files import read_json, remove_partials, run_lock, write_json
@@ -60,11 +64,8 @@ class GenerationConfig:
 
     def __post_init__(self) -> None:
         """Raise ValueError if ``tree_size`` does not divide the candidates."""
-        n, size = self.rendering.candidates, self.tree_size
-        if size < 1 or n % size:
-            raise ValueError(
-                f"{n} candidates of a triplet cannot form trees of {size}."
-            )
+        if self.tree_size < 1 or self.rendering.candidates % self.tree_size:
+            raise ValueError(f"The candidates cannot form trees of {self.tree_size}.")
 
 
 def generate_dataset(
@@ -125,13 +126,11 @@ def _resume(folder: Path, run: str) -> list[dict[str, Any]]:
         return []
     progress = read_json(folder / PROGRESS)
     if progress["run"] != run:
-        raise DatasetError(
-            f"{folder} holds pairs of another run: its models, triplets or "
-            "configuration differ. Choose another folder."
-        )
+        reason = "pairs of another run: its models, triplets or configuration differ"
+        raise DatasetError(f"{folder} holds {reason}. Choose another folder.")
     blocks: list[dict[str, Any]] = progress["blocks"]
     for shard in filter(None, (block["shard"] for block in blocks)):
-        if problem := verify_shard(folder / shard["name"], shard):
+        if problem := verify_shard(folder, shard):
             raise DatasetError(f"{problem}. Remove {PROGRESS} to generate all anew.")
     return blocks
 

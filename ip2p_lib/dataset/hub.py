@@ -1,6 +1,6 @@
 """Pairs as Parquet files in the columns of the Hub's data sets (section 3.1.2).
 
-    data/train-00000-of-00002.parquet   columns as below; the images keep their bytes
+    data/train-00000-of-00002.parquet   the five columns; the images keep their bytes
     records.jsonl                       what the columns cannot hold, a line per pair
 
 ``datasets.load_dataset(folder)`` opens the folder, and diffusers'
@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ip2p_lib.dataset.dataset import read_encoded_shards, skip_problems, stored_bytes
 from ip2p_lib.dataset.pairs import (
     RECORD,
@@ -31,20 +33,13 @@ from ip2p_lib.dataset.pairs import (
 from ip2p_lib.files import atomic_directory
 from ip2p_lib.images import load
 
-# Columns, and the fields of a pair that they hold: of the authors' data on the Hub,
-# timbrooks/instructpix2pix-clip-filtered, and the defaults of diffusers' script.
-FIVE_COLUMNS = {
-    "original_prompt": "caption",
-    "original_image": "before",
-    "edit_prompt": "instruction",
-    "edited_prompt": "edited_caption",
-    "edited_image": "after",
-}
-THREE_COLUMNS = {
-    "input_image": "before",
-    "edit_prompt": "instruction",
-    "edited_image": "after",
-}
+COLUMNS = (  # of the authors' data, timbrooks/instructpix2pix-clip-filtered
+    "original_prompt",
+    "original_image",
+    "edit_prompt",
+    "edited_prompt",
+    "edited_image",
+)
 RECORDS = "records.jsonl"
 _EXPORT = r"data|records\.jsonl|README\.md"
 
@@ -53,7 +48,6 @@ def export_parquet(
     source: str | Path,
     out: str | Path,
     *,
-    columns: Mapping[str, str] = FIVE_COLUMNS,
     pairs_per_file: int = 500,
     replace: bool = False,
 ) -> Path:
@@ -62,11 +56,9 @@ def export_parquet(
     Args:
         source: a folder of shards.
         out: a new folder; returned. With ``replace``, an older export is replaced.
-        columns: ``FIVE_COLUMNS``, or ``THREE_COLUMNS`` for pairs without captions.
         pairs_per_file: rows of one file, which are in memory at once.
 
     Raises:
-        ValueError: columns of captions, for a pair without captions.
         ModuleNotFoundError: the package ``datasets`` is not installed.
         DatasetError, OSError, FolderInUseError: as ``dataset.read_shards`` and
             ``files.atomic_directory``.
@@ -80,7 +72,7 @@ def export_parquet(
         with (folder / RECORDS).open("w", encoding="utf-8") as records:
             while chunk := list(itertools.islice(pairs, pairs_per_file)):
                 paths.append(folder / "data" / f"{len(paths):05d}.parquet")
-                _write_file(chunk, paths[-1], columns)
+                _write_file(chunk, paths[-1])
                 for pair in chunk:
                     rest = {k: v for k, v in pair.record.items() if k not in TEXTS}
                     line = json.dumps({"key": pair.key} | rest, ensure_ascii=False)
@@ -90,29 +82,29 @@ def export_parquet(
     return Path(out)
 
 
-def _write_file(
-    pairs: Sequence[EncodedPair], path: Path, columns: Mapping[str, str]
-) -> None:
+def _write_file(pairs: Sequence[EncodedPair], path: Path) -> None:
     """Write one file, with the note for ``datasets`` of which columns are images."""
-    from datasets import Features, Image, Value
+    import datasets
     from pyarrow import Table
     from pyarrow.parquet import write_table
 
-    kinds = {n: Value("string") if f in TEXTS else Image() for n, f in columns.items()}
-    schema = Features(kinds).arrow_schema
-    table = Table.from_pylist([_to_row(pair, columns) for pair in pairs], schema)
+    kinds = {
+        n: datasets.Image() if "image" in n else datasets.Value("string")
+        for n in COLUMNS
+    }
+    rows = [
+        {
+            "original_prompt": pair.record["caption"],
+            "original_image": {"bytes": pair.before, "path": f"{pair.key}.before.webp"},
+            "edit_prompt": pair.record["instruction"],
+            "edited_prompt": pair.record["edited_caption"],
+            "edited_image": {"bytes": pair.after, "path": f"{pair.key}.after.webp"},
+        }
+        for pair in pairs
+    ]
+    table = Table.from_pylist(rows, datasets.Features(kinds).arrow_schema)
     with path.open("wb") as file:  # Python's errors carry the system's number
         write_table(table, file, row_group_size=100)
-
-
-def _to_row(pair: EncodedPair, columns: Mapping[str, str]) -> dict[str, Any]:
-    """One row as ``datasets`` stores it; an image is its file's bytes and name."""
-    if "caption" in columns.values() and not pair.record["caption"]:
-        raise ValueError(f"The pair {pair.key} has no captions: use THREE_COLUMNS.")
-    cells: dict[str, Any] = {name: pair.record[name] for name in TEXTS}
-    for side, data in (("before", pair.before), ("after", pair.after)):
-        cells[side] = {"bytes": data, "path": f"{pair.key}.{side}.webp"}
-    return {name: cells[field] for name, field in columns.items()}
 
 
 def read_parquet(
@@ -153,28 +145,24 @@ def _read_file(
         with ParquetFile(path) as table:
             for batch in table.iter_batches(batch_size=16):
                 for row in batch.to_pylist():
-                    make = partial(_from_row, row, f"{path.stem}-{count:05d}", records)
+                    after = row.get("edited_image")
+                    name = str(after.get("path")) if isinstance(after, Mapping) else ""
+                    key = name.removesuffix(".after.webp")  # as _write_file names it
+                    if key not in records:
+                        key = f"{path.stem}-{count:05d}"
+                    make = partial(from_row, row, key, **records.get(key, {}))
                     yield value_or_problem(path.name, f"row {count}", make)
                     count += 1
     except (ArrowException, OSError, ValueError, TypeError) as error:
         yield Problem(path.name, f"rows from {count}", f"it cannot be read ({error})")
 
 
-def _from_row(
-    row: Mapping[str, Any], key: str, records: dict[str, dict[str, Any]]
-) -> Pair:
-    after = row.get("edited_image")
-    if isinstance(after, Mapping):  # named by _to_row
-        name = str(after.get("path")).removesuffix(".after.webp")
-        key = name if name in records else key
-    return from_row(row, key, **records.get(key, {}))
-
-
 def from_row(row: Mapping[str, Any], key: str, **metadata: Any) -> Pair:
     """Convert one row of a data set to a pair, as ``datasets.load_dataset`` gives it.
 
     Args:
-        row: with ``FIVE_COLUMNS`` or ``THREE_COLUMNS``; ``rename_columns`` of
+        row: with ``COLUMNS``, or with ``input_image``, ``edit_prompt`` and
+            ``edited_image``, the defaults of diffusers' script; ``rename_columns`` of
             ``datasets`` brings others to these. An image is a PIL image, or a mapping
             with a file's ``bytes`` or ``path``.
         key, metadata: fields of ``Pair``.
@@ -182,19 +170,16 @@ def from_row(row: Mapping[str, Any], key: str, **metadata: Any) -> Pair:
     Raises:
         ValueError: columns, texts or images are missing or cannot be used.
     """
-    known = (c for c in (FIVE_COLUMNS, THREE_COLUMNS) if c.keys() <= row.keys())
-    if (columns := next(known, None)) is None:
-        raise ValueError(
-            f"its columns are {', '.join(row)}, but needed are "
-            f"{', '.join(FIVE_COLUMNS)}; or {', '.join(THREE_COLUMNS)}"
-        )
-    cells: dict[str, Any] = dict.fromkeys(TEXTS, "")
-    for name, field in columns.items():
-        value = row[name]
-        if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
-        if not value or (field in TEXTS and not value.strip()):
-            raise ValueError(f"its {name} is empty")
-        cells[field] = value if field in TEXTS else load(value)
-    images, texts = (cells["before"], cells["after"]), [cells[name] for name in TEXTS]
+    before = "original_image" if "original_image" in row else "input_image"
+    if missing := {before, "edit_prompt", "edited_image"} - row.keys():
+        raise ValueError(f"it has no columns {', '.join(sorted(missing))}")
+    captions = [row.get(f"{name}_prompt", "") for name in ("original", "edited")]
+    images = _load(row[before]), _load(row["edited_image"])
+    texts = captions[0], row["edit_prompt"], captions[1]
     return make_pair(key, images, texts, **metadata)
+
+
+def _load(value: Any) -> Image.Image:
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    return load(value or b"")

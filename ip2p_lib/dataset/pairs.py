@@ -137,17 +137,22 @@ def decode_pair(encoded: EncodedPair) -> Pair:
 
 
 def to_files(pair: EncodedPair) -> dict[str, bytes]:
-    """The three files of a pair, by name without the key."""
+    """The three files of a pair by name."""
     record = json.dumps(pair.record, sort_keys=True, ensure_ascii=False).encode()
-    return dict(zip(PARTS, (pair.before, pair.after, record), strict=True))
+    return {
+        f"{pair.key}.before.webp": pair.before,
+        f"{pair.key}.after.webp": pair.after,
+        f"{pair.key}.json": record,
+    }
 
 
 def from_files(key: str, files: dict[str, bytes]) -> EncodedPair:
     """Build a pair from its three files; raises ValueError if one cannot be used."""
-    if missing := [part for part in PARTS if part not in files]:
-        raise ValueError(f"{' and '.join(missing)} missing")
-    record = {**json.loads(files["json"])}
+    before, after, record_file = (files.get(f"{key}.{part}") for part in PARTS)
+    if not (before and after and record_file):
+        raise ValueError(f"it has only the files {', '.join(files)}")
+    record = {**json.loads(record_file)}
     record.pop("sha256", None)  # earlier data sets had hashes of each file
     if odd := sorted((record.keys() - RECORD) | (set(TEXTS) - record.keys())):
         raise ValueError(f"its record is of another version; it differs in {odd}")
-    return EncodedPair(key, files["before.webp"], files["after.webp"], record)
+    return EncodedPair(key, before, after, record)

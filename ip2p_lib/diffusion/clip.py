@@ -110,13 +110,13 @@ def load_clip(
     place = pick_device(device)
     precision = pick_dtype(place, dtype)
     where = locate(source, "config.json", "There is no CLIP in {folder}.")
-    # The Pillow class where it exists: the other one asks for torchvision.
-    processors = transformers.CLIPImageProcessor
-    processors = getattr(transformers, "CLIPImageProcessorPil", processors)
+    # From version 5 there is a Pillow class, and the other one asks for torchvision.
+    pillow = hasattr(transformers, "CLIPImageProcessorPil")
+    name = "CLIPImageProcessorPil" if pillow else "CLIPImageProcessor"
     with explain_missing(where):
         model = load_network(transformers.CLIPModel, where)
         tokenizer = transformers.CLIPTokenizerFast.from_pretrained(**where)
-        processor = processors.from_pretrained(**where)
+        processor = getattr(transformers, name).from_pretrained(**where)
     model = model.to(place, precision).eval().requires_grad_(False)
     mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
     return ClipScorer(model, tokenizer, mean, std)

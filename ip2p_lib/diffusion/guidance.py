@@ -56,8 +56,8 @@ def combine(
     """Two-scale guidance (3.2.1, Eq. 3).
 
     It follows from factorising P(z | c_I, c_T) as P(c_T | c_I, z) P(c_I | z) P(z): the
-    image comes first, the instruction is asked for on top of it. The formula holds for
-    every real scale: nothing is switched off below 1, as ``diffusers``' pipeline does.
+    image comes first, and the instruction is added to it. The formula holds for every
+    real scale; ``diffusers``' pipeline switches guidance off below 1.
 
     Args:
         e_uncond: (B, C, H, W) prediction with neither conditioning.
@@ -154,16 +154,15 @@ def edit_denoiser(
         (image_scale - text_scale, condition, null),
         (text_scale, condition, text),
     ]
-    weights, images, texts = zip(
-        *(term for term in terms if term[0].any()), strict=True
-    )
+    used = [term for term in terms if term[0].any()]
+    weights, images, texts = zip(*used, strict=True)
     image_rows, text_rows, n = torch.cat(images), torch.cat(texts), len(weights)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         rows = torch.cat([x.repeat(n, 1, 1, 1), image_rows.to(x.dtype)], dim=1)
         eps = _predict(unet, rows, t.repeat(n), text_rows).chunk(n)
-        terms = (_per_row(w, e) * e for w, e in zip(weights, eps, strict=True))
-        return sum(terms, start=torch.zeros_like(x))
+        weighted = (_per_row(w, e) * e for w, e in zip(weights, eps, strict=True))
+        return sum(weighted, start=torch.zeros_like(x))
 
     return denoise
 

@@ -14,8 +14,7 @@ def locate(source: str | Path | Source, file: str, problem: str) -> dict[str, An
     """Arguments of ``from_pretrained``, which takes a wrong path for a Hub id.
 
     Args:
-        source: a local folder; or a ``config.Source`` with a Hub id and a revision, so
-            that the same weights come tomorrow.
+        source: a local folder; or a ``config.Source`` with a Hub id and a revision.
         file: what a folder of this kind holds, "config.json" or "model_index.json".
         problem: how an error begins; ``{folder}`` stands for the folder.
     Raises:
@@ -71,13 +70,16 @@ def load_network(network: Any, where: dict[str, Any]) -> Any:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Hide the progress bar: it is left behind in notebook outputs."""
-    from diffusers.utils import logging
+    """Hide the progress bars, which are left behind in notebook outputs."""
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    both = diffusers, transformers
+    enabled = [library for library in both if library.is_progress_bar_enabled()]
+    for library in enabled:
+        library.disable_progress_bar()
     try:
         yield
     finally:
-        if shown:
-            logging.enable_progress_bar()
+        for library in enabled:
+            library.enable_progress_bar()

@@ -7,10 +7,9 @@ W + (alpha / r) B A. The triplets' language model (3.1.1) and the editor (3.2) u
     ...                              # train what still requires a gradient
     merge_lora(model)                # or save_lora(model, folder, base)
 
-``peft`` brings the layers and the file layout. Added here are what makes a run
-repeatable (A comes from ``rng``, not from torch's global generator) and a check that an
-adapter meets the base it was trained on: on any other it would spoil every output
-without an error.
+``peft`` brings the layers and the file layout. Added here: A comes from ``rng``, not
+from torch's global generator, and an adapter is loaded only onto the base that it was
+trained on; on any other it would spoil every output without an error.
 """
 
 from __future__ import annotations
@@ -49,28 +48,44 @@ def add_lora(
 ) -> Model:
     """Freeze a network and give its layers LoRA matrices to train, in float32.
 
-    With B at zero it computes what it did before, bit for bit.
-
     Args:
         model: changed in place; its own weights may be in half precision.
         rank: r, the width of the bottleneck.
         alpha: the product B A is scaled by alpha / r.
-        targets: ``"all-linear"`` is every linear layer but a language model's last; or
-            the ends of layers' names, such as ``["to_q", "to_v"]``.
+        targets: ends of layers' names, such as ``["to_q", "to_v"]``; or
+            ``"all-linear"``, every linear layer but a language model's last.
         modules_to_save: names of layers that are trained as a whole, in float32.
-        run_seed: determines A.
-        weights: to continue with, named as by ``lora_weights``; None starts anew.
+        run_seed: determines A. B is zero: at first the outputs do not change by a bit.
+        weights: to continue with, named as by ``lora_weights``.
     Returns:
         ``model``.
     Raises:
         ValueError: it has LoRA already, no layer has such a name, the rank is below 1,
             or the weights are not of this model's layers.
     """
+    device = next(model.parameters()).device
+    _inject(model, rank, alpha, targets, modules_to_save)
+    empty = lora_weights(model)
+    if weights is None:
+        weights = {name: _initial(name, w, run_seed) for name, w in empty.items()}
+    _check_shapes(model, empty, weights)
+    own = {
+        name: weights[_plain_name(name)].detach().to(device, torch.float32, copy=True)
+        for name, _ in model.named_parameters()
+        if _is_trained(name)
+    }
+    model.load_state_dict(own, strict=False, assign=True)
+    return model
+
+
+def _inject(
+    model: nn.Module, rank: int, alpha: float, targets: Any, modules_to_save: Any
+) -> None:
+    """Wrap the layers; A and B have shapes and no values yet."""
     from peft import LoraConfig, inject_adapter_in_model
 
     if lora_layers(model):
         raise ValueError("The model has LoRA already: merge_lora it, or load it anew.")
-    device = next(model.parameters()).device
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -82,24 +97,6 @@ def add_lora(
     )
     # On the meta device, so that peft draws nothing from torch's global generator.
     inject_adapter_in_model(config, model, _ADAPTER, low_cpu_mem_usage=True)
-    empty: dict[str, Tensor] = dict(lora_weights(model))
-    first = {name: _initial(name, weight, run_seed) for name, weight in empty.items()}
-    weights = first if weights is None else weights
-    for name in {**empty, **weights}:
-        shapes = [tuple(w[name].shape) if name in w else () for w in (weights, empty)]
-        if shapes[0] != shapes[1]:
-            _unwrap(model)
-            raise ValueError(
-                f"The adapter does not fit the model: {name} is {shapes[0]} and should "
-                f"be {shapes[1]}. Was it trained on another model?"
-            )
-    own = {
-        name: weights[_plain_name(name)].detach().to(device, torch.float32, copy=True)
-        for name, _ in model.named_parameters()
-        if _is_trained(name)
-    }
-    model.load_state_dict(own, strict=False, assign=True)
-    return model
 
 
 def _initial(name: str, weight: Tensor, run_seed: int) -> Tensor:
@@ -111,6 +108,19 @@ def _initial(name: str, weight: Tensor, run_seed: int) -> Tensor:
     shape = tuple(weight.shape[1:])
     unit = uniform(key(run_seed, name), torch.arange(len(weight)), shape)
     return (2 * unit - 1) / math.sqrt(math.prod(shape))
+
+
+def _check_shapes(
+    model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]
+) -> None:
+    given, needed = ({k: tuple(w.shape) for k, w in t.items()} for t in (weights, own))
+    for name in {**needed, **given}:
+        if given.get(name) != needed.get(name):
+            _unwrap(model)
+            raise ValueError(
+                f"The adapter does not fit the model: {name} is {given.get(name)} and "
+                f"should be {needed.get(name)}. Was it trained on another model?"
+            )
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
@@ -152,10 +162,8 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def merge_lora(model: Model) -> Model:
     """Add (alpha / r) B A to the weights for good: a plain network again.
 
-    Args:
-        model: with LoRA; changed in place, and everything in it may be trained.
-    Returns:
-        ``model``.
+    Changes and returns ``model``, all of which may be trained again.
+
     Raises:
         ValueError: it has no LoRA.
     """
@@ -181,10 +189,8 @@ def _unwrap(model: Any) -> Any:
 
 
 def identify_base(source: str | Path | Source) -> tuple[str | None, str]:
-    """Name and revision of a base model; a folder has no name and is known by a hash.
+    """Name and revision of a base model: ``(None, "sha256:...")`` for a folder.
 
-    Returns:
-        ``(id, commit)`` of a Hub model; ``(None, "sha256:...")`` of a folder's weights.
     Raises:
         FileNotFoundError: a folder without safetensors files.
     """
@@ -210,11 +216,9 @@ def save_lora(
 
     Args:
         model: with LoRA.
-        folder: created if missing; an adapter there is replaced, both files or none.
+        folder: created if missing; an adapter there is replaced.
         base: what the model was loaded from; its revision goes into the files.
         dtype: of the weights in the file.
-    Returns:
-        ``folder``.
     Raises:
         FileExistsError: ``folder`` holds something else.
         ValueError: the model has no LoRA.
@@ -223,21 +227,18 @@ def save_lora(
         raise ValueError("The model has no LoRA to save; begin with add_lora.")
     name, revision = identify_base(base)
     config = model.peft_config[_ADAPTER]
-    written = {  # what differs from peft's defaults
+    settings = ("r", "lora_alpha", "modules_to_save", "fan_in_fan_out")
+    written = {
         "peft_type": "LORA",
         "base_model_name_or_path": name,
         "revision": revision,
-        "r": config.r,
-        "lora_alpha": config.lora_alpha,
         "target_modules": sorted(lora_layers(model)),
-        "modules_to_save": config.modules_to_save,
-        "fan_in_fan_out": config.fan_in_fan_out,
-    }
+    } | {name: getattr(config, name) for name in settings}
     weights = {
         _PREFIX + name: weight.detach().to("cpu", dtype).contiguous()
         for name, weight in lora_weights(model).items()
     }
-    folder, own = Path(folder), "|".join((WEIGHTS, CONFIG)).replace(".", r"\.")
+    folder, own = Path(folder), r"adapter_(model\.safetensors|config\.json)"
     with atomic_directory(folder, replaces=own) as partial:
         save_file(weights, partial / WEIGHTS, {"format": "pt"})
         (partial / CONFIG).write_text(json.dumps(written, indent=1), "utf-8")
@@ -248,15 +249,12 @@ def load_lora(model: Model, folder: str | Path, base: str | Path | Source) -> Mo
     """Put an adapter onto the base that it was trained on; it may be trained further.
 
     Args:
-        model: the base, in any precision; changed in place.
+        model: the base, in any precision; changed in place and returned.
         folder: written by ``save_lora``.
         base: what the model was loaded from.
-    Returns:
-        ``model``.
     Raises:
         FileNotFoundError: there is no adapter in the folder.
-        ValueError: its weights are damaged, it was trained on another base, or its
-            shapes are not the model's.
+        ValueError: its weights are damaged, of another base, or of other shapes.
     """
     folder = Path(folder)
     if not ((folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()):

@@ -189,8 +189,9 @@ def trajectory(
         x = x0 = noise if start else initial_latent(noise, coefficients, sampler)
         on_device = coefficients.to(x)  # copied once: no step waits for a GPU
         for i in range(start, steps):
-            t = x.new_full(x.shape[:1], coefficients[i, 0].item())
-            z = step_noise(i) if step_noise and coefficients[i, 5] > 0 else None
+            timestep, *_, u, _ = coefficients[i].tolist()
+            t = x.new_full(x.shape[:1], timestep)
+            z = step_noise(i) if step_noise and u else None
             x, x0 = sampler_step(x, denoise(x, t), x0, z, on_device[i])
             yield Step(i, t, x, x0)
 
@@ -207,14 +208,6 @@ def _check_options(
         raise ValueError(f"{sampler} needs noise at each step: pass step_noise.")
 
 
-def sample(
-    sampler: str,
-    denoise: Denoiser,
-    noise: Tensor,
-    schedule: Schedule,
-    steps: int,
-    **options: Any,
-) -> Tensor:
-    """The last latent (B, C, H, W) of a ``trajectory``; the same arguments."""
-    last = deque(trajectory(sampler, denoise, noise, schedule, steps, **options), 1)
-    return last[0].x
+def sample(sampler: str, denoise: Denoiser, *args: Any, **options: Any) -> Tensor:
+    """The last latent (B, C, H, W) of ``trajectory``; the same arguments."""
+    return deque(trajectory(sampler, denoise, *args, **options), maxlen=1)[0].x

@@ -1,8 +1,8 @@
 """The pretrained text-to-image model the paper starts from (3.2), as one record.
 
-Two conventions are kept here and nowhere else. The latent to be denoised is scaled to
-unit variance by ``scaling_factor``, a number of the autoencoder's own configuration;
-the latent of the *conditioning* image is the mode and unscaled, as in ``ddpm_edit.py``.
+Two conventions are decided here alone. The latent to be denoised is scaled to unit
+variance by ``scaling_factor``, a number of the autoencoder's configuration. The latent
+of the *conditioning* image is the mode and unscaled, as in ``ddpm_edit.py``.
 """
 
 from __future__ import annotations
@@ -142,8 +142,7 @@ def load_stable_diffusion(
     """Load a Stable Diffusion model for inference. Only safetensors files are read.
 
     Args:
-        source: a local folder in ``diffusers`` layout; or a ``config.Source`` with a
-            Hub id and a revision, so that the same weights come tomorrow.
+        source: a local folder; or a ``config.Source`` with a Hub id and a revision.
         device: None picks the GPU where there is one.
         dtype: None is float32 on a CPU and float16 on a GPU.
     Raises:

@@ -87,13 +87,17 @@ class EditorPanel(Panel):
             return None
         if self.result is None:
             return figures.show_grid([[self.source]])
-        return figures.show_pairs(self.source, self.instruction.value, self.result)
+        scales = f"text {self.text_scale.value:g}, image {self.image_scale.value:g}"
+        title = f"{self.instruction.value} (guidance scales: {scales})"
+        return figures.show_pairs(self.source, title, self.result)
 
     def _run(self, action: Callable[[], None]) -> None:
         """Run a callback with the button disabled, and show any error."""
         self.edit_button.disabled = True
-        self.guard(action)
-        self.edit_button.disabled = False
+        try:
+            self.guard(action)
+        finally:  # an interrupt is no Exception, which guard would show
+            self.edit_button.disabled = False
 
     def _show(self, box: Any, image: Image | None) -> None:
         box.value = b"" if image is None else figures.to_png(image)
@@ -147,7 +151,7 @@ def _whole_number(name: str, value: int, low: int, high: int) -> Any:
 
 
 def _newest_upload(value: Any) -> bytes:
-    """ipywidgets 7 keeps uploads in a dict by file name, version 8 in a tuple."""
+    """Read the last upload: a dict in ipywidgets 7, a tuple in version 8."""
     files = list(value.values()) if isinstance(value, dict) else list(value)
     return bytes(files[-1]["content"])
 

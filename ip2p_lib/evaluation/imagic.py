@@ -88,7 +88,6 @@ def fit_imagic(
         edited_caption: what the edited image shows.
         embedding, unet: settings of stage 1 and stage 2.
         seed: of the noise that is drawn while training.
-
     Raises:
         ValueError: the U-Net is an editor's.
     """

@@ -1,4 +1,4 @@
-"""Measure edits: was the change made, and was the rest kept (section 4.1)?
+"""Measure edits: was the change made, and was the rest preserved (section 4.1)?
 
 One number cannot answer both, since copying the input is perfectly consistent. The two
 similarities of ``measure`` follow the released ``metrics/compute_metrics.py``, the
@@ -28,7 +28,7 @@ class Examples:
     instructions: Sequence[str]
     captions: Sequence[str]
     edited_captions: Sequence[str]
-    truth: Tensor | None = None  # (B, 3, H, W): the ground truth, where there is one
+    truth: Tensor | None = None  # (B, 3, H, W), where there is a ground truth
 
     def __len__(self) -> int:
         """Count the edits."""
@@ -43,14 +43,13 @@ def measure(clip: ClipScorer, examples: Examples, after: Tensor) -> Columns:
         clip: embeds images and captions.
         examples: the edits that were to be made.
         after: (B, 3, H, W) in [-1, 1], the edits.
-
     Returns:
         (B,) float32 on the CPU under each name: ``image_similarity`` of edit and input;
         ``directional_similarity`` of the changes of image and caption;
         ``target_similarity`` and ``source_similarity`` of the edit and either caption;
         ``nearer_target``, 1 where the former is larger; ``l1_source``, mean absolute
-        difference to the input in [0, 1]; with a truth also ``l1_truth`` of the edit
-        and ``l1_untouched`` of the input, which a good edit comes below.
+        difference to the input in [0, 1]; with a ground truth also ``l1_truth`` of the
+        edit and ``l1_untouched`` of the input, which a good edit comes below.
     """
     images = clip.embed_images(torch.cat([examples.before.to(after), after]))
     texts = clip.embed_texts([*examples.captions, *examples.edited_captions])

@@ -10,6 +10,7 @@ Both take a text-to-image ``StableDiffusion``, whose U-Net has 4 channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -30,21 +31,13 @@ def sdedit(
     image: Image,
     edited_caption: str,
     *,
-    strength: float,
-    cfg_scale: float,
-    steps: int,
     seed: int = 0,
+    **options: Any,
 ) -> Image:
-    """Edit one image, fitted to the model's resolution; see ``sdedit_tensors``."""
-    after = sdedit_tensors(
-        backbone,
-        preprocess(backbone, image),
-        [edited_caption],
-        strength=strength,
-        cfg_scale=cfg_scale,
-        steps=steps,
-        seeds=[seed],
-    )
+    """Edit one image, fitted to the model's resolution; options: ``sdedit_tensors``."""
+    before = preprocess(backbone, image)
+    captions, seeds = [edited_caption], [seed]
+    after = sdedit_tensors(backbone, before, captions, seeds=seeds, **options)
     return to_pil(after)[0]
 
 
@@ -68,10 +61,6 @@ def sdedit_tensors(
         cfg_scale: guidance scale of the captions.
         steps: of the whole trajectory from pure noise.
         seeds: one an image; another seed is another attempt.
-
-    Returns:
-        (B, 3, H, W) in [-1, 1].
-
     Raises:
         ValueError: the strength lies outside (0, 1], or the U-Net is an editor's.
     """
@@ -106,7 +95,7 @@ def text_to_image(
 
 
 def preprocess(backbone: StableDiffusion, image: Image) -> Tensor:
-    """(1, 3, H, W): an image at the model's resolution, its aspect kept."""
+    """(1, 3, H, W): an image at the model's resolution, in its own aspect."""
     side = backbone.resolution
     return to_tensor(fit(load(image), side, multiple=side // 8))
 

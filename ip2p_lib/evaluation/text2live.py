@@ -89,7 +89,6 @@ def text2live(
         edited_caption: what the edited image shows.
         training: the schedule and the weights of the loss.
         seed: of the network and of the crops.
-
     Raises:
         ValueError: the image's sides are no multiples of 4, or CLIP is in half
             precision.
@@ -174,7 +173,7 @@ def layer_loss(
 
 
 def random_crops(pair: Tensor, n: int, seed: int, step: int) -> Tensor:
-    """n crops of 80 to 100 % of both sides, resized to (2 n, 3, H, W).
+    """Crop n times 80 to 100 % of both sides, resized to (2 n, 3, H, W).
 
     Those of the first image come first, then the same of the second.
     """

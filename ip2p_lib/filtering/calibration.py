@@ -1,9 +1,8 @@
 """How many pairs a filter keeps, and how many of those are good (section 3.1.2).
 
 The paper states its thresholds (appendix A.2) without measuring them. Where it is known
-which pairs are good, a threshold is a trade-off: a stricter one keeps fewer pairs, more
-of them good. Read ``precision_recall_curve``, then ``joint_rank``, which makes one
-score of four, and ``calibrate``, which chooses thresholds.
+which pairs are good, a stricter threshold trades recall for precision. Read
+``precision_recall_curve``, then ``calibrate``, which chooses thresholds.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from ip2p_lib.filtering.clip_filter import Scores, keep_best, thresholds_by_scor
 if TYPE_CHECKING:
     from ip2p_lib.config import Filtering
 
+_Option = tuple[float, Tensor]  # a threshold, and which of the pairs reach it
 _Z95 = 1.96  # 95 % of a normal variable lie within so many standard deviations
 
 
@@ -36,12 +36,11 @@ class Proportion(NamedTuple):
 def proportion_ci(hits: Tensor) -> Proportion:
     """Proportion of True in (n,) bool with Wilson's interval; NaN for n = 0.
 
-    Wilson's interval stays within [0, 1], also for small n (Wilson, "Probable
-    inference", JASA 1927).
+    It stays within [0, 1], also for small n (Wilson, "Probable inference", JASA 1927).
     """
-    n, p = len(hits), float(hits.double().mean()) if len(hits) else math.nan
-    if not n:
-        return Proportion(p, 0.0, 1.0)
+    if not (n := len(hits)):
+        return Proportion(math.nan, 0.0, 1.0)
+    p = float(hits.double().mean())
     scale = 1 + _Z95**2 / n
     centre = (p + _Z95**2 / (2 * n)) / scale
     half = _Z95 * math.sqrt(p * (1 - p) / n + _Z95**2 / (4 * n * n)) / scale
@@ -68,10 +67,7 @@ def precision_recall_curve(score: Tensor, good: Tensor) -> PrecisionRecallCurve:
         ValueError: the two differ in length, or there is no pair.
     """
     if score.shape != good.shape or not len(score):
-        raise ValueError(
-            "A curve needs one score and one label per pair, not "
-            f"{len(score)} scores and {len(good)} labels."
-        )
+        raise ValueError(f"No curve from {len(score)} scores, {len(good)} labels.")
     valid = ~score.isnan()
     value, order = score[valid].double().cpu().sort(descending=True)
     hits = good[valid].cpu()[order].double().cumsum(0)
@@ -86,8 +82,7 @@ def precision_recall_curve(score: Tensor, good: Tensor) -> PrecisionRecallCurve:
 def joint_rank(scores: Scores) -> Tensor:
     """The four scores as one, (B,) in [0, 1]: each pair's worst rank of the four.
 
-    A pair of rank q passes four thresholds as long as each of them, on its own, drops
-    no more than the fraction q of all pairs, whatever the scales of the scores.
+    A pair of rank q passes if each threshold drops at most the fraction q of all pairs.
     """
     table = torch.stack(list(vars(scores).values())).double().cpu()  # (4, B)
     below = (table[:, None, :] < table[:, :, None]).double().mean(2)
@@ -102,22 +97,19 @@ class FilterMetrics(NamedTuple):
     recall: Proportion  # of the good, those that are kept
 
 
-def evaluate_filter(kept: Tensor, good: Tensor) -> FilterMetrics:
-    """Keep rate, precision and recall of (B,) bool kept and good pairs."""
-    kept, good = kept.cpu(), good.cpu()
-    parts = kept, good[kept], kept[good]
+def evaluate_filter(keep: Tensor, good: Tensor) -> FilterMetrics:
+    """Keep rate, precision and recall of a filter, from (B,) bool each."""
+    keep, good = keep.cpu(), good.cpu()
+    parts = keep, good[keep], keep[good]
     return FilterMetrics(*(proportion_ci(part) for part in parts))
 
 
 def funnel(
     scores: Scores, groups: Sequence[Hashable], thresholds: Filtering
 ) -> dict[str, Tensor]:
-    """Pairs that remain after each stage of the filter, in its order, as (B,) bool.
+    """Pairs that remain after each stage of the filter, (B,) bool by the stage's name.
 
-    Args:
-        scores: of B pairs.
-        groups: each pair's triplet.
-        thresholds: the filter; ``keep`` is its last stage.
+    ``groups`` has each pair's triplet; ``thresholds.keep`` is the last stage.
     """
     remaining = torch.ones(len(scores.image), dtype=torch.bool)
     stages = {"generated": remaining}
@@ -127,22 +119,6 @@ def funnel(
     best = torch.zeros_like(remaining)
     best[keep_best(scores, groups, thresholds)] = True
     return stages | {f"best {thresholds.keep} of a triplet": best}
-
-
-def acceptance_by_bin(
-    values: Tensor, accepted: Tensor, edges: Sequence[float]
-) -> list[Proportion]:
-    """Proportion of accepted pairs in each bin of a random setting, such as p.
-
-    Args:
-        values: (B,).
-        accepted: (B,) bool.
-        edges: ascending; n + 1 of them make n bins, the last one closed.
-    """
-    inner = torch.tensor(list(edges)[1:-1], dtype=values.dtype)
-    bins = torch.bucketize(values.cpu(), inner, right=True)
-    accepted = accepted.cpu()
-    return [proportion_ci(accepted[bins == i]) for i in range(len(edges) - 1)]
 
 
 def calibrate(
@@ -155,41 +131,41 @@ def calibrate(
 ) -> Filtering:
     """The thresholds that keep most good pairs at a required precision.
 
-    All combinations of three thresholds are tried, each at ``steps`` quantiles of its
-    score; the two captions share one, as in the paper. Evaluate the result on other
-    triplets: on these it looks better than it is.
+    All combinations of three thresholds are tried; the two captions share one, as in
+    the paper. Evaluate the result on other triplets: on these it is too optimistic.
 
     Args:
-        scores: of B pairs.
-        good: (B,) bool.
-        thresholds: its ``keep`` is kept.
-        precision: required fraction of the kept pairs that are good, in [0, 1].
-        steps: thresholds tried per score.
+        scores, good: of B pairs; (B,) bool, which are good.
+        thresholds: gives ``keep``.
+        precision: required fraction of good pairs among the kept, in [0, 1].
+        steps: thresholds tried per score, at its quantiles.
     Raises:
         ValueError: no combination is as precise as that.
     """
-    text = torch.minimum(scores.before, scores.after)
-    good, options = good.cpu(), []
-    for score in (scores.image, text, scores.direction):
-        score = score.double().cpu()
-        quantiles = torch.arange(steps, dtype=torch.float64) / steps
-        limits = score[~score.isnan()].quantile(quantiles)
-        options.append([(float(limit), score >= limit) for limit in limits])
+    text, good = torch.minimum(scores.before, scores.after), good.cpu()
+    options = [_options(x, steps) for x in (scores.image, text, scores.direction)]
 
-    def quality(combination: tuple[tuple[float, Tensor], ...]) -> tuple[int, float]:
-        """Good pairs kept (-1 if too imprecise), then the precision."""
-        (_, image), (_, caption), (_, direction) = combination
-        kept = image & caption & direction
-        hits = int((kept & good).sum())
-        reached = hits / max(int(kept.sum()), 1)
+    def quality(combination: tuple[_Option, ...]) -> tuple[int, float]:
+        """Good pairs kept (-1 if imprecise), then the precision."""
+        keep = torch.stack([passed for _, passed in combination]).all(0)
+        hits = int((keep & good).sum())
+        reached = hits / max(int(keep.sum()), 1)
         return (hits if reached >= precision else -1), reached
 
     best = max(product(*options), key=quality)
     hits, reached = quality(best)
     if hits < 0:
         raise ValueError(
-            f"No thresholds keep pairs of which {precision:.0%} are good; the most "
-            f"precise keep {reached:.0%}. Require less, or generate better pairs."
+            f"No thresholds keep {precision:.0%} good pairs; the most precise keep "
+            f"{reached:.0%}. Require less, or generate better pairs."
         )
     image, caption, direction = (limit for limit, _ in best)
     return replace(thresholds, image=image, text=caption, direction=direction)
+
+
+def _options(score: Tensor, steps: int) -> list[_Option]:
+    """Thresholds at the quantiles of a score."""
+    score = score.double().cpu()
+    quantiles = torch.arange(steps, dtype=torch.float64) / steps
+    limits = score[~score.isnan()].quantile(quantiles)
+    return [(float(limit), score >= limit) for limit in limits]

@@ -5,8 +5,7 @@ unwanted way. CLIP gives each candidate four scores. The paper keeps those that 
 every threshold, at most four per triplet. Read ``score_pairs`` for the four scores,
 then ``passes`` and ``keep_best``.
 
-The scores follow the released ``metrics/clip_similarity.py``; ``diffusion.clip`` says
-where preprocessing differs.
+The scores follow the released ``metrics/clip_similarity.py``.
 """
 
 from __future__ import annotations
@@ -57,10 +56,7 @@ def score_pairs(
     """
     sides = (before, after, captions, edited_captions)
     if len(set(lengths := [len(side) for side in sides])) != 1:
-        raise ValueError(
-            "Each pair needs two images and two captions, but before, after, captions "
-            f"and edited_captions hold {lengths} of them."
-        )
+        raise ValueError(f"Images and captions of pairs differ in number: {lengths}.")
     image_0, image_1 = clip.embed_images(torch.cat([before, after])).chunk(2)
     return score_embeddings(clip, image_0, image_1, [*captions, *edited_captions])
 
@@ -114,15 +110,15 @@ def passes(scores: Scores, thresholds: Filtering) -> Tensor:
 def drop_reasons(scores: Scores, thresholds: Filtering) -> list[str | None]:
     """The first threshold each pair misses (``"image 0.610 < 0.750"``) or None."""
     limits = thresholds_by_score(thresholds)
-    table = torch.stack([getattr(scores, name) for name in limits], 1).tolist()
-    return [_first_miss(row, limits) for row in table]
-
-
-def _first_miss(values: list[float], limits: dict[str, float]) -> str | None:
-    for (name, limit), value in zip(limits.items(), values, strict=True):
-        if not value >= limit:  # in this form NaN is a miss
-            return f"{name} {value:.3f} < {limit:.3f}"
-    return None
+    reasons: list[str | None] = []
+    for row in zip(*(getattr(scores, name).tolist() for name in limits), strict=True):
+        misses = (
+            f"{name} {value:.3f} < {limit:.3f}"
+            for (name, limit), value in zip(limits.items(), row, strict=True)
+            if not value >= limit  # in this form NaN is a miss
+        )
+        reasons.append(next(misses, None))
+    return reasons
 
 
 def keep_best(

@@ -22,14 +22,7 @@ if TYPE_CHECKING:
 
 
 class ThresholdPanel(Panel):
-    """A slider per threshold, above the funnel of B scored pairs.
-
-    Args:
-        scores: of the pairs.
-        groups: each pair's triplet.
-        thresholds: to begin with.
-        good: (B,) bool, where it is known which pairs are good.
-    """
+    """A slider per threshold and the funnel, of which ``plot_funnel`` is the still."""
 
     about = "A panel to move the filter's thresholds; it needs a running notebook."
 
@@ -50,8 +43,8 @@ class ThresholdPanel(Panel):
             thresholds.keep, min=1, max=100, description="keep at most", style=LABEL
         )
         self.message = ipywidgets.HTML()
-        self.picture = ipywidgets.Image(format="png", layout=WIDE)
-        rows = [*self.sliders.values(), self.message, self.picture]
+        self.plot = ipywidgets.Image(format="png", layout=WIDE)
+        rows = [*self.sliders.values(), self.message, self.plot]
         super().__init__(rows, layout={"max_width": "700px"})
         for control in self.sliders.values():
             control.observe(lambda _: self.guard(self._draw), "value")
@@ -65,4 +58,4 @@ class ThresholdPanel(Panel):
 
     def _draw(self) -> None:
         self.say("")
-        self.picture.value = to_png(self.still())
+        self.plot.value = to_png(self.still())

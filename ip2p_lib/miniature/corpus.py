@@ -55,8 +55,10 @@ def sample_edits(
     for seed in seeds:
         scene = sample_scene(seed)
         edit = sample_edit(scene, seed, wording=wording)
-        spoken = language(seed, edit)
-        before, after = (caption(s, seed, spoken) for s in (scene, edit.target))
+        caption_language = language(seed, edit)
+        before, after = (
+            caption(s, seed, caption_language) for s in (scene, edit.target)
+        )
         triplet = Triplet(before, edit.instruction, after, edit.language)
         yield SceneEdit(scene, edit, triplet)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
+from functools import cache
 
 from ip2p_lib.miniature import vocabulary as words
 from ip2p_lib.miniature.phrasings import (
@@ -37,37 +38,43 @@ def article(noun: str) -> str:
     return f"{'an' if an else 'a'} {noun}"
 
 
-def describe(scene: Scene, seed: int, language: str) -> str:
-    """Describe a scene as ``world.caption`` does: the sentence derived from a seed.
+def caption(scene: Scene, seed: int = 0, language: str = "en") -> str:
+    """Describe a scene in one sentence.
 
-    Every choice is drawn whether or not it is used, so that captions of two scenes
-    with one seed differ only where the scenes do.
+    Args:
+        scene: the scene to describe.
+        seed: chooses the phrasing and the synonyms; equal seeds describe two scenes
+            alike, so that captions before and after an edit differ where scenes do.
+        language: ``"en"`` or ``"zh"``.
+
+    Raises:
+        ValueError: another language.
     """
     if language not in LANGUAGES:
         raise ValueError(f"Captions are in 'en' or 'zh', not in {language!r}.")
     rng = random.Random(f"caption {seed}")
     phrasings = load_captions(language)
     pattern = rng.choice(phrasings.patterns)
+    # Every choice is drawn whether or not it is used: see ``seed``.
     pick = [rng.randrange(2) for _ in range(6)]
     shares = [share for share, _, _ in phrasings.objects]
     ((_, two, one),) = rng.choices(phrasings.objects, shares)
     if " with {" in two:
         pick[5] = 0  # "wearing a crown": one "with" is enough
-    said = [
+    texts = [
         _describe_object(thing, (pick[4], pick[5]), language) for thing in scene.things
     ]
     sides = [SIDES[language][_nearest(thing.x)] for thing in scene.things]
-    objects = (two if len(said) == 2 else one).format_map(
+    objects = (two if len(texts) == 2 else one).format_map(
         {
-            "left": said[0],
-            "right": said[-1],
+            "left": texts[0],
+            "right": texts[-1],
             "left side": sides[0],
             "right side": sides[-1],
         }
     )
-    return _join(
-        pattern, {"o": objects, **_attributes(scene, pick, language)}, language
-    )
+    parts = {"o": objects, **_attributes(scene, pick, language)}
+    return _join(pattern, parts, language)
 
 
 def _nearest(x: int) -> int:
@@ -109,12 +116,16 @@ def _describe_object(
     thing: SceneObject, synonyms: tuple[int, int], language: str
 ) -> str:
     if language == "zh":
-        worn = f"戴{words.ACCESSORIES[thing.accessory].zh}的" if thing.accessory else ""
-        finish = words.FINISHES[thing.finish].zh if thing.finish else ""
-        return f"{worn}{finish}{words.OBJECTS[thing.name][1]}"
+        accessory = (
+            f"戴{words.ACCESSORIES[thing.accessory].zh}的" if thing.accessory else ""
+        )
+        finish = words.MATERIALS_AND_COLOURS[thing.finish].zh if thing.finish else ""
+        return f"{accessory}{finish}{words.OBJECTS[thing.name][1]}"
     noun = thing.name
     if thing.finish:
-        noun = words.FINISHES[thing.finish].captions[synonyms[0]].format(noun)
+        noun = (
+            words.MATERIALS_AND_COLOURS[thing.finish].captions[synonyms[0]].format(noun)
+        )
     if thing.accessory:
         noun += f" {words.ACCESSORIES[thing.accessory].captions[synonyms[1]]}"
     return article(noun)
@@ -146,42 +157,63 @@ def instruct(
         raise ValueError(f"The wording is 'train' or 'held-out', not {wording!r}.")
     held_out, book = wording == "held-out", load_phrasebook(language)
     name = "take off" if "old" in change else kind
-    fitting = [
-        phrasing
-        for phrasing in book.phrasings[name]
-        if phrasing.held_out == held_out and _fits(phrasing, scene, change)
-    ]
-    general = [phrasing for phrasing in fitting if not phrasing.values]
-    specific = [phrasing for phrasing in fitting if phrasing.values]
-    chosen = rng.choice(specific if specific and rng.random() < _SPECIFIC else general)
-    text = _fill(chosen.text, _fields(scene, name, change, rng, book))
-    if chosen.form == "plain" and rng.random() < _OPENED:
+    accessories = [thing.accessory for thing in scene.things]
+    general, specific = _fitting_phrasings(
+        language,
+        name,
+        held_out,
+        value=change.get("new", change.get("old", "")),
+        before=getattr(scene, kind, ""),
+        pair=len(scene.things) == 2,
+        # What only one of two objects wears needs no other name.
+        unnamed=name not in REFERRING or accessories.count(change.get("old", "")) == 1,
+    )
+    phrasing = rng.choice(
+        specific if specific and rng.random() < _SPECIFIC else general
+    )
+    text = _fill(phrasing.text, _fields(scene, name, change, rng, book))
+    if phrasing.form == "plain" and rng.random() < _OPENED:
         openers = book.phrasings["openers"]
         opener = rng.choice([o for o in openers if o.held_out == held_out])
         text = opener.text.replace("...", text)
-    return _punctuate(text, chosen.form, rng, language)
+    return _punctuate(text, phrasing.form, rng, language)
 
 
-def _fits(phrasing: Phrasing, scene: Scene, change: dict[str, str]) -> bool:
-    """Whether a phrasing says what changes, without doubt, in this scene."""
-    value = change.get("new", change.get("old"))
-    if phrasing.values and value not in phrasing.values:
-        return False
-    if phrasing.before and getattr(scene, phrasing.kind) != phrasing.before:
-        return False
-    fields = phrasing.fields
-    if len(scene.things) == 1:
-        return "o" not in fields
-    if phrasing.kind not in REFERRING or fields & {"x", "it", "name", "o"}:
-        return True
-    # What only one of the two wears needs no other name.
-    worn = [thing.accessory for thing in scene.things]
-    return "old" in change and worn.count(change["old"]) == 1
+@cache
+def _fitting_phrasings(
+    language: str,
+    kind: str,
+    held_out: bool,
+    *,
+    value: str,
+    before: str,
+    pair: bool,
+    unnamed: bool,
+) -> tuple[list[Phrasing], list[Phrasing]]:
+    """The phrasings that say what changes without doubt: for any value, for this one.
+
+    Args:
+        language, kind, held_out: of the phrasings.
+        value, before: the new value and, of an edit of the whole scene, the old one.
+        pair: the scene has two objects.
+        unnamed: a phrasing need not say which of the two it means.
+    """
+    fitting = [
+        line
+        for line in load_phrasebook(language).phrasings[kind]
+        if line.held_out == held_out
+        and (not line.values or value in line.values)
+        and line.before in ("", before)
+        and (pair or "o" not in line.fields)
+        and (not pair or unnamed or line.fields & {"x", "it", "name", "o"})
+    ]
+    general = [line for line in fitting if not line.values]
+    return general, [line for line in fitting if line.values]
 
 
-def _synonym(rng: random.Random, said: tuple[str, ...]) -> str:
+def _synonym(rng: random.Random, synonyms: tuple[str, ...]) -> str:
     """The commonest word half of the time, else any."""
-    return said[0] if rng.random() < 0.5 else rng.choice(said)
+    return synonyms[0] if rng.random() < 0.5 else rng.choice(synonyms)
 
 
 def _fields(
@@ -194,26 +226,28 @@ def _fields(
     """A text for every field that a phrasing of this edit type may have."""
     names = [thing.name for thing in scene.things]
     nouns = book.words["object", "n"]
-    found = {name: _synonym(rng, nouns[name]) for name in names}
+    words_of = {name: _synonym(rng, nouns[name]) for name in names}
 
     def refer(field: str, index: int) -> str:
         """Refer to the object at ``index``, from the left."""
         ways = book.references.get((field, len(names))) or book.references["x", 2]
         ((_, text),) = rng.choices(ways, [share for share, _ in ways])
         side = book.words["side", "n"][("left", "right")[index]][0]
-        return text.format(name=found[names[index]], side=side, other=found[names[-1]])
+        return text.format(
+            name=words_of[names[index]], side=side, other=words_of[names[-1]]
+        )
 
     index = names.index(change["object"]) if "object" in change else 0
     fields = {"all": refer("all", 0), "x": refer("x", index), "it": refer("it", index)}
-    fields |= {"name": found[names[index]], "o": refer("x", len(names) - 1 - index)}
+    fields |= {"name": words_of[names[index]], "o": refer("x", len(names) - 1 - index)}
     if "side" in change:
         fields["side"] = book.words["side", "n"][change["side"]][0]
     if "new" in change and kind in ("replace", "add"):
         fields["n"] = _synonym(rng, nouns[change["new"]])
     value = change.get("old", change.get("new"))
-    for (table, form), said in book.words.items():
-        if table == kind and value in said:
-            fields[form] = _synonym(rng, said[value])
+    for (table, form), synonyms in book.words.items():
+        if table == kind and value in synonyms:
+            fields[form] = _synonym(rng, synonyms[value])
     return fields
 
 

@@ -63,7 +63,11 @@ def _references(language: str, field: str) -> Surfaces:
     """Every text that ``{x}``, ``{it}`` or ``{all}`` can become."""
     book, surfaces = load_phrasebook(language), Surfaces()
     sides = {words[0]: side for side, words in book.words["side", "n"].items()}
-    names = {word: n for n, said in book.words["object", "n"].items() for word in said}
+    names = {
+        word: n
+        for n, synonyms in book.words["object", "n"].items()
+        for word in synonyms
+    }
     ways = [*book.references[field, 1], *book.references[field, 2]]
     for _, way in ways if field == "all" else [*ways, *book.references["x", 2]]:
         for name in names if "{name}" in way else [None]:
@@ -80,7 +84,9 @@ def _templates(language: str) -> tuple[_Template, ...]:
     """All phrasings of a language, cut into texts and fields."""
     book = load_phrasebook(language)
     tables: dict[tuple[str, str], Surfaces] = {
-        place: {normalise(word): v for v, said in table.items() for word in said}
+        place: {
+            normalise(word): v for v, synonyms in table.items() for word in synonyms
+        }
         for place, table in book.words.items()
     }
     names = tables["object", "n"]
@@ -145,15 +151,15 @@ def read_instruction(instruction: str) -> list[Request]:
     """
     language = "zh" if _CHINESE.search(instruction) else "en"
     whole = normalise(instruction)
-    opened, requests = list(_without_openers(whole, language)), []
+    inside, requests = list(_without_openers(whole, language)), []
     for phrasing, parts, longest in _templates(language):
         texts = [whole]
         if phrasing.form == "plain":
-            texts += [text for text, split in opened if split == phrasing.held_out]
+            texts += [text for text, split in inside if split == phrasing.held_out]
         for text in texts:
             if longest in text:
                 requests += [
-                    _to_request(phrasing, found) for found in _match(parts, text)
+                    _to_request(phrasing, fields) for fields in _match(parts, text)
                 ]
     return list(dict.fromkeys(requests))
 

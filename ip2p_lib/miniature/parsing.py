@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from ip2p_lib.miniature import vocabulary as words
@@ -72,20 +73,23 @@ _NAMES = {name: name for name in words.OBJECTS}
 _NAMES_ZH = {zh: name for name, (_, zh) in words.OBJECTS.items()}
 _SIDES = {"左边": "left", "中间": "middle", "右边": "right"}
 _BEFORE, _AFTER = (
-    {e.captions[i].replace("{}", "").strip(): v for v, e in words.FINISHES.items()}
+    {
+        e.captions[i].replace("{}", "").strip(): v
+        for v, e in words.MATERIALS_AND_COLOURS.items()
+    }
     for i in (0, 1)
 )
-_FINISHES_ZH = {entry.zh: value for value, entry in words.FINISHES.items()}
-_FINISHES = _BEFORE | _AFTER | _FINISHES_ZH
+_FINISH_ZH = {entry.zh: value for value, entry in words.MATERIALS_AND_COLOURS.items()}
+_FINISH = _BEFORE | _AFTER | _FINISH_ZH
 _WORN = _phrases(words.ACCESSORIES) | {
     f"戴{entry.zh}的": value for value, entry in words.ACCESSORIES.items()
 }
 _OBJECT = re.compile(
     rf"(?:\b(?P<before>{_any_of(_BEFORE | _AFTER)}) )?\b(?P<name>{_any_of(_NAMES)})\b"
-    rf"(?: (?P<after>{_any_of(_AFTER)}))?(?: (?P<worn>{_any_of(_WORN)}))?"
+    rf"(?: (?P<after>{_any_of(_AFTER)}))?(?: (?P<accessory>{_any_of(_WORN)}))?"
     rf"(?: (?:on|in) the (?P<side>left|middle|right)\b)?"
-    rf"|(?:(?P<side_zh>{_any_of(_SIDES)})的?)?(?P<worn_zh>{_any_of(_WORN)})?"
-    rf"(?P<before_zh>{_any_of(_FINISHES_ZH)})?(?P<name_zh>{_any_of(_NAMES_ZH)})"
+    rf"|(?:(?P<side_zh>{_any_of(_SIDES)})的?)?(?P<accessory_zh>{_any_of(_WORN)})?"
+    rf"(?P<before_zh>{_any_of(_FINISH_ZH)})?(?P<name_zh>{_any_of(_NAMES_ZH)})"
 )
 
 
@@ -93,8 +97,12 @@ def _to_object(match: re.Match[str]) -> ObjectWords:
     part = match.groupdict()
     name = part["name"] or _NAMES_ZH[part["name_zh"]]
     finish = part["before"] or part["after"] or part["before_zh"]
-    worn = part["worn"] or part["worn_zh"]
-    return name, finish and _FINISHES[finish], worn and _WORN[worn]
+    accessory = part["accessory"] or part["accessory_zh"]
+    return (
+        name,
+        finish and _FINISH[finish],
+        accessory and _WORN[accessory],
+    )
 
 
 def read_caption(caption: str) -> ParsedCaption:
@@ -137,9 +145,9 @@ def count_changes(before: ParsedCaption, after: ParsedCaption) -> int:
     """
     names = [*_TABLES, "rest"]
     changes = sum(getattr(before, name) != getattr(after, name) for name in names)
-    gone, come = _unmatched(before, after)
-    changes += max(len(gone), len(come))
-    for old, new in zip(gone, come, strict=False):
+    only_before, only_after = _unmatched(before, after)
+    changes += max(len(only_before), len(only_after))
+    for old, new in zip(only_before, only_after, strict=False):
         # An object in two respects: another name keeps its finish and its accessory.
         changes += sum(a != b for a, b in zip(old, new, strict=True)) - 1
     sides = dict(zip(before.things, before.sides, strict=False))
@@ -166,9 +174,9 @@ def find_difference(before: ParsedCaption, after: ParsedCaption) -> Difference |
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
             return Difference(name, old, new)
-    gone, come = _unmatched(before, after)
-    first: tuple[str | None, ...] = gone[0] if gone else (None,) * 3
-    second: tuple[str | None, ...] = come[0] if come else (None,) * 3
+    only_before, only_after = _unmatched(before, after)
+    first: tuple[str | None, ...] = only_before[0] if only_before else (None,) * 3
+    second: tuple[str | None, ...] = only_after[0] if only_after else (None,) * 3
     for index, name in enumerate(("name", "finish", "accessory")):
         if first[index] != second[index]:
             whose = first[0] if index else None
@@ -183,7 +191,7 @@ def names_difference(
 
     What the grammar can write is read by its phrasings. Anything else is read by the
     words in it: the new value must be among them, an object that is meant must not be
-    another one, and no other edit may be mentioned. A free wording such as "surprise me"
+    another one, and no other edit may be mentioned. A free wording ("surprise me")
     is not understood and counts as no.
 
     Args:
@@ -220,53 +228,64 @@ def _asks_for(request: Request, difference: Difference, before: ParsedCaption) -
         return False
     if request.object:
         return request.object.resolve(names) == concerned
-    wearers = [worn for _, _, worn in before.things].count(old)
+    wearers = [accessory for _, _, accessory in before.things].count(old)
     return bool(request.other) or len(names) == 1 or wearers == 1
 
 
 @lru_cache
 def _spoken_words() -> tuple[dict[str, dict[str, str]], re.Pattern[str]]:
-    """The words of each attribute's values in instructions, and a pattern for any."""
-    tables = {
-        "name": ("object",),
-        "finish": ("material", "colour"),
-        "accessory": ("accessory", "take off"),
-        **{name: (name,) for name in _TABLES},
+    """What names each attribute's values in instructions, and a pattern for it all."""
+    attributes = {
+        "object": "name",
+        "material": "finish",
+        "colour": "finish",
+        "accessory": "accessory",
+        "take off": "accessory",
+        **{name: name for name in _TABLES},
     }
-    spoken = {name: dict(_PHRASES.get(name, {})) for name in tables}
-    for attribute, names in tables.items():
-        for language in LANGUAGES:
-            for (table, _), values in load_phrasebook(language).words.items():
-                for value, said in values.items() if table in names else ():
-                    nouns = (re.sub(r"^(an?|the) ", "", word.lower()) for word in said)
-                    spoken[attribute] |= dict.fromkeys(nouns, value)
-    every = [word for table in spoken.values() for word in table]
+    values_of = {name: dict(_PHRASES.get(name, {})) for name in attributes.values()}
+    for book in map(load_phrasebook, LANGUAGES):
+        for (table, _), values in book.words.items():
+            for value, synonyms in values.items() if table in attributes else ():
+                nouns = [re.sub("^(an?|the) ", "", word.lower()) for word in synonyms]
+                values_of[attributes[table]] |= dict.fromkeys(nouns, value)
+        for phrasing in chain(*(book.phrasings[name] for name in _TABLES)):
+            if len(phrasing.values) == 1 and not phrasing.fields:
+                text = phrasing.text.lower().strip("?？")
+                values_of[phrasing.kind][text] = phrasing.values[0]
+    everything = [text for table in values_of.values() for text in table]
     pattern = re.compile(
-        rf"\b(?:{_any_of(w for w in every if w.isascii())})\b"
-        rf"|{_any_of(w for w in every if not w.isascii())}"
+        rf"\b(?:{_any_of(w for w in everything if w.isascii())})\b"
+        rf"|{_any_of(w for w in everything if not w.isascii())}"
     )
-    return spoken, pattern
+    return values_of, pattern
 
 
 _TAKES_AWAY = re.compile(
-    r"\b(remove|delete|erase|disappear|get rid|without|only|take (?!place))|去掉|移除"
+    r"\b(remove|delete|erase|disappear|get rid|without|only|take (?!place)|no|not|lose"
+    r"|off|away|gone|don't|drop|minus)\b|去掉|移除|不|别|拿走|摘|删|没"
 )
+_LEFT, _RIGHT = re.compile(r"\bleft\b|左"), re.compile(r"\bright\b|右")
 
 
 def _mentions(instruction: str, difference: Difference, before: ParsedCaption) -> bool:
     """Whether the words of a free instruction name a difference."""
     attribute, old, new = difference.attribute, difference.old, difference.new
-    if bool(_TAKES_AWAY.search(instruction)) != (new is None):
+    comes_or_goes = attribute in ("name", "accessory") and None in (old, new)
+    if comes_or_goes and bool(_TAKES_AWAY.search(instruction)) != (new is None):
         return False
     tables, pattern = _spoken_words()
-    spoken = set(pattern.findall(instruction.lower()))
-    values = {a: {t[word] for word in spoken & t.keys()} for a, t in tables.items()}
-    there = {name for name, _, _ in before.things}
+    mentioned = set(pattern.findall(instruction.lower()))
+    values = {a: {t[word] for word in mentioned & t.keys()} for a, t in tables.items()}
+    there, named = [name for name, _, _ in before.things], values["name"]
+    if len(there) == 2 and not named & set(there):
+        named |= {there[0]} if _LEFT.search(instruction) else set()
+        named |= {there[1]} if _RIGHT.search(instruction) else set()
     if attribute == "name" and new is None:
-        meant = there - {old} if "only" in instruction else {old}
-        return values["name"] == meant and not values["accessory"]
-    meant = {difference.thing} if difference.thing else {old, new}
+        rest = {name for name in there if name != old}
+        return named == (rest if "only" in instruction else {old})
+    allowed = {difference.thing} if difference.thing else {old, new}
     if attribute == "name" and old is None:
-        meant = there | {new}  # beside what it stands
-    unclear = len(there) > 1 and difference.thing not in (None, *values["name"])
-    return (new or old) in values[attribute] and values["name"] <= meant and not unclear
+        allowed = {*there, new}  # beside what it stands
+    unclear = len(there) > 1 and difference.thing not in (None, *named)
+    return (new or old) in values[attribute] and named <= allowed and not unclear

@@ -105,8 +105,8 @@ class Phrasebook:
         value, equals, rest = (part.strip() for part in line.partition("="))
         if value not in TABLES.get(table, {}) or not equals or not rest:
             raise ValueError(f"{line!r} is not 'value = word, word' of [words {name}].")
-        said = tuple(word.strip() for word in rest.split(","))
-        self.words.setdefault((table, form), {})[value] = said
+        synonyms = tuple(word.strip() for word in rest.split(","))
+        self.words.setdefault((table, form), {})[value] = synonyms
 
     def _check_fields(self, phrasing: Phrasing) -> None:
         """Refuse a phrasing with fields that its edit type cannot fill."""
@@ -114,8 +114,8 @@ class Phrasebook:
         values = set(phrasing.values or TABLES.get(kind, ()))
         forms = {
             f
-            for (t, f), said in self.words.items()
-            if t == kind and values <= set(said)
+            for (t, f), synonyms in self.words.items()
+            if t == kind and values <= set(synonyms)
         }
         known = FIELDS.get(kind, set()) | forms
         if phrasing.fields - known or {*"{}"} & {*_FIELD.sub("", text)}:
@@ -161,17 +161,20 @@ def _read_lines(path: Path) -> Iterator[tuple[str, str, str]]:
 
 
 @lru_cache
-def load_phrasebook(language: str, folder: Path = FOLDER) -> Phrasebook:
+def load_phrasebook(language: str, folder: Path | None = None) -> Phrasebook:
     """Read the phrasings of instructions in one language.
 
     Args:
         language: ``"en"`` or ``"zh"``.
-        folder: with ``en.txt`` and ``zh.txt``.
+        folder: with ``en.txt`` and ``zh.txt``; None is ``FOLDER``.
 
     Raises:
         ValueError: a line that cannot be used, with its file and number.
     """
-    book, lines = Phrasebook(language), _read_lines(folder / f"{language}.txt")
+    book, lines = (
+        Phrasebook(language),
+        _read_lines((folder or FOLDER) / f"{language}.txt"),
+    )
     # Phrasings last: words say which fields they may have.
     for where, header, line in sorted(lines, key=lambda x: x[1][:6] != "words "):
         try:
@@ -190,14 +193,14 @@ class CaptionPhrasings:
 
 
 @lru_cache
-def load_captions(language: str, folder: Path = FOLDER) -> CaptionPhrasings:
+def load_captions(language: str, folder: Path | None = None) -> CaptionPhrasings:
     """Read the patterns of captions in one language from ``captions.txt``.
 
     Raises:
         ValueError: a line that cannot be used, with its file and number.
     """
     book = CaptionPhrasings([], [])
-    for where, header, line in _read_lines(folder / "captions.txt"):
+    for where, header, line in _read_lines((folder or FOLDER) / "captions.txt"):
         parts = tuple(part.strip() for part in line.split("|"))
         if header == language:
             if {*_FIELD.findall(line)} != {*"moptw"}:

@@ -2,7 +2,7 @@
 
 A scene becomes a row of integers (``encode``); everything after that is tensor
 arithmetic over the whole batch: sky and land, sprites, light, weather, medium. No pixel
-depends on the rest of the batch. Detail is kept coarse enough for 16 x 16 x 4 latents:
+depends on the rest of the batch. Detail is coarse enough for latents of few cells:
 flakes, stars and streaks are few and large.
 """
 
@@ -27,7 +27,7 @@ from ip2p_lib.miniature.scenes import Scene
 SIZE = 64  # pixels of a sprite's side
 COLUMNS = 16  # sprites in one row of an atlas
 _OBJECTS = list(words.OBJECTS)
-_FINISHES = list(words.FINISHES)
+_MATERIALS_AND_COLOURS = list(words.MATERIALS_AND_COLOURS)
 _ACCESSORIES = list(words.ACCESSORIES)
 # Columns of a code: the scene, then seven numbers for each of two objects.
 SCENE_COLUMNS, OBJECT_COLUMNS = 6, 7
@@ -68,10 +68,10 @@ def _code(scene: Scene) -> list[int]:
         scene.variation,
     ]
     for thing in scene.things:
-        finish = _FINISHES.index(thing.finish) if thing.finish else -1
-        worn = _ACCESSORIES.index(thing.accessory) if thing.accessory else -1
+        finish = _MATERIALS_AND_COLOURS.index(thing.finish) if thing.finish else -1
+        accessory = _ACCESSORIES.index(thing.accessory) if thing.accessory else -1
         place = (thing.x, thing.base, thing.size, int(thing.mirrored))
-        code += [_OBJECTS.index(thing.name), *place, finish, worn]
+        code += [_OBJECTS.index(thing.name), *place, finish, accessory]
     empty = [-1, 0, 0, 1, 0, -1, -1]
     return code + empty * (2 - len(scene.things))
 
@@ -135,7 +135,9 @@ def _draw(sprite: Tensor, left: Tensor, top: Tensor, size: Tensor) -> Tensor:
 
 def _tint(sprite: Tensor, finish: Tensor) -> Tensor:
     """Recolour premultiplied sprites by the gradient of their finish, if any."""
-    table = torch.tensor([_GRADIENTS[name] for name in _FINISHES], device=sprite.device)
+    table = torch.tensor(
+        [_GRADIENTS[name] for name in _MATERIALS_AND_COLOURS], device=sprite.device
+    )
     dark, middle, light = table[finish.clamp(min=0)].unbind(1)
     alpha = sprite[:, 3:]
     luma = sprite[:, :3].mean(1, keepdim=True) / alpha.clamp(min=1e-3)
@@ -152,21 +154,21 @@ def _over(image: Tensor, layer: Tensor, light: Tensor) -> Tensor:
 
 def _object_layers(code: Tensor, thing: Tensor, sprites: Tensor) -> list[Tensor]:
     """Layers of one object and of what it wears, (B, 4, 128, 128) each."""
-    name, x, base, size, mirrored, finish, worn = thing.unbind(1)
-    art, shown = code[:, 4], (name >= 0)
+    name, x, base, size, mirrored, finish, accessory = thing.unbind(1)
+    art, visible = code[:, 4], (name >= 0)
     chosen = sprites[art, name.clamp(min=0)]
     flip = mirrored.bool()[:, None, None, None]
     chosen = torch.where(flip, chosen.flip(-1), chosen)
-    chosen = _tint(chosen, finish) * shown[:, None, None, None]
+    chosen = _tint(chosen, finish) * visible[:, None, None, None]
     side, left, top = size.float(), x - size / 2, base - size.float()
     body = _draw(chosen, left, top, side)
 
     head = _heads(sprites)[art, name.clamp(min=0)]  # (B, 3)
     across = torch.where(mirrored.bool(), 1 - head[:, 2], head[:, 2])
     fit = torch.tensor([_WORN[key] for key in _ACCESSORIES], device=code.device)
-    down, width, anchor = fit[worn.clamp(min=0)].unbind(1)
-    small = F.avg_pool2d(sprites[art, len(_OBJECTS) + worn.clamp(min=0)], 2)
-    small = small * ((worn >= 0) & shown)[:, None, None, None]
+    down, width, anchor = fit[accessory.clamp(min=0)].unbind(1)
+    small = F.avg_pool2d(sprites[art, len(_OBJECTS) + accessory.clamp(min=0)], 2)
+    small = small * ((accessory >= 0) & visible)[:, None, None, None]
     extent = width * side
     worn_left = left + across * side - extent / 2
     worn_top = top + (head[:, 0] + down * head[:, 1]) * side - anchor * extent

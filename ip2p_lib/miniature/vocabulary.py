@@ -79,7 +79,7 @@ COLOURS: dict[str, Words] = {
     "green": Words(("green {}", "bright green {}"), "绿色"),
     "purple": Words(("purple {}", "bright purple {}"), "紫色"),
 }
-FINISHES: dict[str, Words] = {**MATERIALS, **COLOURS}
+MATERIALS_AND_COLOURS: dict[str, Words] = {**MATERIALS, **COLOURS}
 ACCESSORIES: dict[str, Words] = {
     "top hat": Words(("wearing a top hat", "with a top hat"), "礼帽"),
     "crown": Words(("wearing a crown", "with a crown"), "皇冠"),

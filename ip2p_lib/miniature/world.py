@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.grammar import describe, instruct
+from ip2p_lib.miniature.grammar import caption as caption
+from ip2p_lib.miniature.grammar import instruct
 from ip2p_lib.miniature.scenes import (
     BASES,
     CENTRES,
@@ -24,17 +25,6 @@ from ip2p_lib.miniature.scenes import (
     Scene,
     SceneObject,
 )
-
-__all__ = [
-    "KINDS",
-    "Edit",
-    "Scene",
-    "SceneObject",
-    "caption",
-    "possible_kinds",
-    "sample_edit",
-    "sample_scene",
-]
 
 
 def _draw_object(
@@ -47,7 +37,9 @@ def _draw_object(
         base=rng.choice(BASES),
         size=rng.choice(sizes),
         mirrored=rng.random() < 0.5,
-        finish=rng.choice(list(words.FINISHES)) if rng.random() < 0.2 else None,
+        finish=rng.choice(list(words.MATERIALS_AND_COLOURS))
+        if rng.random() < 0.2
+        else None,
         accessory=rng.choice(list(words.ACCESSORIES)) if rng.random() < 0.2 else None,
     )
 
@@ -89,8 +81,8 @@ def sample_scene(seed: int) -> Scene:
 Change = tuple[Scene, dict[str, str]]
 
 
-def _draw_other(rng: random.Random, table: dict, *taken: str | None) -> str:
-    return rng.choice([name for name in table if name not in taken])
+def _draw_other(rng: random.Random, table: dict, *excluded: str | None) -> str:
+    return rng.choice([name for name in table if name not in excluded])
 
 
 def _with_object(scene: Scene, index: int, changed: SceneObject) -> Scene:
@@ -203,29 +195,14 @@ def sample_edit(
     """
     rng = random.Random(f"edit {seed}")
     allowed = possible_kinds(scene)
-    chosen = rng.choice(allowed) if kind is None else kind
-    if chosen not in allowed:
+    edit_type = rng.choice(allowed) if kind is None else kind
+    if edit_type not in allowed:
         raise ValueError(
-            f"An edit of type {chosen!r} is not possible here: this scene is a "
+            f"An edit of type {edit_type!r} is not possible here: this scene is a "
             f"{scene.medium} of {len(scene.things)} object(s). Choose one of "
             f"{', '.join(allowed)}."
         )
-    target, change = _CHANGES[chosen](rng, scene)
+    target, change = _CHANGES[edit_type](rng, scene)
     language = "zh" if rng.random() < 0.25 else "en"
-    instruction = instruct(scene, chosen, change, rng, wording, language)
-    return Edit(chosen, instruction, target, language)
-
-
-def caption(scene: Scene, seed: int = 0, language: str = "en") -> str:
-    """Describe a scene in one sentence.
-
-    Args:
-        scene: the scene to describe.
-        seed: chooses the phrasing and the synonyms; equal seeds describe two scenes
-            alike, so that captions before and after an edit differ where scenes do.
-        language: ``"en"`` or ``"zh"``.
-
-    Raises:
-        ValueError: another language.
-    """
-    return describe(scene, seed, language)
+    instruction = instruct(scene, edit_type, change, rng, wording, language)
+    return Edit(edit_type, instruction, target, language)

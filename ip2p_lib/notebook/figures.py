@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -32,21 +31,6 @@ from ip2p_lib.notebook.style import (
     text_style,
     wrap_text,
 )
-
-__all__ = [
-    "COLOURS",
-    "PAGE",
-    "film_strip",
-    "plot_counts",
-    "plot_curve",
-    "plot_histograms",
-    "plot_lines",
-    "plot_loss",
-    "show_grid",
-    "show_pairs",
-    "to_image",
-    "to_png",
-]
 
 Images = Image | torch.Tensor | Sequence[Image | torch.Tensor]
 Numbers = Sequence[float] | torch.Tensor
@@ -186,19 +170,6 @@ def plot_curve(curves: Mapping[str, Sequence[tuple[float, float, Any]]]) -> Figu
         )
         for x, y, scale in points:
             axes.text(x, y, f" {scale}", va="bottom", fontsize=POINTS - 2)
-    axes.legend(frameon=False, fontsize=POINTS - 1)
-    return figure
-
-
-def plot_loss(runs: Mapping[str, Numbers], *, window: int = 20) -> Figure:
-    """Plot training losses by step, faint, with their running means over ``window``."""
-    figure, axes = new_plot("step", "loss")
-    for (name, losses), colour in zip(runs.items(), cycle(COLOURS), strict=False):
-        raw = np.asarray(losses, dtype=float)
-        width = max(1, min(window, len(raw) // 2))
-        mean = np.convolve(raw, np.ones(width) / width, mode="valid")
-        axes.plot(raw, color=colour, alpha=0.25, linewidth=0.8)
-        axes.plot(np.arange(width - 1, len(raw)), mean, color=colour, label=name)
     axes.legend(frameon=False, fontsize=POINTS - 1)
     return figure
 

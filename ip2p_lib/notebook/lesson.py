@@ -148,29 +148,27 @@ def check_value(name: str, value: Any, allowed: Allowed) -> Any:
     Raises:
         ParameterError: says what the parameter may be.
     """
-    valid, expected = _validate(value, allowed)
-    if not valid:
-        raise ParameterError(f"{name} must be {expected}, got {value!r}.")
-    return value
-
-
-def _validate(value: Any, allowed: Allowed) -> tuple[bool, str]:
-    """Whether the value is allowed, and a text that says what is."""
     if allowed is bool:
-        return isinstance(value, bool), "True or False"
-    if allowed is str:
-        return isinstance(value, str) and bool(value.strip()), "text that is not empty"
-    if isinstance(allowed, type):
+        valid, expected = isinstance(value, bool), "True or False"
+    elif allowed is str:
+        valid = isinstance(value, str) and bool(value.strip())
+        expected = "text that is not empty"
+    elif isinstance(allowed, type):
         raise TypeError(f"Only bool and str stand for a whole type, not {allowed!r}.")
-    if isinstance(allowed, tuple) and len(allowed) == 2 and _is_number(*allowed):
+    elif isinstance(allowed, tuple) and len(allowed) == 2 and _is_number(*allowed):
         low, high = allowed
         whole = isinstance(low, int) and isinstance(high, int)
         number = _is_number(value) and (isinstance(value, int) or not whole)
-        text = f"a {'whole ' if whole else ''}number from {low} to {high}"
-        return number and low <= value <= high, text
-    choices = list(allowed)
-    hint = f" (nearest: {_nearest(value, choices)!r})" if isinstance(value, str) else ""
-    return value in choices, f"one of {', '.join(map(repr, choices))}{hint}"
+        valid = number and low <= value <= high
+        expected = f"a {'whole ' if whole else ''}number from {low} to {high}"
+    else:
+        valid = value in allowed
+        expected = f"one of {', '.join(map(repr, allowed))}"
+        if isinstance(value, str):
+            expected += f" (nearest: {_nearest(value, [*map(str, allowed)])!r})"
+    if not valid:
+        raise ParameterError(f"{name} must be {expected}, got {value!r}.")
+    return value
 
 
 def _is_number(*values: Any) -> bool:

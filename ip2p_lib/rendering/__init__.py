@@ -3,7 +3,7 @@
 The main path: ``candidates`` (random settings), ``render`` (batches of pairs),
 ``paired_sampling`` (the sampling loop) and ``shared_attention`` (the released method).
 The original Prompt-to-Prompt: ``word_edits``, ``token_alignment``, ``cross_attention``.
-The same pairs in half the work: ``trees``, ``trajectories``, ``continuous_batching``.
+The same pairs, faster: ``trees``, ``trajectories``, ``continuous_batching``.
 """
 
 from ip2p_lib.rendering.candidates import (

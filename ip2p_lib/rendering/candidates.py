@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,21 +19,11 @@ from ip2p_lib import rng
 from ip2p_lib.rendering.word_edits import LocalBlend, WordEdit
 from ip2p_lib.triplets.record import Triplet
 
+if TYPE_CHECKING:
+    from ip2p_lib.config import Rendering
+
 TAU_RANGE = (0.2, 0.8)  # ours: fraction of steps with edited cross-attention
 SEED_BITS = 48  # so that a JSON reader that parses numbers as floats keeps a seed
-
-
-class Ranges(Protocol):
-    """The fields of ``config.Rendering`` that ``draw_candidates`` reads."""
-
-    @property
-    def p_min(self) -> float: ...
-    @property
-    def p_max(self) -> float: ...
-    @property
-    def cfg_min(self) -> float: ...
-    @property
-    def cfg_max(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -61,7 +51,7 @@ class Candidate:
 
 
 def draw_candidates(
-    triplets: Sequence[Triplet], n: int, run_seed: int, settings: Ranges
+    triplets: Sequence[Triplet], n: int, run_seed: int, settings: Rendering
 ) -> list[Candidate]:
     """Draw n candidates for each triplet (3.1.2; released ``generate_img_dataset.py``).
 
@@ -83,10 +73,7 @@ def draw_candidates(
     )
     p = settings.p_min + (settings.p_max - settings.p_min) * u_p
     cfg = settings.cfg_min + (settings.cfg_max - settings.cfg_min) * u_cfg
-    return [
-        Candidate(*row)
-        for row in zip(owners, seeds, p.tolist(), cfg.tolist(), strict=True)
-    ]
+    return list(map(Candidate, owners, seeds, p.tolist(), cfg.tolist()))
 
 
 def _seed(triplet: Triplet, index: int, run_seed: int) -> int:

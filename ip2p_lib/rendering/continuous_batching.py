@@ -47,9 +47,7 @@ def generate_batched(
         raise ValueError(f"A pair needs 2 batch rows, not {batch_rows}.")
     coefficients = sampler_coefficients(backbone.schedule, steps, sampler)
     batch = TrajectoryBatch(backbone, coefficients, batch_rows)
-    trees = build_trees(
-        backbone, candidates, coefficients, sampler, prefetch=batch_rows
-    )
+    trees = build_trees(backbone, candidates, coefficients, sampler, batch_rows)
     finished = list[Trajectory]()
     while batch.fill(trees):
         batch.branch()

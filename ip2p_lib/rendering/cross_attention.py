@@ -57,12 +57,12 @@ class AttentionController:
 
     def __init__(
         self,
+        unet: UNet2DConditionModel,
         edits: EditTensors,
         steps: int,
         grid: tuple[int, int],
-        device: torch.device,
-        dtype: torch.dtype,
     ) -> None:
+        device, dtype = unet.device, unet.dtype
         active = [is_active(edits.tau, i, steps) for i in range(steps)]
         self._active = torch.stack(active).to(device)  # (steps, N)
         self._mapper = edits.mapper.to(device, dtype)
@@ -84,11 +84,7 @@ class AttentionController:
         self.keep = torch.where(active[:, None], self._keep, 1.0)
 
     def blend_mask(self, size: tuple[int, int]) -> Tensor:
-        """(N, 1, H, W) bool, where the second images may differ after a step.
-
-        Args:
-            size: (H, W) of the latents.
-        """
+        """(N, 1, H, W) bool for latents of a size: where second images may differ."""
         return blend_mask(self.attention_sum, self.grid, size, self._threshold)
 
 
@@ -117,11 +113,8 @@ class EditedCrossAttnProcessor:
         v = split_heads(attn.to_v(encoder_hidden_states), attn.heads)
         if control.mapper is None or control.keep is None:
             return project_out(attn, F.scaled_dot_product_attention(q, k, v))
-        if 4 * len(control.mapper) != len(q):
-            raise ValueError(
-                f"The edits are of {len(control.mapper)} pairs, four rows each, but "
-                f"the batch has {len(q)} rows."
-            )
+        if (n := 4 * len(control.mapper)) != len(q):
+            raise ValueError(f"The edits have {n} rows, but the batch {len(q)} rows.")
         tokens, total = control.blend_tokens, control.attention_sum
         if tokens is not None and q.shape[2] == total.shape[1]:
             half = len(q) // 2
@@ -153,14 +146,11 @@ def edited_attention(
 
 
 def token_attention(q: Tensor, k: Tensor, tokens: Tensor) -> Tensor:
-    """Attention of each position to some tokens, summed over these, mean over heads.
+    """Attention to some tokens, summed over these, mean over heads: (rows, positions).
 
     Args:
-        q: (rows, heads, positions, d).
-        k: (rows, heads, L, d).
+        q, k: (rows, heads, positions, d) and (rows, heads, L, d).
         tokens: (rows, L), 1 for each of the tokens.
-    Returns:
-        (rows, positions).
     """
     value = tokens[:, None, :, None].expand(-1, q.shape[1], -1, -1)
     return F.scaled_dot_product_attention(q, k, value).mean(1).squeeze(-1)
@@ -191,11 +181,9 @@ def blend_mask(
 
 
 def blend_latents(mask: Tensor, latents: Tensor) -> Tensor:
-    """Restore the first image outside the mask (last line of Algorithm 1).
+    """Restore the first image outside a (N, 1, h, w) mask (end of Algorithm 1).
 
-    Args:
-        mask: (N, 1, h, w) bool.
-        latents: (2N, C, h, w), all first images first; so is the result.
+    ``latents`` and the result are (2N, C, h, w), all first images first.
     """
     before, after = latents.chunk(2)
     return torch.cat((before, torch.where(mask, after, before)))
@@ -204,14 +192,10 @@ def blend_latents(mask: Tensor, latents: Tensor) -> Tensor:
 def attention_resolution(
     unet: UNet2DConditionModel, size: tuple[int, int]
 ) -> tuple[int, int]:
-    """Height and width of the maps that ``LocalBlend`` uses.
+    """Height and width of the maps that ``LocalBlend`` uses, for latents of a size.
 
     These are the coarsest of the U-Net's outer blocks: 16 x 16 positions for Stable
     Diffusion 1.5 at 512 px, as in the released code.
-
-    Args:
-        unet: Stable Diffusion 1.5's architecture.
-        size: (h, w) of the latent.
     """
     blocks = unet.config.down_block_types
     level = max(i for i, name in enumerate(blocks) if "CrossAttn" in name)
@@ -228,16 +212,12 @@ def edit_cross_attention(
     Args:
         unet: with Stable Diffusion 1.5's transformer blocks.
         edits: of the N pairs in the batch, which has 4N rows.
-        steps: of the whole trajectory.
-        size: (h, w) of the latent.
+        steps, size: number of steps in all, and (h, w) of the latents.
     Yields:
-        The controller that all layers use; plain attention before ``set_step``. The old
-        processors return at exit, also on errors.
-    Raises:
-        ValueError: the U-Net has no cross-attention.
+        The controller that all layers use; plain attention before ``set_step``. Raises
+        as ``use_attention_processor``.
     """
-    grid = attention_resolution(unet, size)
-    control = AttentionController(edits, steps, grid, unet.device, unet.dtype)
+    control = AttentionController(unet, edits, steps, attention_resolution(unet, size))
     processor = EditedCrossAttnProcessor(control)
     with use_attention_processor(unet, CROSS_ATTENTION, processor):
         yield control

@@ -9,7 +9,7 @@ half. Here p means the same with and without word edits, so the two can be compa
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,17 +58,13 @@ def sample_pairs(
     """
     coefficients = sampler_coefficients(schedule, steps, sampler)
     x = x0 = initial_latent(noise(-1), coefficients, sampler)
-    height, width = x.shape[-2:]
+    size = x.shape[-2], x.shape[-1]
     # Copied to the device once, so that no step waits for it.
     sources = torch.stack([source_rows(is_active(p, i, steps)) for i in range(steps)])
     sources, on_device = sources.to(x.device), coefficients.to(x)
-    with ExitStack() as stack:
-        shared = control = None
-        if p.any():
-            shared = stack.enter_context(share_self_attention(unet))
-        if edits:
-            editing = edit_cross_attention(unet, edits, steps, (height, width))
-            control = stack.enter_context(editing)
+    sharing = share_self_attention(unet) if p.any() else nullcontext()
+    editing = edit_cross_attention(unet, edits, steps, size) if edits else nullcontext()
+    with sharing as shared, editing as control:
         for i in range(steps):
             if shared:
                 shared.source = sources[i]
@@ -78,9 +74,7 @@ def sample_pairs(
             z = noise(i) if coefficients[i, 5] > 0 else None
             x, x0 = sampler_step(x, denoise(x, t), x0, z, on_device[i])
             if control and edits and edits.blends:
-                # Algorithm 1 of Hertz et al. restores the first image outside the
-                # edited region. The predicted x0 goes along: a sampler that
-                # extrapolates then continues there as the first image does.
-                mask = control.blend_mask((height, width))
+                # Algorithm 1 of Hertz et al.; x0 too, for samplers that extrapolate.
+                mask = control.blend_mask(size)
                 x, x0 = blend_latents(mask, x), blend_latents(mask, x0)
     return x

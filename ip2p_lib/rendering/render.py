@@ -1,8 +1,6 @@
 """Generate the two captions of a triplet as two matching images (3.1.2).
 
-A triplet is attempted many times (``candidates``). All attempts are generated here, and
-CLIP selects later. A batch of N candidates is one U-Net batch of 4N rows, in the
-released code's order:
+A batch of N candidates is one U-Net batch of 4N rows, in the released code's order:
 
     [u0 | u1 | c0 | c1]     u: empty caption   c: own caption   0, 1: before, after
 
@@ -116,7 +114,7 @@ def generate_images(
 
     Args:
         backbone, steps, sampler: as in ``generate_pairs``.
-        captions, seeds: one of each an image.
+        captions, seeds: one of each per image.
         cfg_scale: guidance scale of all.
         batch_size: images at once, two U-Net rows each.
     Yields:
@@ -146,16 +144,10 @@ def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 def encode_captions(
     backbone: StableDiffusion, captions: Sequence[str], cache: dict[str, Tensor]
 ) -> Tensor:
-    """Encode the captions of a batch, each distinct text once.
+    """Encode B captions to (B, L, D), each distinct text once.
 
-    Args:
-        backbone: has the text encoder.
-        captions: B of them.
-        cache: embeddings by caption; holds those of the latest batch.
-    Returns:
-        (B, L, D) embeddings.
-    Raises:
-        ValueError: a caption is too long for the text encoder.
+    ``cache`` has the embeddings of the latest batch by caption. Raises ValueError if a
+    caption is too long for the text encoder.
     """
     new = [caption for caption in dict.fromkeys(captions) if caption not in cache]
     if new:

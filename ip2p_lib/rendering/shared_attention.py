@@ -114,13 +114,9 @@ def use_attention_processor(
 def share_self_attention(unet: UNet2DConditionModel) -> Iterator[SharedAttention]:
     """Let a U-Net share self-attention between rows inside a ``with`` block.
 
-    Args:
-        unet: with Stable Diffusion 1.5's transformer blocks.
     Yields:
         The ``SharedAttention`` that all its self-attention layers read, at first with
-        plain attention. The old processors return at exit, also on errors.
-    Raises:
-        ValueError: the U-Net has no transformer block.
+        plain attention. Raises as ``use_attention_processor``.
     """
     state = SharedAttention()
     with use_attention_processor(unet, SELF_ATTENTION, SharedSelfAttnProcessor(state)):
@@ -128,28 +124,22 @@ def share_self_attention(unet: UNet2DConditionModel) -> Iterator[SharedAttention
 
 
 def is_active(p: Tensor, step: int, steps: int) -> Tensor:
-    """Whether a pair still shares attention at a step (released code's rule).
+    """(N,) bool, whether pairs still share attention at a step (released code's rule).
 
     Args:
         p: (N,) fraction of steps with shared attention, in [0, 1].
-        step: index of the step, 0 first.
-        steps: of the whole trajectory.
-    Returns:
-        (N,) bool, p > step / (steps - 1): with 100 steps p = 0.1 is active for 10.
+        step, steps: index of the step, 0 first, and their number. With 100 steps
+            p = 0.1 is active for 10.
     """
     return p > step / max(steps - 1, 1)
 
 
 def source_rows(active: Tensor) -> Tensor:
-    """Row indices for a batch of N pairs in four blocks, [u0 | u1 | c0 | c1].
+    """Row indices (4N,) for a batch of N pairs in four blocks, [u0 | u1 | c0 | c1].
 
     u is the unconditional half, c the conditional one, 0 and 1 the images of a pair.
-
-    Args:
-        active: (N,) bool, which pairs share.
-    Returns:
-        (4N,) int64: where active, image 1 points to image 0 of its own half; every
-        other row points to itself.
+    Where ``active``, (N,) bool, image 1 points to image 0 of its own half; every other
+    row points to itself.
     """
     n = len(active)
     rows = torch.arange(4 * n, device=active.device).reshape(2, 2, n)

@@ -15,14 +15,13 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizerFast
 
 
 class Block(NamedTuple):
@@ -58,18 +57,11 @@ def align(before: Sequence[int], after: Sequence[int], end: int) -> list[Block]:
     """Align two captions' token ids, longest common stretch first.
 
     Args:
-        before, after: ids of equal number, padding included.
+        before, after: ids, padded to one length.
         end: id of the end marker, after which the padding begins.
     Returns:
         Blocks that cover both captions in order.
-    Raises:
-        ValueError: a caption has no end marker, or their lengths differ.
     """
-    if end not in before or end not in after or len(before) != len(after):
-        raise ValueError(
-            f"Align captions that end with token {end} and are padded to one length, "
-            f"not {len(before)} and {len(after)} ids."
-        )
     n, m, length = before.index(end), after.index(end), len(before)
     codes = SequenceMatcher(None, before[:n], after[:m], autojunk=False).get_opcodes()
     return [*(Block(*code) for code in codes), Block("end", n, length, m, length)]
@@ -127,49 +119,28 @@ def changed_tokens(blocks: Sequence[Block]) -> tuple[list[int], list[int]]:
     return before, [j for b in changed for j in range(b.j1, b.j2)]
 
 
-def find_tokens(tokenizer: CLIPTokenizer, caption: str, phrase: str) -> list[int]:
+def find_tokens(tokenizer: CLIPTokenizerFast, caption: str, phrase: str) -> list[int]:
     """Indices of a phrase's tokens in a caption, at each occurrence.
 
     A token that spans the phrase and its neighbour counts too, as in Chinese.
 
     Args:
-        tokenizer: any CLIP tokenizer; only its tokens are read, no offsets.
+        tokenizer: any CLIP tokenizer with offsets.
         caption: any text, not truncated.
         phrase: one or several words; case and spacing do not matter.
     Raises:
-        ValueError: the caption does not contain the phrase as whole words, or the
-            tokenizer has no tokens for some of its letters.
+        ValueError: the caption does not contain the phrase as whole words.
     """
-    text = unicodedata.normalize("NFC", caption).lower()
-    ids = tokenizer(caption).input_ids[1:-1]
-    tokens = tokenizer.convert_ids_to_tokens(ids)
-    # A token has one letter for each byte of the text, and none for spaces.
-    sizes = [len(token.removesuffix("</w>")) for token in tokens]
-    edges = list(accumulate(sizes, initial=0))
-    if edges[-1] != _num_bytes(text):
-        raise ValueError(f"The tokenizer does not know every letter of {caption!r}.")
-    spans = [
-        (_num_bytes(text[: match.start()]), _num_bytes(text[: match.end()]))
-        for match in re.finditer(_whole_words(phrase), text)
-    ]
-    if not spans:
+    caption, phrase = (unicodedata.normalize("NFC", text) for text in (caption, phrase))
+    words = r"\s+".join(map(re.escape, phrase.split()))
+    # \b would require a border between Chinese words as well.
+    pattern = rf"(?<![a-z0-9]){words}(?![a-z0-9])"
+    matches = list(re.finditer(pattern, caption, re.IGNORECASE)) if words else []
+    if not matches:
         raise ValueError(f"{phrase!r} is not in {caption!r}; name words it has.")
+    offsets = tokenizer(caption, return_offsets_mapping=True).offset_mapping
     return [
         index
-        for index, (start, end) in enumerate(pairwise(edges), start=1)
-        if any(start < b and a < end for a, b in spans)
+        for index, (start, end) in enumerate(offsets)
+        if any(start < match.end() and match.start() < end for match in matches)
     ]
-
-
-def _num_bytes(text: str) -> int:
-    """Bytes of a text without its spaces."""
-    return len("".join(text.split()).encode())
-
-
-def _whole_words(phrase: str) -> str:
-    """A regular expression for the phrase as whole words."""
-    words = unicodedata.normalize("NFC", phrase).lower().split()
-    if not words:
-        raise ValueError("A phrase needs at least one word.")
-    # \b would require a border between Chinese words as well.
-    return r"(?<![a-z0-9])" + r"\s+".join(map(re.escape, words)) + r"(?![a-z0-9])"

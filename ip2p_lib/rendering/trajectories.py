@@ -28,8 +28,7 @@ from ip2p_lib.rendering.shared_attention import share_self_attention
 class Trajectory:
     """One image on its way from noise, for one or several candidates.
 
-    While it is in a batch, its latents are in the batch's tensors; ``x`` and ``x0`` are
-    those at which it enters, and those with which it leaves.
+    ``x`` and ``x0`` are its state before and after it is in a batch, not meanwhile.
     """
 
     settings: Candidate  # seed and guidance scale, the same for a whole tree

@@ -11,8 +11,7 @@ are the same until the smaller p has passed:
                       '-----------------------*      after, smallest p
 
 A branch leaves the shared prefix when its p has passed, and needs no source from then
-on. Here trees are drawn and built; ``trajectories`` samples them in one batch, and
-``continuous_batching`` is what callers use.
+on. ``continuous_batching`` samples the trees.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,14 +27,17 @@ from torch import Tensor
 from ip2p_lib import rng
 from ip2p_lib.diffusion.samplers import initial_latent
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
-from ip2p_lib.rendering.candidates import Candidate, Ranges, draw_candidates
+from ip2p_lib.rendering.candidates import Candidate, draw_candidates
 from ip2p_lib.rendering.render import encode_captions, latent_noise
 from ip2p_lib.rendering.trajectories import Trajectory
 from ip2p_lib.triplets.record import Triplet
 
+if TYPE_CHECKING:
+    from ip2p_lib.config import Rendering
+
 
 def draw_trees(
-    triplets: Sequence[Triplet], seeds: int, n: int, run_seed: int, settings: Ranges
+    triplets: Sequence[Triplet], seeds: int, n: int, run_seed: int, settings: Rendering
 ) -> list[Candidate]:
     """Like ``draw_candidates``, but ``seeds`` trees of n candidates per triplet.
 
@@ -58,7 +61,6 @@ def build_trees(
     candidates: Iterable[Candidate],
     coefficients: Tensor,
     sampler: str,
-    *,
     prefetch: int,
 ) -> Iterator[tuple[Trajectory, Trajectory]]:
     """Source and shared prefix of each tree, at their first step.

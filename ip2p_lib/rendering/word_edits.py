@@ -1,10 +1,9 @@
 """Prompt-to-Prompt's edits of cross-attention, per pair of captions (Hertz et al.).
 
 A ``WordEdit`` says how the second image of a pair uses the first one's cross-attention.
-``build_edit_tensors`` turns the edits of a batch, each with two captions of its own,
-into tensors that ``cross_attention`` applies. The InstructPix2Pix paper's section 3.1.2
-describes this method; its appendix A.2 and the released code share self-attention
-instead (see ``shared_attention``).
+``build_edit_tensors`` turns the edits of a batch into tensors for ``cross_attention``.
+The InstructPix2Pix paper's section 3.1.2 describes this method; its appendix A.2 and
+the released code share self-attention instead (see ``shared_attention``).
 
     M0, M1   cross-attention maps of the two images   tau   fraction of steps, the first
     w, w*    a word of the first and of the second caption   c     weight of a word
@@ -110,8 +109,7 @@ class EditTensors:
 
     Attributes:
         tau: (N,) float64.
-        mapper, keep: (N, L, L) and (N, L), as in ``ColumnMapping``, with the
-            weights multiplied in.
+        mapper, keep: (N, L, L) and (N, L), as in ``ColumnMapping``, times the weights.
         blend_tokens: (2N, L), 1 for the tokens whose maps select the region to change,
             first captions first.
         threshold: (N,); ``NO_BLEND`` where nothing is blended.
@@ -197,8 +195,6 @@ def _blend_tokens(
         if not any(changed):
             raise ValueError(f"{captions[0]!r} stays as it is: name words to blend by.")
         return changed
-    first, second = (
-        [i for word in words for i in find_tokens(backbone.tokenizer, caption, word)]
-        for words, caption in zip((blend.before, blend.after), captions, strict=True)
-    )
-    return first, second
+    tokenizer, (before, after) = backbone.tokenizer, captions
+    first = [i for w in blend.before for i in find_tokens(tokenizer, before, w)]
+    return first, [i for w in blend.after for i in find_tokens(tokenizer, after, w)]

@@ -34,14 +34,8 @@ class EMA:
     ) -> None:
         """Start from a copy of the trained weights of ``unet``.
 
-        Args:
-            unet: the network that is trained.
-            decay: in [0, 1).
-            device: where the average is kept; None is beside the weights. On the CPU it
-                takes no GPU memory, and each update copies the weights to the CPU.
-
-        Raises:
-            ValueError: ``decay`` is not in [0, 1).
+        ``device`` is that of the average; None is that of the weights. On the CPU it
+        takes no GPU memory, and each update copies the weights there.
         """
         if not 0 <= decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), not {decay}; paper 0.9999.")
@@ -55,10 +49,8 @@ class EMA:
     def update(self, unet: nn.Module, taken: Tensor | None = None) -> None:
         """Move the average towards the weights of ``unet``.
 
-        Args:
-            unet: the network that is trained.
-            taken: a scalar, 1, or 0 to change nothing. It is read on its device, so
-                that the host need not wait for a GPU; None is 1.
+        If the scalar ``taken`` is 0 instead of 1, nothing changes; it is read on its
+        device, so that the host need not wait for a GPU.
         """
         step = torch.ones_like(self.updates) if taken is None else taken
         step = step.to(self.updates.device)

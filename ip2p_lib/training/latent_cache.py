@@ -1,6 +1,6 @@
 """Latents of a dataset on disk, encoded by all processes of a run together (3.2).
 
-The VAE costs as much as the network that is trained, so its output is kept: each
+The VAE costs as much as the network that is trained, so its output is stored: each
 process encodes its shard of the pairs once, and all of them read all shards. A run that
 is resumed, or repeated with another learning rate, encodes nothing.
 """
@@ -28,7 +28,7 @@ from ip2p_lib.images import to_tensor
 from ip2p_lib.training.latents import Latents, encode_pairs, index_distinct
 
 VAE_BATCH = 16  # pairs encoded in one call
-POLL_SECONDS = 0.5  # between two looks for the shards of other processes
+POLL_SECONDS = 0.5  # between two checks for the shards of other processes
 
 
 @dataclass(frozen=True)
@@ -59,19 +59,9 @@ def cached_latents(
 
     Every process of the run must call it; each waits for the others' shards.
 
-    Args:
-        backbone: the frozen networks, on this process's device.
-        cache_key: the same in every process.
-        folder: of the shards; created if missing.
-
     Returns:
         On the CPU, in half precision, with token ids for text: hidden states of many
         instructions are larger than their latents. ``train`` needs ``encode`` with it.
-
-    Raises:
-        DatasetError: a pair is damaged.
-        FileNotFoundError: there is no dataset.
-        OSError: the disk is full.
     """
     folder, wanted = Path(folder), cache_key.to_dict()
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,10 +95,6 @@ def crop_to_squares(pairs: Sequence[Pair], resolution: int) -> tuple[Tensor, Ten
     return before, after
 
 
-def _shard_folder(folder: Path, shard: int) -> Path:
-    return folder / f"shard-{shard:03d}"
-
-
 def _encode(
     backbone: StableDiffusion, cache_key: CacheKey, folder: Path, wanted: dict[str, Any]
 ) -> None:
@@ -124,7 +110,7 @@ def _encode(
     own_rows = torch.arange(*cache_key.rows).tensor_split(world_size())[rank()]
     encoded = encode_pairs(backbone, batches(own_rows.split(VAE_BATCH)))
     state = wanted | {"instructions": texts}
-    checkpoint.save(_shard_folder(folder, rank()), encoded, state)
+    checkpoint.save(folder / f"shard-{rank():03d}", encoded, state)
 
 
 def _read(
@@ -132,7 +118,7 @@ def _read(
 ) -> checkpoint.Checkpoint | None:
     """Read a shard if it is there, intact and of this cache key."""
     try:
-        stored = checkpoint.load(_shard_folder(folder, shard))
+        stored = checkpoint.load(folder / f"shard-{shard:03d}")
     except (FileNotFoundError, checkpoint.CheckpointError):
         return None
     return stored if wanted.items() <= stored.state.items() else None
@@ -141,7 +127,7 @@ def _read(
 def _wait_for(
     folder: Path, shard: int, wanted: dict[str, Any]
 ) -> checkpoint.Checkpoint:
-    """Read a shard that another process writes (if it fails, the launcher stops)."""
+    """Read a shard once it is there; its process may still be writing it."""
     while (stored := _read(folder, shard, wanted)) is None:
         time.sleep(POLL_SECONDS)
     return stored

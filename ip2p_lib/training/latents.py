@@ -2,7 +2,7 @@
 
 VAE and text encoder are frozen, so ``store_latents`` runs them once over the training
 set, on both flips of every image: flipping a latent only resembles flipping its image.
-The VAE's answer for the edited image is a Gaussian, stored as mean and log-variance so
+The latent of the edited image is stored as mean and log-variance of its Gaussian, so
 that training still samples from it.
 
 A *sample id* numbers one use of one example, ``epoch * N + example``. The sample ids of
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,17 +23,8 @@ from torch import Tensor
 from ip2p_lib.device import to_device_async
 from ip2p_lib.rng import integers, key, uniform
 
-
-class Encoders(Protocol):
-    """The frozen parts of a ``StableDiffusion``."""
-
-    @property
-    def scaling_factor(self) -> float: ...
-    @property
-    def null_text(self) -> Tensor: ...
-    def encode_text(self, texts: Sequence[str]) -> Tensor: ...
-    def encode(self, images: Tensor) -> Tensor: ...
-    def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
+if TYPE_CHECKING:
+    from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 
 
 @dataclass(frozen=True)
@@ -68,26 +59,21 @@ def index_distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
 
 @torch.no_grad()
 def encode_pairs(
-    encoders: Encoders,
+    backbone: StableDiffusion,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
     flips: bool = True,
     dtype: torch.dtype = torch.float16,
 ) -> dict[str, Tensor]:
-    """Encode N pairs of images with the frozen VAE.
+    """Encode pairs of images (before, after), each (B, 3, H, W) in [-1, 1].
 
-    Args:
-        encoders: a text-to-image model; the latents stay on its device.
-        batches: (before, after), each (B, 3, H, W) in [-1, 1].
-        flips: also encode every pair mirrored.
-        dtype: of the stored numbers.
     Returns:
         ``target_mean``, ``target_logvar`` and ``condition`` as ``Latents`` holds them.
     """
     parts: list[tuple[Tensor, ...]] = []
     for before, after in batches:
         pairs = [(before, after), (before.flip(-1), after.flip(-1))][: 1 + flips]
-        encoded = [(*encoders.encode_moments(y), encoders.encode(x)) for x, y in pairs]
+        encoded = [(*backbone.encode_moments(y), backbone.encode(x)) for x, y in pairs]
         stacked = (torch.stack(c, 1).to(dtype) for c in zip(*encoded, strict=True))
         parts.append(tuple(stacked))
     names = ("target_mean", "target_logvar", "condition")
@@ -97,18 +83,9 @@ def encode_pairs(
 
 @torch.no_grad()
 def add_instructions(
-    encoders: Encoders, pairs: dict[str, Tensor], instructions: Sequence[str]
+    backbone: StableDiffusion, pairs: dict[str, Tensor], instructions: Sequence[str]
 ) -> Latents:
-    """Join encoded pairs with their instructions, each distinct one encoded once.
-
-    Args:
-        encoders: a text-to-image model; its text encoder runs.
-        pairs: from ``encode_pairs``.
-        instructions: one for each pair, in the same order.
-
-    Raises:
-        ValueError: there are not as many instructions as pairs.
-    """
+    """Join the result of ``encode_pairs`` with one instruction for each pair."""
     condition = pairs["condition"]
     if len(condition) != len(instructions):
         raise ValueError(
@@ -117,18 +94,18 @@ def add_instructions(
         )
     distinct, index = index_distinct(instructions)
     parts = [distinct[i : i + 256] for i in range(0, len(distinct), 256)]
-    text = [encoders.encode_text(part).to(condition.dtype) for part in parts]
+    text = [backbone.encode_text(part).to(condition.dtype) for part in parts]
     return Latents(
         **pairs,
         instruction=index.to(condition.device),
         text=torch.cat(text),
-        null_text=encoders.null_text.to(condition.dtype),
-        scaling_factor=encoders.scaling_factor,
+        null_text=backbone.null_text.to(condition.dtype),
+        scaling_factor=backbone.scaling_factor,
     )
 
 
 def store_latents(
-    encoders: Encoders,
+    backbone: StableDiffusion,
     batches: Iterable[tuple[Tensor, Tensor]],
     instructions: Sequence[str],
     *,
@@ -136,8 +113,8 @@ def store_latents(
     dtype: torch.dtype = torch.float16,
 ) -> Latents:
     """Encode a training set once: ``encode_pairs``, then ``add_instructions``."""
-    pairs = encode_pairs(encoders, batches, flips=flips, dtype=dtype)
-    return add_instructions(encoders, pairs, instructions)
+    pairs = encode_pairs(backbone, batches, flips=flips, dtype=dtype)
+    return add_instructions(backbone, pairs, instructions)
 
 
 @dataclass(frozen=True)
@@ -188,15 +165,10 @@ def gather_batch(
     device: torch.device | str,
     encode: Callable[[Tensor], Tensor] | None = None,
 ) -> Batch:
-    """Gather the examples of some sample ids, each mirrored or not by its own draw.
+    """Gather the examples of sample ids (B,) int64, each mirrored by its own draw.
 
-    Args:
-        latents: the training set.
-        sample_ids: (B,) int64, on the device of ``latents``.
-        run_seed: with ``step`` and the ids, determines the flips.
-        step: number of the optimiser step.
-        device: of the batch.
-        encode: makes hidden states (B, L, D) of token ids, if ``latents`` holds ids.
+    ``device`` is that of the batch. ``encode`` makes hidden states (B, L, D) of token
+    ids, if ``latents`` holds ids.
     """
     rows = sample_ids % len(latents)
     flip = integers(key(run_seed, "flip", step), sample_ids, latents.condition.shape[1])

@@ -38,13 +38,9 @@ def bin_losses(
 
 
 def bin_means(sums: Tensor, window: int = 1) -> Tensor:
-    """Running mean of the loss within each bin.
+    """Running mean over ``window`` steps of the loss in each bin, (n, bins) float64.
 
-    Args:
-        sums: (n, 2, bins), from ``bin_losses`` for each of n >= 1 steps.
-        window: number of steps averaged, the current one included; at least 1.
-    Returns:
-        (n, bins) float64 on the CPU; NaN where no example fell into the bin.
+    ``sums`` (n, 2, bins) are from ``bin_losses``; the mean of an empty bin is NaN.
     """
     early = sums.new_zeros(min(window, len(sums)) - 1, *sums.shape[1:])
     steps = torch.cat([early, sums]).double().cpu()
@@ -59,13 +55,8 @@ def _snr(schedule: Schedule) -> Tensor:
 def min_snr(schedule: Schedule, gamma: float = 5.0) -> Tensor:
     """Min-SNR weights, min(SNR, gamma) / SNR (Hang et al., arXiv 2303.09556).
 
-    They lower the weight of small timesteps, whose latents are almost clean and would
-    take most of the gradient.
-
-    Returns:
-        (T,) float64 in (0, 1], on the schedule's device.
-    Raises:
-        ValueError: ``gamma`` is not positive.
+    (T,) float64 in (0, 1]. They lower the weight of small timesteps, whose latents are
+    almost clean and would take most of the gradient.
     """
     if gamma <= 0:
         raise ValueError(f"gamma must be positive, not {gamma}; the paper's is 5.")
@@ -76,14 +67,9 @@ def min_snr(schedule: Schedule, gamma: float = 5.0) -> Tensor:
 def truncated_snr(schedule: Schedule, maximum: float = 30.0) -> Tensor:
     """Truncated SNR weights, max(SNR, 1) / SNR (Salimans and Ho, arXiv 2202.00512).
 
-    They turn the error of the noise into the error of x0 where noise prevails (SNR < 1)
-    and raise the weight of large timesteps, where an image gets its layout.
-
-    Args:
-        schedule: the noise schedule.
-        maximum: larger weights are set to this before they are scaled to mean 1.
-    Returns:
-        (T,) float64 with mean 1, on the schedule's device.
+    (T,) float64, clamped at ``maximum`` and then scaled to mean 1. They turn the error
+    of the noise into the error of x0 where noise prevails (SNR < 1), and so raise the
+    weight of large timesteps, where an image gets its layout.
     """
     snr = _snr(schedule)
     weights = (snr.clamp(min=1) / snr).clamp(max=maximum)

@@ -36,31 +36,29 @@ TEMPLATE = """\
 # {{ model_name }}
 
 Edits an image by an instruction (InstructPix2Pix, arXiv 2211.09800): `{{ base }}`,
-whose U-Net was given four more input channels and trained on {{ pairs }} pairs of
-images.
+whose U-Net was given four more input channels and trained on pairs of images.
 
 ## Training
 
 | what | value |
 | --- | --- |
-{% for name, value in training %}| {{ name }} | {{ value }} |
+{% for row in training %}| {{ row | join(" | ") }} |
 {% endfor %}
 ## Loss by timestep
 
 | timesteps | first {{ window }} steps | last {{ window }} steps |
 | --- | --- | --- |
-{% for name, first, last in losses %}| {{ name }} | {{ first }} | {{ last }} |
+{% for name, a, b in losses %}| {{ name }} | {{ "%.4f" % a }} | {{ "%.4f" % b }} |
 {% endfor %}
 ## Validation
-{% if validation %}
-Means over the same fixed edits: similarity to the input, and of the change to that of
-the captions.
+{% if run.validation %}
+Means over the same fixed edits: similarity of edit and input, and of the change of the
+images and that of the captions.
 
-| step | CLIP image similarity | CLIP directional similarity |
-| --- | --- | --- |
-{% for r in validation -%}
-| {{ r.step }} | {{ "%.4f" % r.image_similarity }} |{{ " " -}}
-{{ "%.4f" % r.directional_similarity }} |
+| step | CLIP image and directional similarity |
+| --- | --- |
+{% for r in run.validation %}| {{ r.step }} | {{ "%.4f, %.4f" %
+(r.image_similarity, r.directional_similarity) }} |
 {% endfor %}{% else %}
 The run had no validation.
 {% endif %}
@@ -73,13 +71,13 @@ from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionMod
 
 unet = UNet2DConditionModel.from_pretrained("FOLDER", subfolder="unet")
 pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained("{{ base }}", unet=unet)
-edited = pipe("make it winter", image=picture, guidance_scale={{ text_scale }},
-              image_guidance_scale={{ image_scale }}).images[0]
+edited = pipe("make it winter", image=picture, guidance_scale={{ run.text_scale }},
+              image_guidance_scale={{ run.image_scale }}).images[0]
 ```
 
 ## Licence
 
-{{ licence }} {{ attribution }}
+{{ license_text }}
 """
 
 
@@ -107,19 +105,11 @@ def model_card(
     license_link: str | None = None,
     attribution: str = "No attribution required.",
 ) -> str:
-    """Markdown under a YAML header, as the Hub reads it.
+    """Fill the model card: Markdown under the YAML header of the Hub.
 
-    Args:
-        run: what was trained, how, and how well.
-        name: of the editor.
-        license: as the Hub spells it; weights usually inherit that of their base.
-        license_link: where its text is; needed with ``license="other"``.
-        attribution: whom to name, and for what.
-
-    Raises:
-        ValueError: the license is ``"other"``, without a link; or no step was taken.
+    ``license`` is as the Hub spells it; ``"other"`` needs a ``license_link``.
     """
-    from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCard, ModelCardData
 
     if license == "other" and license_link is None:
         raise ValueError("license='other' needs a license_link to its text.")
@@ -127,46 +117,8 @@ def model_card(
         raise ValueError("The run has taken no step yet: there is nothing to report.")
     window = max(1, round(WINDOW * len(run.bins)))
     means = bin_means(run.bins, window)[[window - 1, -1]]
-    on_hub = run.base.revision is not None
-    card = ModelCard.from_template(
-        _metadata(run, name, license, license_link),
-        template_str=TEMPLATE,
-        base=run.base.path_or_id if on_hub else Path(run.base.path_or_id).name,
-        pairs=f"{run.pairs:,}",
-        training=_training_rows(run),
-        window=window,
-        losses=[
-            (bin_name, f"{first:.4f}", f"{last:.4f}")
-            for bin_name, first, last in zip(bin_names(), *means, strict=True)
-        ],
-        validation=run.validation,
-        text_scale=run.text_scale,
-        image_scale=run.image_scale,
-        licence=f"{license_link or license}.",
-        attribution=attribution,
-    )
-    return str(card)
-
-
-def _metadata(
-    run: RunSummary, name: str, license: str, license_link: str | None
-) -> Any:
-    """YAML header with license, base model (no local path) and similarities."""
-    from huggingface_hub import EvalResult, ModelCardData
-
-    results = [
-        EvalResult(
-            task_type="image-to-image",
-            dataset_type="fixed-edits",
-            dataset_name="fixed validation edits",
-            metric_type="clip",
-            metric_name=f"CLIP {kind} similarity",
-            metric_value=round(getattr(result, f"{kind}_similarity"), 4),
-        )
-        for result in run.validation[-1:]
-        for kind in ("image", "directional")
-    ]
-    return ModelCardData(
+    base, local = run.base.path_or_id, run.base.revision is None
+    header = ModelCardData(
         model_name=name,
         license=license,
         license_link=license_link,
@@ -174,27 +126,37 @@ def _metadata(
         library_name="diffusers",
         pipeline_tag="image-to-image",
         tags=["instruct-pix2pix", "image-editing"],
-        base_model=run.base.path_or_id if run.base.revision is not None else None,
-        eval_results=results or None,
+        base_model=None if local else base,  # paths of a machine are not published
     )
+    card = ModelCard.from_template(
+        header,
+        template_str=TEMPLATE,
+        run=run,
+        base=Path(base).name if local else base,
+        training=_training_rows(run),
+        window=window,
+        losses=list(zip(bin_names(), *means.tolist(), strict=True)),
+        license_text=f"{license_link or license}. {attribution}",
+    )
+    return str(card)
 
 
 def _training_rows(run: RunSummary) -> list[tuple[str, Any]]:
-    settings, steps = run.settings, f"{len(run.bins):,} of {run.settings.steps:,}"
-    decay = "half a cosine down to 0" if settings.decay else "constant"
-    facts = dict(run.provenance)
-    versions = facts.pop("versions", {})
+    settings, made = run.settings, dict(run.provenance)
+    versions = made.pop("versions", {})
+    steps = f"{len(run.bins):,} of {settings.steps:,}"
+    decay = ", then half a cosine down to 0" if settings.decay else ""
+    rate = f"{settings.learning_rate:g}, warm-up {settings.warmup}{decay}"
     return [
         ("base revision", run.base.revision or "none"),
         ("data", f"{run.data}, {run.pairs:,} pairs"),
         ("steps", f"{steps} of {settings.batch_size:,} examples"),
-        ("learning rate", f"{settings.learning_rate:g}, warm-up {settings.warmup}"),
-        ("learning rate after warm-up", decay),
+        ("learning rate", rate),
         ("EMA of the weights", f"decay {settings.ema_decay:g}, once a step"),
         ("conditioning dropout", f"{settings.drop:.0%} text, both, image each"),
         ("resolution", f"{settings.resolution} px"),
         ("run seed", run.run_seed),
-        *facts.items(),
+        *made.items(),
         *versions.items(),
     ]
 
@@ -206,18 +168,13 @@ def save_editor(
     *,
     dtype: torch.dtype = torch.float16,
 ) -> Path:
-    """Write the averaged U-Net and its card, both or neither.
+    """Write the averaged U-Net, LoRA merged, and its card; both or neither.
 
-    Args:
-        folder: missing, empty, or of an older editor, which is replaced.
-        state: of a run; not changed. LoRA is merged into the saved weights.
-        card: from ``model_card``.
-        dtype: of the saved weights.
+    An older editor in ``folder`` is replaced; ``state`` is not changed.
 
     Raises:
         FileExistsError: ``folder`` holds something else.
         FloatingPointError: a weight is not finite.
-        OSError: the disk is full or write-protected.
     """
     state.require_finite()
     unet: Any = copy.deepcopy(state.unet)
@@ -236,21 +193,10 @@ def save_editor(
 def push_to_hub(
     folder: str | Path, repo_id: str, *, dry_run: bool, private: bool = True
 ) -> list[str]:
-    """Upload what ``save_editor`` wrote, and nothing else that may lie beside it.
+    """Upload what ``save_editor`` wrote, and nothing else; returns the files' names.
 
-    ``huggingface_hub`` finds the token (``hf auth login``, or the environment); it is
-    never an argument, so that no notebook can show it.
-
-    Args:
-        folder: with ``README.md`` and ``unet``.
-        repo_id: ``"user/name"``; created if missing.
-        dry_run: only list the files, and contact nobody.
-        private: whether a new repository is.
-
-    Returns:
-        The files, by their names in the repository.
-    Raises:
-        FileNotFoundError: ``folder`` holds no saved editor.
+    A dry run only lists the files. ``huggingface_hub`` finds the token (``hf auth
+    login``, or the environment); it is never an argument, so no notebook can show it.
     """
     folder = Path(folder)
     files = [path for pattern in UPLOADED for path in sorted(folder.glob(pattern))]

@@ -1,6 +1,6 @@
 """Progress of a training run in a notebook: one figure that is redrawn (section 3.2).
 
-It is kept as a file too, so that a run under papermill is left with its last state.
+It is saved as a file too, so that a run under papermill ends with its last state.
 """
 
 from __future__ import annotations
@@ -30,12 +30,9 @@ HALF = (figures.PAGE / 2, 2.9)  # inches of a plot of which two stand side by si
 
 
 def plot_loss_bins(bins: Tensor, *, window: int = 20, first: int = 1) -> Figure:
-    """Running mean loss of each timestep bin.
+    """Running mean loss of each timestep bin, from ``TrainStep.bins`` (n, 2, K).
 
-    Args:
-        bins: (n, 2, K), ``TrainStep.bins`` of n >= 1 steps.
-        window: number of steps averaged.
-        first: number of the first step.
+    ``window`` is the number of steps averaged, ``first`` the number of the first step.
     """
     means = bin_means(bins, window)
     lines = dict(zip(bin_names(bins=means.shape[1]), means.T, strict=True))
@@ -66,23 +63,22 @@ def plot_validation(
 
 def stack_images(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """Put images in rows, from the left, on white."""
-    sizes = [(sum(p.width for p in r), max(p.height for p in r)) for r in rows]
-    whole = (max(w for w, _ in sizes), sum(h for _, h in sizes))
-    sheet, y = Image.new("RGB", whole, "white"), 0
-    for row, (_, height) in zip(rows, sizes, strict=True):
+    heights = [max(image.height for image in row) for row in rows]
+    width = max(sum(image.width for image in row) for row in rows)
+    sheet = Image.new("RGB", (width, sum(heights)), "white")
+    for i, row in enumerate(rows):
         x = 0
         for image in row:
-            sheet.paste(image, (x, y))
+            sheet.paste(image, (x, sum(heights[:i])))
             x += image.width
-        y += height
     return sheet
 
 
 def format_duration(seconds: float) -> str:
-    """A duration in words, such as ``"45 s"``, ``"12 min"`` or ``"1 h 30 min"``."""
+    """A duration such as ``"45 s"``, ``"12 min"`` or ``"1 h 30 min"``."""
+    minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 

@@ -18,7 +18,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -44,12 +44,6 @@ def save(
 ) -> Path:
     """Write ``root/step-0000123``, then delete all but the ``keep`` newest checkpoints.
 
-    Args:
-        root: folder of the run's checkpoints.
-        state: at the end of a step, as ``train`` yields it.
-        keep: at least 1.
-        log: the run's log, of any shape.
-
     Raises:
         FloatingPointError: a tensor is not finite; nothing is written.
         OSError, CheckpointError: as ``checkpoint.save``; older checkpoints stay.
@@ -67,12 +61,8 @@ def resume(
 ) -> checkpoint.Checkpoint | None:
     """Load the newest intact checkpoint into ``state``; None if there is none.
 
-    A warning says if it was saved under other options, where resuming is possible.
-
-    Args:
-        root: folder of the run's checkpoints.
-        state: of the same U-Net, from ``start``; changed in place.
-        backup_dir: a second folder of checkpoints, used if it holds a newer one.
+    ``backup_dir`` is used if it holds a newer one. A warning says if it was saved under
+    other options, where resuming is possible.
 
     Raises:
         CheckpointError: there are checkpoints, but every one is damaged.
@@ -100,7 +90,7 @@ def resume(
 
 
 class StopRequest:
-    """Whether the run was asked to stop, and by which signal."""
+    """Whether the run shall stop, and by which signal."""
 
     number: int | None = None
 
@@ -112,10 +102,7 @@ class StopRequest:
 
 
 def stop_exception(number: int, message: str) -> BaseException:
-    """KeyboardInterrupt for SIGINT, else an exit with code 128 + number.
-
-    Python and shells do the same: 143 tells a scheduler that it was SIGTERM.
-    """
+    """KeyboardInterrupt for SIGINT, else exit with code 128 + number, as in shells."""
     if number == signal.SIGINT:
         return KeyboardInterrupt(message)
     return SystemExit(128 + number)
@@ -125,9 +112,8 @@ def stop_exception(number: int, message: str) -> BaseException:
 def catch_stop_signals() -> Iterator[StopRequest]:
     """Note SIGINT and SIGTERM within the block instead of stopping in mid-step.
 
-    Python would act on a signal between any two instructions, such as those that change
-    the weights and those that change their average. Ignored signals stay ignored, and
-    earlier handlers return afterwards. Only the main thread receives signals.
+    Ignored signals stay ignored, and earlier handlers return afterwards. Only the main
+    thread receives signals.
     """
     request, previous = StopRequest(), {}
     if threading.current_thread() is threading.main_thread():
@@ -167,12 +153,9 @@ class Run:
         return self.log[:, len(COLUMNS) :].unflatten(1, (2, NUM_BINS))
 
     def log_step(self, step: TrainStep) -> None:
-        """Log a step that ``train`` yielded; save if one is due; stop if requested.
+        """Log a step that ``train`` yielded; save if due; save and stop if requested.
 
-        Raises:
-            KeyboardInterrupt: after SIGINT; everything up to this step is saved.
-            SystemExit: the same after SIGTERM, with code 143.
-            OSError, CheckpointError, FloatingPointError: as ``save``.
+        KeyboardInterrupt is raised after SIGINT, SystemExit (code 143) after SIGTERM.
         """
         self._unsaved.append(step)
         stop = self._is_stop_requested(step.step)
@@ -193,7 +176,7 @@ class Run:
         return self.stop_request.number is not None
 
     def save(self) -> None:
-        """Save now, in the backup folder too; process 0 does it. Errors as ``save``."""
+        """Save now, in the backup folder too; process 0 does it."""
         new = [
             [
                 s.step,
@@ -236,7 +219,7 @@ class Run:
         write_bytes(self.root / LOSSES, text.encode())
 
     def stop_if_requested(self) -> None:
-        """Stop if a signal requested it; errors as ``log_step``."""
+        """Raise what ends the run, if a signal requested it."""
         number = self.stop_request.number
         if number is not None:
             message = f"Stopped after step {self.state.step}, saved in {self.root}."
@@ -256,31 +239,34 @@ def resumable_run(
     """Resume from ``root`` (or ``backup_dir``), and save while the block lasts.
 
     A block that ends well saves once more; one that ends by an error does not, since
-    the state may be of half a step. At the start it also removes the remains of a
-    killed run, and checks the disk for room for ``keep + 1`` checkpoints.
+    the state may be of half a step.
 
     Args:
         state: from ``train.start``; changed in place.
         root: folder of the run, created if missing.
         backup_dir: a second folder for every checkpoint, such as one on a network
             drive. If it fails, a warning says so and training goes on.
-        keep: checkpoints kept in each folder.
+        keep: number of newest checkpoints that stay in each folder.
         every_steps: save at its multiples, and after ``every_seconds`` without a save.
-        every_seconds: see ``every_steps``.
 
     Raises:
         FolderInUseError: another run uses ``root``.
         CheckpointError, ValueError: as ``resume``.
-        OSError: there is too little room; says how many MB are needed and free.
+        OSError: there is too little room for ``keep + 1`` checkpoints.
     """
     root, backup = Path(root), Path(backup_dir) if backup_dir else None
-    with run_lock(root), catch_stop_signals() as request:
+    lock = nullcontext() if rank() else run_lock(root)  # the processes share the folder
+    with lock, catch_stop_signals() as request:
         run = Run(state, root, backup, keep, every_steps, every_seconds, request)
         loaded = resume(root, state, backup_dir=backup)
         run.log = loaded.tensors.get(LOG, run.log) if loaded else run.log
         run.status = _describe(run, loaded)
-        if rank() == 0:
-            _prepare_folder(run)
+        if rank() == 0:  # remove the remains of a killed run, and check the disk
+            checkpoint.prune(root, keep)
+            remove_partials(root)
+            run.write_losses()
+            missing = keep + 1 - len(list(root.glob(f"*/{checkpoint.MANIFEST}")))
+            require_room(root, max(0, missing) * checkpoint.size_of(state.tensors()))
         yield run
         if run._unsaved:
             run.save()
@@ -288,26 +274,8 @@ def resumable_run(
 
 
 def _describe(run: Run, loaded: checkpoint.Checkpoint | None) -> str:
-    """Where the run resumes, and how many steps are lost."""
+    """Where the run resumes, and which damaged checkpoints it passes over."""
     if loaded is None:
-        saves = f"every {run.every_steps} steps or {run.every_seconds:.0f} s"
-        return f"Nothing is saved in {run.root} yet: starting, with a save {saves}."
-    step = run.state.step
-    lost = f"{loaded.newest - step + run.every_steps - 1} steps"
-    if loaded.newest == step:
-        lost += f" or {run.every_seconds:.0f} s of work"
+        return f"Nothing is saved in {run.root} yet: starting from step 0."
     ignored = f" Ignored: {' '.join(loaded.refused)}" if loaded.refused else ""
-    return (
-        f"Resumed after step {step} from {loaded.folder}; what came after it, at most "
-        f"{lost}, is lost and done again.{ignored}"
-    )
-
-
-def _prepare_folder(run: Run) -> None:
-    """Remove what a killed run left half-written, and check the room on the disk."""
-    checkpoint.prune(run.root, run.keep)
-    remove_partials(run.root)
-    run.write_losses()
-    size = checkpoint.size_of(run.state.tensors())
-    stored = len(list(run.root.glob(f"*/{checkpoint.MANIFEST}")))
-    require_room(run.root, max(0, run.keep + 1 - stored) * size)
+    return f"Resumed after step {run.state.step} from {loaded.folder}.{ignored}"

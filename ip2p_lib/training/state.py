@@ -118,16 +118,14 @@ class TrainState:
         """Clip the gradients, step AdamW and the EMA; a non-finite gradient skips both.
 
         A skipped step halves the loss scale. Once it is below 1 (in full precision
-        after one skipped step) training cannot go on: the scale becomes NaN, so that no
-        later step is taken either, and ``check`` raises.
+        after one skipped step) the run is over: the scale becomes NaN, so that no later
+        step is taken, and ``check`` raises, on a GPU up to ``CHECK_EVERY`` steps late.
 
         Args:
             lr: learning rate of this step.
             max_norm: gradients with a larger norm are scaled down to it.
         Returns:
             The norm of the gradients before clipping, a scalar.
-        Raises:
-            FloatingPointError: as ``check``; on a GPU up to ``CHECK_EVERY`` steps late.
         """
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(named_weights(self.unet).values(), max_norm)
@@ -151,10 +149,9 @@ class TrainState:
         if self.options.autocast is not torch.float16:
             self.step = int(self._steps_taken)
         raise FloatingPointError(
-            f"Step {self.step + 1} was refused: a loss or gradient is NaN or infinite "
-            "(in float16, even at a loss scale of 1). Likely the learning rate is too "
-            "high. Resume from the last checkpoint, which is finite, with a lower rate, "
-            "or with bfloat16 or no autocast."
+            f"Step {self.step + 1} was refused: a loss or gradient is not finite "
+            "(in float16, even at scale 1). Likely the learning rate is too high. "
+            "Resume from the last checkpoint with a lower rate, or with bfloat16."
         )
 
     def tensors(self) -> dict[str, Tensor]:

@@ -1,11 +1,11 @@
 """Extra input channels for a pretrained U-Net (3.2).
 
-InstructPix2Pix shows the picture to be edited by stacking its latent under the noisy
-one, so the first convolution must take 8 channels instead of 4. Everything else, the
-bias of that convolution included, stays as pretrained, and the new weights start at
-zero: before the first training step the wider U-Net *is* the text-to-image model.
+InstructPix2Pix concatenates the latents of noise and input image, so the first
+convolution must take 8 channels instead of 4. Everything else, the bias of that
+convolution included, stays as pretrained, and the new weights start at zero: before the
+first training step the wider U-Net *is* the text-to-image model.
 
-When that model has learnt more, its editor need not begin again: ``carry_over``.
+When that model is trained further, its editor need not start again: ``carry_over``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def widen_conv_in(
     unet: UNet2DConditionModel, extra_channels: int = 4
 ) -> UNet2DConditionModel:
-    """Copy a U-Net and let the copy read ``extra_channels`` more input channels.
+    """Copy a U-Net with ``extra_channels`` more input channels, whose weights are zero.
 
     The released code does the same in ``ddpm_edit.py``. ``diffusers``' training script
     forgets the bias, which starts training from a different model.
@@ -32,8 +32,8 @@ def widen_conv_in(
         unet: a text-to-image U-Net, as many channels in as out.
         extra_channels: channels of the condition latent, at least 1.
     Returns:
-        A new U-Net; the given one is untouched. Weights, bias, dtype, device and
-        ``requires_grad`` are kept, and ``config.in_channels`` tells the new number.
+        A new U-Net; ``unet`` is not changed. It has the same weights, bias,
+        dtype, device and ``requires_grad``; ``config.in_channels`` is updated.
     Raises:
         ValueError: ``extra_channels`` is below 1, or the U-Net was widened before.
     """
@@ -57,7 +57,7 @@ def widen_conv_in(
 
 
 def _widen(conv: nn.Conv2d, extra_channels: int) -> nn.Conv2d:
-    """Zero weights for new input channels; the bias knows no input channel."""
+    """Append zero weights for new input channels; the bias has no input channels."""
     old = conv.weight
     zeros = old.new_zeros(old.shape[0], extra_channels, *old.shape[2:])
     weight = torch.cat((old.detach(), zeros), dim=1)
@@ -70,20 +70,15 @@ def _widen(conv: nn.Conv2d, extra_channels: int) -> nn.Conv2d:
 def carry_over(
     editor: UNet2DConditionModel, old: UNet2DConditionModel, new: UNet2DConditionModel
 ) -> UNet2DConditionModel:
-    """Take an editor from the text-to-image U-Net it began as to another one.
+    """Transfer an editor to another text-to-image U-Net: editor + (new - old).
 
-    What training added to the weights of ``old`` is added to those of ``new``, which
-    should descend from ``old``: editor + (new - old), the arithmetic of Ilharco et al.
-    (arXiv 2212.04089). That is a start to train on from: what it adds up was never
-    trained together.
+    That is the task arithmetic of Ilharco et al. (arXiv 2212.04089), for a ``new`` that
+    was trained further from ``old``. It is a start for training: the sum of the two
+    changes was never trained.
 
     Args:
-        editor: ``widen_conv_in(old)``, trained.
+        editor: ``widen_conv_in(old)``, trained; not changed.
         old, new: text-to-image U-Nets of one architecture, on the editor's device.
-    Returns:
-        A new editor in the given one's dtype; nothing given is changed.
-    Raises:
-        ValueError: the three have not the same weights.
     """
     channels = editor.config.in_channels - old.config.in_channels
     before, after = (widen_conv_in(u, channels).state_dict() for u in (old, new))
@@ -95,6 +90,6 @@ def carry_over(
                     f"The U-Nets differ in {name}. An editor can only be carried "
                     "between networks of one architecture."
                 )
-        learnt_since = after[name].double() - before[name].double()
-        weight.copy_(weight.double() + learnt_since)
+        change = after[name].double() - before[name].double()
+        weight.copy_(weight.double() + change)
     return moved

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 OUT_OF_MEMORY = (
     "Not even one example fits into memory. Use gradient_checkpointing, ema_on_cpu or "
-    "lora_rank (TrainingOptions), a smaller resolution, or free what other notebooks hold."
+    "lora_rank (TrainingOptions) or a smaller resolution, or stop other programs."
 )
 HALVED = (
     "Memory ran out in step {} with {} examples at once. From here on {} at a time: "
@@ -89,13 +89,7 @@ def start(
 ) -> TrainState:
     """Prepare AdamW, EMA and loss scale for the trained weights of ``unet``.
 
-    Args:
-        unet: on its final device, trained weights in float32.
-        settings: of the run.
-        options: what to do without to save memory; None is nothing, in float32.
-
-    Raises:
-        ValueError: the weights are not as ``options`` says.
+    They must be float32 and where they will stay, with LoRA if ``options`` says so.
     """
     return TrainState.create(unet, settings, options or TrainingOptions())
 
@@ -144,30 +138,22 @@ def train(
 
     Args:
         state: from ``start``, perhaps after ``resume``; changed in place.
-        latents: the training set.
-        schedule: noise schedule of the text-to-image model.
-        settings: of the run.
-        run_seed: the same seed takes the same steps, interrupted or on any number of
-            processes.
+        run_seed: the same seed takes the same steps, on any number of processes.
         encode: makes hidden states (B, L, D) of token ids, if ``latents`` holds ids.
-        weights: (T,) weight of each timestep's loss, see ``LOSS_WEIGHTINGS``; None is
-            1, as in the paper.
+        weights: (T,) of each timestep's loss, see ``LOSS_WEIGHTINGS``; None is 1.
 
     Raises:
         FloatingPointError: a loss is not finite, see ``TrainState.update``.
         torch.OutOfMemoryError: not even one example fits.
     """
-    device, T = state.device, len(schedule.alphas_cumprod)
+    size, T = settings.batch_size, len(schedule.alphas_cumprod)
     weights = torch.ones(T) if weights is None else weights
-    weights = weights.to(device, torch.float32) / settings.batch_size
-    schedule = schedule.to(device)
+    weights = weights.to(state.device, torch.float32) / size
+    schedule, where = schedule.to(state.device), latents.condition.device
     objective = Objective(latents, schedule, weights, settings.drop, run_seed, encode)
-    draw = {"batch_size": settings.batch_size, "n": len(latents)}
     state.unet.train()
     while state.step < settings.steps:
-        ids = sample_ids_of_step(
-            run_seed, state.step, device=latents.condition.device, **draw
-        )
+        ids = sample_ids_of_step(run_seed, state.step, size, len(latents), where)
         losses, t = accumulate_gradients(state, objective, local_shard(ids))
         loss, bins = (weights[t] * losses).sum(), bin_losses(t, losses, T)
         all_reduce_sum([loss, bins, *(w.grad for w in state.unet.parameters())])
@@ -186,13 +172,8 @@ def accumulate_gradients(
     rounding. If memory runs out, ``state.micro_batch`` is halved and the step is begun
     again; a warning says so, once.
 
-    Args:
-        state: without gradients.
-        objective: the loss.
-        ids: (B,) sample ids of this process.
-
     Returns:
-        Losses (B,), not weighted, and timesteps (B,).
+        Losses (B,) of the sample ids (B,), not weighted, and timesteps (B,).
     Raises:
         torch.OutOfMemoryError: not even one example fits; says what to do.
     """

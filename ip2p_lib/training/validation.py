@@ -1,4 +1,4 @@
-"""Validation by fixed edits: is the change made, is the rest kept (section 4.1)?
+"""Validation by fixed edits: is the change made, and nothing else (section 4.1)?
 
 The loss hardly tells. So every N steps the averaged weights edit the same images from
 the same noise, and both similarities of figure 8 are measured:
@@ -91,20 +91,9 @@ def validate_every(
     interval: int,
     last: int,
 ) -> Iterator[tuple[TrainStep, ValidationResult | None]]:
-    """Pair every step of ``train`` with a validation result where one is due.
+    """Pair every step of ``train`` with a validation result, or None if none is due.
 
-    Args:
-        steps: from ``train``, which changes ``state``.
-        state: what is trained.
-        validation: the fixed edits.
-        interval: validate at its multiples; at least 1.
-        last: number of the last step, after which validation is due too.
-
-    Returns:
-        An iterator over (step, result or None). Only process 0 validates.
-
-    Raises:
-        ValueError: ``interval`` is below 1.
+    Process 0 validates at multiples of ``interval`` (at least 1) and after ``last``.
     """
     if interval < 1:
         raise ValueError(f"The validation interval must be at least 1, not {interval}.")

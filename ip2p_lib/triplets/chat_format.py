@@ -19,6 +19,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ip2p_lib.triplets.record import Reply, Triplet, TripletError, make_triplet
 
+Tokens = tuple[int, int]  # input, output
+Choice = tuple[str, str | None]  # text, and the reason if it is incomplete
 _CODE_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 _TASK = (
     "You help to build a data set for editing pictures. You are given the caption of a "
@@ -91,3 +93,31 @@ def _strip_wrapping(text: str) -> str:
     text = text.rpartition("</think>")[2]
     fenced = _CODE_FENCE.search(text)
     return fenced[1] if fenced else text
+
+
+def read_response(text: str) -> tuple[Tokens | None, Choice | None]:
+    """Read the body of a chat completion, whatever it is.
+
+    Returns:
+        Input and output tokens, as far as the service counted them; and the text of the
+        first choice with the reason if it was refused or cut off. ``None`` if missing.
+    """
+    try:
+        body = json.loads(text)
+    except (ValueError, RecursionError):  # brackets can be nested without end
+        return None, None
+    tokens = None
+    match body:
+        case {"usage": {"prompt_tokens": int(i), "completion_tokens": int(o)}}:
+            tokens = i, o
+    match body:
+        case {"choices": [{"message": dict(message), **choice}, *_]}:
+            finish, refusal = choice.get("finish_reason"), message.get("refusal")
+            content = refusal or message.get("content")
+            content = replace_surrogates(content) if isinstance(content, str) else ""
+            if refusal or finish == "content_filter":
+                return tokens, (content, "refused")
+            return tokens, (content, "unfinished" if finish == "length" else None)
+        case {"choices": [_, *_]}:
+            return tokens, ("", None)
+    return tokens, None

@@ -102,12 +102,11 @@ def fine_tune(
     Raises:
         FloatingPointError: the loss is NaN or infinite; that step is not taken.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=learning_rate)
     # Small gradients underflow in float16 unless the loss is scaled up.
-    scaler = torch.amp.GradScaler(
-        tokens.device.type, enabled=model.dtype is torch.float16
-    )
+    half = model.dtype is torch.float16
+    scaler = torch.amp.GradScaler(tokens.device.type, enabled=half)
     if gradient_checkpointing:
         _enable_gradient_checkpointing(model)
     ids = torch.arange(len(tokens), device=tokens.device)
@@ -116,11 +115,7 @@ def fine_tune(
         for rows in order.split(batch_size):
             parts = rows.split(micro_batch_size or batch_size)
             batches = [(tokens[part], labels[part]) for part in parts]
-            optimizer.zero_grad()
-            loss = _accumulate_gradients(model, batches, scaler)
-            scaler.step(optimizer)
-            scaler.update()
-            yield loss
+            yield _step(model, batches, optimizer, scaler)
 
 
 def _enable_gradient_checkpointing(model: Any) -> None:
@@ -131,11 +126,15 @@ def _enable_gradient_checkpointing(model: Any) -> None:
     enable({"use_reentrant": False})
 
 
-def _accumulate_gradients(
-    model: Any, batches: list[tuple[Tensor, Tensor]], scaler: torch.amp.GradScaler
+def _step(
+    model: Any,
+    batches: list[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
 ) -> float:
-    """Gradients and value of the mean loss over all tokens of several batches."""
+    """One step on the mean loss over all tokens of several micro-batches."""
     counts = [int(_loss_mask(labels).sum()) for _, labels in batches]
+    optimizer.zero_grad()
     total = 0.0
     for batch, count in zip(batches, counts, strict=True):
         loss = completion_loss(model, *batch) * (count / sum(counts))
@@ -146,4 +145,6 @@ def _accumulate_gradients(
             f"The loss is {total}, and the step was not taken. Load the model again "
             "and choose a lower learning rate."
         )
+    scaler.step(optimizer)
+    scaler.update()
     return total

@@ -60,67 +60,54 @@ def generate_triplets(
     num_samples: int = 1,
     batch_size: int = 64,
 ) -> Iterator[Reply]:
-    """Sample one triplet for each caption from a local language model.
+    """Sample one triplet for each caption from a local language model, in order.
 
-    A reply depends on its caption, its position and the seed, not on the batch. Half of
-    the model's context is for the caption and half for the reply.
+    A reply depends on its caption, its position and the seed, not on the batch. The
+    caption may take half of the model's context.
 
     Args:
         language_model: from ``load_language_model``.
         captions: any number, each one line; read one batch at a time.
-        run_seed: another seed samples other triplets.
-        temperature: above 0; lower is more predictable.
-        frequency_penalty: subtracted from a token's logit for each time that the token
-            is already in the reply.
+        run_seed, temperature (above 0), frequency_penalty: see ``_sample_tokens``.
         max_tokens: of a reply.
-        num_samples: replies sampled for each caption, of which ``best_of_n`` chooses;
-            the paper samples one.
+        num_samples: replies to each caption, for ``best_of_n``; 1 in the paper.
         batch_size: replies sampled at once.
-
-    Yields:
-        One ``Reply`` a caption, in order; an unusable one has a reason.
 
     Raises:
         ValueError: a temperature of 0 or less, or less than one sample.
     """
-    if not temperature > 0:
-        raise ValueError(f"The temperature must be above 0, not {temperature}.")
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, not {num_samples}.")
-    sample = partial(
-        _sample_tokens,
-        run_seed=run_seed,
-        temperature=temperature,
-        frequency_penalty=frequency_penalty,
-    )
+    if not (temperature > 0 and num_samples >= 1):
+        raise ValueError("The temperature must be above 0 and num_samples at least 1.")
+    settings = run_seed, temperature, frequency_penalty
     remaining, start = iter(captions), 0
     while batch := list(islice(remaining, max(1, batch_size // num_samples))):
-        positions = torch.arange(len(batch)) + start
         samples = torch.arange(num_samples)[:, None] * _SAMPLE_STRIDE
-        ids = (samples + positions).flatten()  # first samples of all captions first
-        replies = _continue_prompts(
-            language_model, batch * num_samples, partial(sample, ids=ids), max_tokens
-        )
+        ids = (samples + torch.arange(len(batch)) + start).flatten()
+        prompts, draw = batch * num_samples, partial(_sample_tokens, ids, *settings)
+        replies = _continue_prompts(language_model, prompts, draw, max_tokens)
         for i, caption in enumerate(batch):
             yield best_of_n(caption, replies[i :: len(batch)])
         start += len(batch)
 
 
 def _sample_tokens(
-    logits: Tensor,
-    reply: Tensor,
-    *,
     ids: Tensor,
     run_seed: int,
     temperature: float,
     frequency_penalty: float,
+    logits: Tensor,
+    reply: Tensor,
 ) -> Tensor:
     """Sample the next tokens by inverting their cumulative distribution (equation 2).
 
     Args:
+        ids: (B,) what the random numbers depend on, beside the seed and n.
+        run_seed: another seed samples other triplets.
+        temperature: above 0; lower is more predictable.
+        frequency_penalty: subtracted from a token's logit for each time that the token
+            is already in the reply.
         logits: (B, V).
         reply: (B, n) tokens of the replies so far.
-        ids: (B,) what the random numbers depend on, beside the seed and n.
 
     Returns:
         (B,) int64.

@@ -105,14 +105,16 @@ def make_triplet(
         TripletError: a field is blank, breaks the line, or holds a delimiter or control
             characters; or the caption did not change.
     """
-    fields = [text.strip() for text in (caption, instruction, edited_caption)]
-    for name, text in zip(
-        ("caption", "instruction", "edited caption"), fields, strict=True
-    ):
-        _check_field(name, text)
+    texts = {
+        "caption": caption.strip(),
+        "instruction": instruction.strip(),
+        "edited_caption": edited_caption.strip(),
+    }
+    for name, text in texts.items():
+        _check_field(name.replace("_", " "), text)
     if is_unchanged(caption, edited_caption):
         raise TripletError("unchanged", f"The edit changes nothing: {caption!r}.")
-    return Triplet(*fields, language or language_of(instruction))
+    return Triplet(**texts, language=language or language_of(instruction))
 
 
 def _check_field(name: str, text: str) -> None:

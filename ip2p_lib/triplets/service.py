@@ -37,7 +37,7 @@ from ip2p_lib.triplets.chat_format import (
     caption_message,
     few_shot_messages,
     parse_reply,
-    replace_surrogates,
+    read_response,
 )
 from ip2p_lib.triplets.pricing import Price, price_of, read_prices
 from ip2p_lib.triplets.record import Reply, Triplet
@@ -83,8 +83,12 @@ def connect(
         )
     if not re.fullmatch("[!-~]*", api_key):  # no HTTP header can carry it
         raise ServiceError("OPENAI_API_KEY holds a space or a letter of no API key.")
-    options: dict[str, Any] = {"max_retries": max_retries, "timeout": timeout}
-    return OpenAI(api_key=api_key or "none", base_url=base_url, **options)
+    return OpenAI(
+        api_key=api_key or "none",
+        base_url=base_url,
+        max_retries=max_retries,
+        timeout=timeout,
+    )
 
 
 def ask_service(
@@ -105,11 +109,8 @@ def ask_service(
 
     Args:
         captions: any number, read at most ``2 * max_workers`` ahead.
-        model: its name at the service.
-        client: from ``connect``; ``None`` connects by the environment.
-        examples: triplets of the few-shot prompt.
-        replies_path: JSON-lines file of replies; the same requests are answered from
-            it. ``None`` keeps them in memory.
+        model, client, examples: its name; from ``connect``; of the few-shot prompt.
+        replies_path: JSON-lines file of replies, which answers the same requests.
         max_cost: dollars that all replies in that file may cost together. Requests in
             flight when a run is killed, up to ``max_workers``, are not in it.
         price: of the model; ``None`` is the price table's.
@@ -123,18 +124,23 @@ def ask_service(
         CostLimitError: the next request could exceed ``max_cost``.
         ValueError: there is a limit, but no price.
     """
-    if price is None:
-        table = read_prices()
-        price = price_of(model) if max_cost is not None else table.get(model)
+    price = price or (read_prices().get(model) if max_cost is None else price_of(model))
     price = price or Price(model, 0.0, 0.0)
-    if not options.keys() & {"max_tokens", "max_completion_tokens"}:
-        options["max_completion_tokens"] = MAX_REPLY_TOKENS  # no limit holds without
-    if price.reasoning_effort:
-        options.setdefault("reasoning_effort", price.reasoning_effort)
+    options = _with_defaults(options, price)
     prompt, client = few_shot_messages(examples), client or connect()
     with closing(ReplyFile(replies_path)) as file:
         run = _Run(client, model, prompt, options, max_attempts, file, price, max_cost)
         yield from _in_order(run, captions, max_workers, deadline)
+
+
+def _with_defaults(options: dict[str, Any], price: Price) -> dict[str, Any]:
+    """Add a limit on reply tokens, which max_cost needs, and the reasoning effort."""
+    defaults: dict[str, Any] = {}
+    if not options.keys() & {"max_tokens", "max_completion_tokens"}:
+        defaults["max_completion_tokens"] = MAX_REPLY_TOKENS
+    if price.reasoning_effort:
+        defaults["reasoning_effort"] = price.reasoning_effort
+    return defaults | options
 
 
 def _in_order(
@@ -262,7 +268,7 @@ class _Run:
         key = hashlib.sha256(text.encode()).hexdigest()
         if row := self.file.rows.get(key):
             return _to_reply(caption, row["text"], row["reason"])
-        for _ in range(self.max_attempts):
+        for _ in range(max(1, self.max_attempts)):
             # A token has at least one byte; markup takes less than 16 a message.
             max_input = len(text.encode()) + 16 * (len(messages) + 1)
             reply = self._ask(caption, request, key, max_input)
@@ -275,15 +281,15 @@ class _Run:
     ) -> Reply:
         """Send one request, retries included, and store what came back."""
         limits = (request.get("max_tokens"), request.get("max_completion_tokens"))
-        most = self.price.cost(max_input, max(filter(None, limits)))
+        max_output = max(filter(None, limits)) * request.get("n", 1)
+        most = self.price.cost(max_input, max_output)
         reserved = most * (self.client.max_retries + 1)
         self._reserve(reserved)
         try:
             response, error = self._send(request)
             if response is None:
                 return self._fail(caption, key, error, reserved)
-            body = _read_json(response.text)
-            tokens, choice = _read_usage(body), _read_choice(body)
+            tokens, choice = read_response(response.text)
             cost = max(self.price.cost(*tokens), 0.0) if tokens else most
             cost += most * response.retries_taken  # these may have been billed too
             row = {"key": key, "cost": cost, "tokens": tokens, "caption": caption}
@@ -343,36 +349,6 @@ class _Run:
 
 def _to_reply(caption: str, text: str, reason: str | None) -> Reply:
     return Reply(caption, text, None, reason) if reason else parse_reply(caption, text)
-
-
-def _read_json(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):  # brackets can be nested without end
-        return None
-
-
-def _read_usage(body: Any) -> tuple[int, int] | None:
-    """Input and output tokens as the service counted them, if it did."""
-    match body:
-        case {"usage": {"prompt_tokens": int(i), "completion_tokens": int(o)}}:
-            return i, o
-    return None
-
-
-def _read_choice(body: Any) -> tuple[str, str | None] | None:
-    """Text of the first choice, and the reason if it was refused or cut off."""
-    match body:
-        case {"choices": [{"message": dict(message), **choice}, *_]}:
-            finish, refusal = choice.get("finish_reason"), message.get("refusal")
-            text = refusal or message.get("content")
-            text = replace_surrogates(text) if isinstance(text, str) else ""
-            if refusal or finish == "content_filter":
-                return text, "refused"
-            return text, "unfinished" if finish == "length" else None
-        case {"choices": [_, *_]}:
-            return "", None
-    return None
 
 
 _ADVICE: dict[int | str | None, str] = {

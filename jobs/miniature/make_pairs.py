@@ -1,11 +1,11 @@
-"""The miniature's own pairs: its LM writes, its U-Net renders, its CLIP filters.
+"""The miniature's own pairs: its LM writes, its U-Net generates, its CLIP filters.
 
-    python -m jobs.miniature.make_pairs write render
+    python -m jobs.miniature.make_pairs write generate
 
-This is section 3.1 end to end. ``write`` leaves triplets in ``--work``; ``render``
-turns them into filtered pairs, stored as latents, from which ``make_editor`` trains,
-and a sample of pictures for readers. Several GPUs render side by side, each its own
-``--part``.
+This is section 3.1 end to end. ``write`` leaves triplets in ``--work``; ``generate``
+turns them into filtered pairs, stored as latents, from which ``train_editor`` trains,
+and a sample of images for readers. Several GPUs generate side by side, each its own
+``--part``. No pair is stored mirrored: instructions name left and right.
 """
 
 from __future__ import annotations
@@ -43,36 +43,56 @@ from ip2p_lib.training.latents import encode_pairs
 from ip2p_lib.triplets.generation import generate_triplets
 from ip2p_lib.triplets.loading import load_language_model
 from ip2p_lib.triplets.record import Triplet, count_outcomes, read_jsonl, write_jsonl
-from jobs.miniature.stages import to_bytes, to_unit
+from jobs.miniature.data import to_bytes, to_unit
 
 SAMPLE = 256  # pairs shipped for readers
-# Share of candidates that also lend words; the others are as the paper's. With it more
-# are good: ``results/filter-calibration-lent.json``.
-LENT = 0.75
+# Share of candidates that also inject cross-attention; the others are as the paper's.
+# With it more are good: ``results/filter-calibration-cross-attention.json``.
+CROSS_ATTENTION = 0.75
 # Of so many candidates of a triplet the best are kept. More of them are good than of
 # two that are both kept: the same file.
 CANDIDATES, KEPT = 4, 2
-# Share of the edits of a whole scene that is rendered: they are learnt well before
+# Share of the edits of a whole scene that is generated: they are learnt well before
 # those of one object (``results/miniature-editor.json``), which get the time.
-WHOLE = 0.4
+SCENE_EDITS = 0.4
 
 
 @dataclass
-class KeptPairs:
-    """Pairs that passed the filter, in memory, and the count of those that did not."""
+class FilteredPairs:
+    """Pairs that passed the filter, in memory, and the count of all candidates."""
 
     candidates: list[Candidate] = field(default_factory=list)
     before: list[Tensor] = field(default_factory=list)  # (n, 3, H, W) uint8 parts
     after: list[Tensor] = field(default_factory=list)
     scores: list[Tensor] = field(default_factory=list)  # (n, 4) image, 0, 1, direction
-    rendered: int = 0
+    generated: int = 0
 
     def __len__(self) -> int:
-        """Count the pairs kept."""
+        """Count the pairs."""
         return len(self.candidates)
 
+    def add(self, clip: ClipScorer, batch: Sequence[GeneratedPair], rule: Any) -> None:
+        """Add the best pairs of a batch, which holds whole triplets.
+
+        Args:
+            clip: scores them.
+            batch: candidates.
+            rule: ``config.Filtering``.
+        """
+        scores = score_generated(clip, batch)
+        rows = keep_best(scores, [pair.candidate.triplet for pair in batch], rule)
+        self.generated += len(batch)
+        if not rows:
+            return
+        best = [batch[row] for row in rows]
+        columns = [scores.image, scores.before, scores.after, scores.direction]
+        self.candidates += [pair.candidate for pair in best]
+        self.before.append(to_bytes(torch.stack([pair.before for pair in best])))
+        self.after.append(to_bytes(torch.stack([pair.after for pair in best])))
+        self.scores.append(torch.stack(columns, 1)[rows])
+
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(before, after) in [-1, 1], as ``latents.store_latents`` reads them."""
+        """(before, after) in [-1, 1], as ``latents.encode_pairs`` reads them."""
         for before, after in zip(self.before, self.after, strict=True):
             yield to_unit(before), to_unit(after)
 
@@ -81,9 +101,9 @@ class KeptPairs:
         before, after = torch.cat(self.before), torch.cat(self.after)
         scores = Scores(*torch.cat(self.scores).cpu().T)
         for row in rows:
-            pictures = to_unit(torch.stack([before[row], after[row]]))
-            made = GeneratedPair(self.candidates[row], *pictures)
-            yield to_pair(f"{row:07d}", made, scores, row, steps)
+            images = to_unit(torch.stack([before[row], after[row]]))
+            pair = GeneratedPair(self.candidates[row], *images)
+            yield to_pair(f"{row:07d}", pair, scores, row, steps)
 
 
 def world_captions(first_seed: int, n: int) -> list[str]:
@@ -106,55 +126,39 @@ def readable(backbone: StableDiffusion, triplets: Sequence[Triplet]) -> list[Tri
     return [t for t, all_three in zip(triplets, fit, strict=True) if all(all_three)]
 
 
-def render_kept(
-    backbone: StableDiffusion,
+def generate_filtered(
+    sd: StableDiffusion,
     clip: ClipScorer,
     triplets: Sequence[Triplet],
     scale: Scale,
     *,
     batch_size: int,
     seconds: float,
-) -> KeptPairs:
-    """Render candidates of every triplet and keep the best, until the time is up.
+) -> FilteredPairs:
+    """Generate candidates of every triplet and keep the best, until the time is up.
 
     Args:
-        backbone: the text-to-image model.
+        sd: the text-to-image model.
         clip: the filter's scorer.
         triplets: written by the language model.
         scale: its rendering and filtering settings are used.
         batch_size: candidates at once, a multiple of the candidates of one triplet.
         seconds: stop after this long.
     """
-    start, kept, settings = time.monotonic(), KeptPairs(), scale.rendering
+    start, pairs, settings = time.monotonic(), FilteredPairs(), scale.rendering
     plain = draw_candidates(triplets, settings.candidates, 0, settings)
-    candidates = add_cross_attention_edit(plain, LENT, 0)
-    sampler, steps = settings.sampler, settings.steps
     batches = generate_pairs(
-        backbone, candidates, steps=steps, batch_size=batch_size, sampler=sampler
+        sd,
+        add_cross_attention_edit(plain, CROSS_ATTENTION, 0),
+        steps=settings.steps,
+        batch_size=batch_size,
+        sampler=settings.sampler,
     )
     for batch in batches:
-        _filter(kept, clip, batch, scale)
+        pairs.add(clip, batch, scale.filtering)
         if time.monotonic() - start > seconds:
             break
-    return kept
-
-
-def _filter(
-    kept: KeptPairs, clip: ClipScorer, batch: Sequence[GeneratedPair], scale: Scale
-) -> None:
-    """Add the best of a batch, which holds whole triplets, to what is kept."""
-    scores = score_generated(clip, batch)
-    groups = [pair.candidate.triplet for pair in batch]
-    rows = keep_best(scores, groups, scale.filtering)
-    kept.rendered += len(batch)
-    if not rows:
-        return
-    best = [batch[row] for row in rows]
-    columns = [scores.image, scores.before, scores.after, scores.direction]
-    kept.candidates += [pair.candidate for pair in best]
-    kept.before.append(to_bytes(torch.stack([pair.before for pair in best])))
-    kept.after.append(to_bytes(torch.stack([pair.after for pair in best])))
-    kept.scores.append(torch.stack(columns, 1)[rows])
+    return pairs
 
 
 def run_write(args: argparse.Namespace) -> None:
@@ -162,50 +166,50 @@ def run_write(args: argparse.Namespace) -> None:
     folder = args.out / "models" / "miniature-lm"
     writer = load_language_model(folder, folder / "adapter")
     began, captions = time.monotonic(), world_captions(0, args.captions)
-    # One attempt: the surer of two is the more usual edit, and an editor needs all.
-    written = generate_triplets(writer, captions, max_tokens=96, batch_size=args.batch)
-    replies = list(written)
+    # One sample: the likelier of two is the more usual edit, and an editor needs all.
+    replies = list(
+        generate_triplets(writer, captions, max_tokens=96, batch_size=args.batch)
+    )
     triplets = dict.fromkeys(reply.triplet for reply in replies if reply.triplet)
     write_jsonl(args.work / "triplets.jsonl", triplets)
     seconds, outcomes = round(time.monotonic() - began, 1), count_outcomes(replies)
-    facts: dict[str, Any] = {"captions": args.captions, "distinct": len(triplets)}
-    write_results(
-        args.work / "write.json", [outcomes], seed=0, seconds=seconds, **facts
-    )
-    print(facts, outcomes, f"{seconds} s", flush=True)
+    run: dict[str, Any] = {"captions": args.captions, "distinct": len(triplets)}
+    path = args.work / "write.json"
+    write_results(path, [outcomes], seed=0, seconds=seconds, **run)
+    print(run, outcomes, f"{seconds} s", flush=True)
 
 
-def run_render(args: argparse.Namespace, scale: Scale) -> None:
-    """Render and filter this part of the triplets; store what is kept as latents."""
+def run_generate(args: argparse.Namespace, scale: Scale) -> None:
+    """Generate and filter this part of the triplets; store the pairs as latents."""
     part, parts = (int(number) for number in args.part.split("/"))
-    clip, folder = load_clip(scale.clip), args.out / "models" / "miniature-sd"
-    backbone = load_stable_diffusion(folder)
-    if backbone.device.type == "cuda":  # on a CPU it takes longer than it saves
-        compile_unet(backbone.unet, "blocks")
-    written = readable(backbone, read_jsonl(args.work / "triplets.jsonl"))
-    triplets = subsample_scene_edits(written, args.whole)[part::parts]
+    models = args.out / "models"
+    clip = load_clip(models / "miniature-clip")
+    sd = load_stable_diffusion(models / "miniature-sd")
+    if sd.device.type == "cuda":  # on a CPU it takes longer than it saves
+        compile_unet(sd.unet, "blocks")
+    written = readable(sd, read_jsonl(args.work / "triplets.jsonl"))
+    triplets = subsample_scene_edits(written, args.scene_edits)[part::parts]
     began, options = time.monotonic(), {"batch_size": args.batch}
-    kept = render_kept(backbone, clip, triplets, scale, seconds=args.seconds, **options)
+    pairs = generate_filtered(
+        sd, clip, triplets, scale, seconds=args.seconds, **options
+    )
     seconds = round(time.monotonic() - began, 1)
-    print(f"kept {len(kept)} of {kept.rendered} in {seconds:.0f} s", flush=True)
-    facts: dict[str, Any] = {
-        "rendered": kept.rendered,
-        "kept": len(kept),
-        "seconds": seconds,
-    }
+    counts = {"generated": pairs.generated, "kept": len(pairs)}
+    print(counts, f"in {seconds:.0f} s", flush=True)
+    run: dict[str, Any] = {**counts, "seconds": seconds}
     if part == 0:
-        every = max(1, len(kept) // SAMPLE)
-        rows = range(0, len(kept), every)[:SAMPLE]
-        sample = kept.pairs(rows, scale.rendering.steps)
-        write_shards(sample, args.out / "pairs" / "sample", **facts)
-    texts = [made.triplet.instruction for made in kept.candidates]
-    pairs = encode_pairs(backbone, kept.batches())
-    checkpoint.save(args.work / f"part-{part}", pairs, {**facts, "instructions": texts})
+        every = max(1, len(pairs) // SAMPLE)
+        rows = range(0, len(pairs), every)[:SAMPLE]
+        sample = pairs.pairs(rows, scale.rendering.steps)
+        write_shards(sample, args.out / "pairs" / "sample", **run)
+    texts = [candidate.triplet.instruction for candidate in pairs.candidates]
+    latents = encode_pairs(sd, pairs.batches(), flips=False)
+    checkpoint.save(args.work / f"part-{part}", latents, {**run, "instructions": texts})
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("stages", nargs="+", choices=["write", "render"])
+    parser.add_argument("stages", nargs="+", choices=["write", "generate"])
     parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, default=Path("runs/editor"))
     parser.add_argument("--captions", type=int, default=48_000)
@@ -214,10 +218,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--keep", type=int, default=KEPT, help="of one triplet")
     parser.add_argument(
-        "--whole", type=float, default=WHOLE, help="share of edits of a whole scene"
+        "--scene-edits", type=float, default=SCENE_EDITS, help="share that stays"
     )
     parser.add_argument("--batch", type=int, default=512, help="replies or candidates")
-    parser.add_argument("--seconds", type=float, default=120, help="of rendering")
+    parser.add_argument("--seconds", type=float, default=120, help="of generating")
     parser.add_argument(
         "--part", default="0/1", help="k/n: the k-th of n parts, from 0"
     )
@@ -234,8 +238,8 @@ def main() -> None:
     )
     if "write" in args.stages:
         run_write(args)
-    if "render" in args.stages:
-        run_render(args, scale)
+    if "generate" in args.stages:
+        run_generate(args, scale)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Measures the miniature's networks on held-out scenes."""
+"""Measure the miniature's networks on held-out scenes and held-out wordings."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,23 @@ from ip2p_lib.config import HELD_OUT
 from ip2p_lib.device import pick_device
 from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.miniature.corpus import Corpus, build_corpus
+from ip2p_lib.miniature.judge.model import Judge, load_judge
+from ip2p_lib.miniature.judge.readings import ANSWERS, labels
+from ip2p_lib.miniature.judge.scores import read_answers, score_edits
 from ip2p_lib.miniature.render import render_codes
+from ip2p_lib.miniature.world import sample_edit, sample_scene
+from ip2p_lib.results import bootstrap_interval
 from jobs.miniature.saving import parts
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
     from ip2p_lib.diffusion.clip import ClipScorer
+    from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
+    from ip2p_lib.editing.editor import Editor
+
+_EDITS = 128  # at once
+_STEPS, _CFG_SCALE = 25, 3.0  # of text to image
 
 
 def held_out(n: int) -> Corpus:
@@ -27,19 +38,25 @@ def held_out(n: int) -> Corpus:
 
 
 @torch.no_grad()
+def render(codes: Tensor, device: torch.device) -> Tensor:
+    """Render codes in parts, (n, 3, 128, 128) in [-1, 1]."""
+    return torch.cat([render_codes(part.to(device)) for part in codes.split(128)])
+
+
+@torch.no_grad()
 def retrieval(clip: ClipScorer, images: Tensor, captions: list[str]) -> float:
-    """Share of pictures whose own caption is the nearest of all captions.
+    """Share of images whose own caption is the nearest of all captions.
 
     Args:
-        clip: the judge.
+        clip: embeds both.
         images: (n, 3, H, W) in [-1, 1].
         captions: n captions.
     """
-    seen = torch.cat([clip.embed_images(part) for part in images.split(256)])
-    read = torch.cat(
-        [clip.embed_texts(captions[i : i + 256]) for i in range(0, len(captions), 256)]
+    shown = torch.cat([clip.embed_images(part) for part in images.split(256)])
+    parts = [captions[i : i + 256] for i in range(0, len(captions), 256)]
+    nearest = (shown @ torch.cat([clip.embed_texts(part) for part in parts]).T).argmax(
+        1
     )
-    nearest = (seen @ read.T).argmax(1)
     own = torch.arange(len(nearest), device=nearest.device)
     return float((nearest == own).float().mean())
 
@@ -47,51 +64,154 @@ def retrieval(clip: ClipScorer, images: Tensor, captions: list[str]) -> float:
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, images: Tensor, batch: int = 64) -> Tensor:
     """Encode (mode) and decode: (n, 3, H, W) in [-1, 1] to the same."""
-    seen = [
+    decoded = [
         vae.decode(vae.encode(part).latent_dist.mode()).sample
         for part in images.split(batch)
     ]
-    return torch.cat(seen).clamp(-1, 1)
+    return torch.cat(decoded).clamp(-1, 1)
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean peak signal-to-noise ratio of pictures in [-1, 1], decibels."""
+    """Mean peak signal-to-noise ratio of images in [-1, 1], decibels."""
     error = ((a - b) / 2).square().flatten(1).mean(1).clamp(min=1e-10)
     return float((-10 * error.log10()).mean())
 
 
+def attributes_right(
+    judge: Judge, images: Tensor, codes: Tensor, reference: Tensor
+) -> float:
+    """Share of images in which every attribute of the scene is read rightly.
+
+    As in ``judge.scores``, an attribute counts only where the judge reads it rightly in
+    the ``reference``, the rendered scenes after the autoencoder.
+    """
+    right = labels(codes.cpu())
+    answers, readable = read_answers(judge, images), read_answers(judge, reference)
+    agrees = torch.ones(len(images), dtype=torch.bool)
+    for name in ANSWERS:
+        agrees &= (answers[name] == right[name]) | (readable[name] != right[name])
+    return float(agrees.float().mean())
+
+
 def measure(stage: str, out: Path, n: int) -> dict[str, Any]:
-    """Measure a saved stage on ``n`` held-out scenes.
+    """Measure a saved network on ``n`` held-out scenes.
 
     Returns:
-        ``clip``: share of renders whose caption is found first among ``n``; ``vae``
-        and ``decoder``: decibels; ``unet``: share of captions whose picture CLIP finds
-        first.
+        ``vae``: ``psnr_db``. ``clip``: ``top1``, the share of renders whose caption is
+        found first among ``n``. ``unet``: the same of generated images, and
+        ``attributes_right``.
     """
-    from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
-    from ip2p_lib.rendering.render import generate_images
+    from diffusers import AutoencoderKL
 
-    device, paths = pick_device(), parts(out)
-    corpus = held_out(n)
-    truth = torch.cat([render_codes(c.to(device)) for c in corpus.before.split(128)])
-    if stage in ("vae", "decoder"):
-        from diffusers import AutoencoderKL
-
-        vae = AutoencoderKL.from_pretrained(paths["vae"]).to(device)
-        seen = reconstruct(vae, truth)
-        return {"psnr_db": psnr(truth, seen), "samples": n}
-    clip = load_clip(paths["clip"], device=device, dtype=torch.float32)
+    device, paths, corpus = pick_device(), parts(out), held_out(n)
+    truth = render(corpus.before, device)
     if stage == "clip":
+        clip = load_clip(paths["clip"], device=device, dtype=torch.float32)
         return {"top1": retrieval(clip, truth, corpus.captions), "samples": n}
-    backbone = load_stable_diffusion(out / "miniature-sd", device=str(device))
-    steps, cfg_scale = 25, 3.0
-    made = generate_images(
-        backbone,
-        corpus.captions,
-        range(n),
-        steps=steps,
-        cfg_scale=cfg_scale,
-        batch_size=128,
+    vae = AutoencoderKL.from_pretrained(paths["vae"]).to(device)
+    decoded = reconstruct(vae, truth)
+    if stage == "vae":
+        return {"psnr_db": psnr(truth, decoded), "samples": n}
+    return _measure_unet(out, corpus, decoded, device) | {"samples": n}
+
+
+def _measure_unet(
+    out: Path, corpus: Corpus, reference: Tensor, device: torch.device
+) -> dict[str, Any]:
+    from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
+    from ip2p_lib.rendering import generate_images
+
+    clip = load_clip(parts(out)["clip"], device=device, dtype=torch.float32)
+    judge = load_judge(out / "miniature-judge", device)
+    sd = load_stable_diffusion(out / "miniature-sd", device=str(device))
+    seeds = range(len(corpus))
+    batches = generate_images(
+        sd, corpus.captions, seeds, steps=_STEPS, cfg_scale=_CFG_SCALE, batch_size=128
     )
-    share = retrieval(clip, torch.cat(list(made)), corpus.captions)
-    return {"top1": share, "samples": n, "steps": steps, "cfg_scale": cfg_scale}
+    images = torch.cat(list(batches))
+    return {
+        "top1": retrieval(clip, images, corpus.captions),
+        "attributes_right": attributes_right(judge, images, corpus.before, reference),
+        "steps": _STEPS,
+        "cfg_scale": _CFG_SCALE,
+    }
+
+
+@dataclass(frozen=True)
+class HeldOutEdits:
+    """``n`` held-out edits, rendered."""
+
+    corpus: Corpus
+    edit_types: list[str]
+    before: Tensor  # (n, 3, 128, 128) in [-1, 1]
+    truth: Tensor
+    reconstructed: Tensor  # the ground truth after the autoencoder
+
+    @classmethod
+    @torch.no_grad()
+    def sample(cls, n: int, sd: StableDiffusion) -> HeldOutEdits:
+        """The first ``n``; ``sd`` has the autoencoder."""
+        seeds, corpus = range(HELD_OUT, HELD_OUT + n), held_out(n)
+        edits = [sample_edit(sample_scene(s), s, wording="held-out") for s in seeds]
+        before, truth = (render(c, sd.device) for c in (corpus.before, corpus.after))
+        decoded = reconstruct(sd.vae, truth)
+        return cls(corpus, [edit.kind for edit in edits], before, truth, decoded)
+
+    def groups(self) -> dict[str, Tensor]:
+        """(n,) bool of each group that has a row of its own in a result file."""
+        types, languages = self.edit_types, self.corpus.instructions
+        named = {name: torch.tensor([t == name for t in types]) for name in types}
+        chinese = torch.tensor([not text.isascii() for text in languages])
+        two = self.corpus.before[:, 13] >= 0
+        extra = {"Chinese": chinese, "English": ~chinese, "two objects": two}
+        return {"all": torch.ones_like(two), **dict(sorted(named.items())), **extra}
+
+
+def measure_editor(
+    editor: Editor, judge: Judge, edits: HeldOutEdits, **options: Any
+) -> list[dict[str, Any]]:
+    """One row for all held-out edits with these options, and one for each group.
+
+    Returns:
+        ``group``, ``samples``, the options, and of every score its mean and
+        ``<score>_interval``, 95 % by the bootstrap. ``l1`` is the mean distance of edit
+        and ground truth, ``l1_input`` that of input and ground truth, in [0, 1].
+    """
+    corpus, parts = edits.corpus, torch.arange(len(edits.corpus)).split(_EDITS)
+    after = torch.cat(
+        [
+            editor.edit_tensors(
+                edits.before[rows],
+                [corpus.instructions[row] for row in rows],
+                seed=rows.tolist(),
+                **options,
+            )
+            for rows in parts
+        ]
+    )
+    codes = corpus.before, corpus.after
+    scores = score_edits(
+        judge, after, edits.before, edits.truth, codes, edits.reconstructed
+    )
+    distance = {"l1": after, "l1_input": edits.before}
+    columns = scores.columns() | {
+        name: ((x - edits.truth.to(x)).abs().mean((1, 2, 3)) / 2).float().cpu()
+        for name, x in distance.items()
+    }
+    return [
+        {"group": group, "samples": int(rows.sum()), **options}
+        | {name: _mean(column[rows]) for name, column in columns.items()}
+        | {
+            f"{name}_interval": [round(x, 4) for x in bootstrap_interval(column[rows])]
+            for name, column in columns.items()
+            if not column[rows].isnan().all()
+        }
+        for group, rows in edits.groups().items()
+        if rows.any()
+    ]
+
+
+def _mean(values: Tensor) -> float | None:
+    """Mean of the values that are not NaN, None if there is none."""
+    mean = float(values.nanmean())
+    return None if mean != mean else round(mean, 5)

@@ -1,4 +1,4 @@
-"""Trains the miniature editor on its own pairs and measures it on held-out scenes.
+"""Train the miniature editor on its own pairs, and measure it on held-out scenes.
 
     python -m jobs.miniature.train_editor train measure
     python -m jobs.miniature.train_editor train --since OLD_UNET
@@ -17,6 +17,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,166 +26,194 @@ from diffusers import UNet2DConditionModel
 
 from ip2p_lib import checkpoint
 from ip2p_lib.config import DATA, Scale, Source, Training, preset
-from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.diffusion.loading import load_network
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
 from ip2p_lib.distributed import broadcast_scalar, init, rank, shutdown, world_size
-from ip2p_lib.editing.editor import load_editor
-from ip2p_lib.results import write_results
+from ip2p_lib.editing import load_editor
+from ip2p_lib.miniature.judge import load_judge
+from ip2p_lib.results import ReadmeRow, write_results
 from ip2p_lib.training import train as training
+from ip2p_lib.training.compiled.compile import compile_unet
 from ip2p_lib.training.latents import Latents, add_instructions
+from ip2p_lib.training.loss_weighting import LOSS_WEIGHTINGS
 from ip2p_lib.training.state import TrainingOptions
 from ip2p_lib.training.surgery import carry_over, widen_conv_in
-from jobs.miniature import compile_ahead as rehearsal
 from jobs.miniature import saving
-from jobs.miniature.measure_editor import held_out_examples, measure_scale
+from jobs.miniature.measure import HeldOutEdits, measure_editor
 
-_SHARE_OF_REHEARSAL = 0.9  # draws, AdamW and the average take the rest of a step
+_LOG_EVERY = 20  # steps
+_MARGIN = 0.97  # of the time left, to be sure that the last steps of the cosine come
 
 
-def read_pairs(work: Path, backbone: StableDiffusion) -> tuple[Latents, dict[str, int]]:
-    """Every part that ``make_pairs`` left in ``work``, and how much was rendered.
+def read_pairs(work: Path, sd: StableDiffusion) -> tuple[Latents, dict[str, int]]:
+    """Every part that ``make_pairs`` left in ``work``, and how much was generated.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    found = [checkpoint.load(folder) for folder in sorted(work.glob("part-*"))]
-    if not found:
+    parts = [checkpoint.load(folder) for folder in sorted(work.glob("part-*"))]
+    if not parts:
         raise FileNotFoundError(
             f"There are no pairs in {work}. Make some first: "
-            "python -m jobs.miniature.make_pairs write render."
+            "python -m jobs.miniature.make_pairs write generate."
         )
-    names, device = found[0].tensors, backbone.device
     pairs = {
-        n: torch.cat([part.tensors[n] for part in found]).to(device) for n in names
+        name: torch.cat([part.tensors[name] for part in parts]).to(sd.device)
+        for name in parts[0].tensors
     }
-    texts = [text for part in found for text in part.state["instructions"]]
-    counts = {n: sum(part.state[n] for part in found) for n in ("rendered", "kept")}
-    return add_instructions(backbone, pairs, texts), counts
+    texts = [text for part in parts for text in part.state["instructions"]]
+    counts = {n: sum(part.state[n] for part in parts) for n in ("generated", "kept")}
+    return add_instructions(sd, pairs, texts), counts
 
 
-def wait_for_pairs(work: Path, parts: int) -> None:
-    """Wait until all the parts that ``make_pairs`` renders elsewhere are complete."""
-    while len(list(work.glob(f"part-*/{checkpoint.MANIFEST}"))) < parts:
-        time.sleep(0.5)
-
-
-def first_unet(out: Path, backbone: StableDiffusion, since: Path | None) -> Any:
+def first_unet(out: Path, sd: StableDiffusion, since: Path | None) -> Any:
     """The text-to-image U-Net widened; or, carried over to it, an earlier editor.
 
     Args:
         out: its ``models/miniature-ip2p/unet`` is the earlier editor.
-        backbone: today's text-to-image model.
+        sd: today's text-to-image model.
         since: folder of the text-to-image U-Net that the editor began as; None begins
             anew.
     """
     if since is None:
-        return widen_conv_in(backbone.unet)
+        return widen_conv_in(sd.unet)
     editor, old = (
         load_network(UNet2DConditionModel, {"pretrained_model_name_or_path": folder})
         for folder in (out / "models" / "miniature-ip2p" / "unet", since)
     )
-    device = backbone.device
-    return carry_over(editor.to(device), old.to(device), backbone.unet)
+    return carry_over(editor.to(sd.device), old.to(sd.device), sd.unet)
 
 
 def train_editor(
     unet: Any,
-    backbone: StableDiffusion,
+    sd: StableDiffusion,
     latents: Latents,
     settings: Training,
     seconds: float,
-) -> tuple[Any, list[float]]:
-    """Sections 3.2 and 3.2.1: train a widened U-Net; the time may end it early.
+    weighting: str | None,
+) -> tuple[Any, list[dict[str, float]]]:
+    """Sections 3.2 and 3.2.1: train a widened U-Net for as many steps as time allows.
+
+    The first ``settings.steps``, at a constant rate, tell how many that are.
 
     Returns:
         The averaged 8-channel U-Net in float32, and the loss of every 20th step.
     """
-    autocast = torch.bfloat16 if backbone.device.type == "cuda" else None
+    autocast = torch.bfloat16 if sd.device.type == "cuda" else None
     state = training.start(unet, settings, TrainingOptions(autocast=autocast))
-    schedule = backbone.schedule.to(backbone.device)
-    steps = training.train(state, latents, schedule, settings, run_seed=0)
-    losses = list(_until(steps, seconds, backbone.device))
+    weights = LOSS_WEIGHTINGS[weighting](sd.schedule) if weighting else None
+    run = partial(training.train, state, latents, sd.schedule, weights=weights)
+    end, middle = time.monotonic() + seconds, 0.0
+    constant = replace(settings, decay=False)
+    for step in run(constant, run_seed=0):
+        if step.step == settings.steps // 2:
+            step.loss.item()  # waits for the GPU
+            middle = time.monotonic()
+    rate = (settings.steps - settings.steps // 2) / (time.monotonic() - middle)
+    left = broadcast_scalar(_MARGIN * rate * (end - time.monotonic()), sd.device)
+    settings = replace(settings, steps=settings.steps + max(int(left), 1))
+    print(f"{rate:.1f} steps a second, {settings.steps} in all", flush=True)
+    rows = []
+    for step in run(settings, run_seed=0):
+        if step.step % _LOG_EVERY == 0:
+            rows.append({"step": step.step, "loss": float(step.loss)})
+            _print_progress(rows)
     state.check()
     state.ema.copy_to(unet)
-    return unet.to(memory_format=torch.contiguous_format), losses
+    return unet.to(memory_format=torch.contiguous_format), rows
 
 
-def _until(
-    steps: Iterator[training.TrainStep], seconds: float, device: torch.device
-) -> Iterator[float]:
-    """The loss of every 20th step, until the time is up."""
-    start = shown = time.monotonic()
-    for step in steps:
-        if step.step % 20:
-            continue
-        yield float(step.loss)
-        spent = broadcast_scalar(time.monotonic() - start, device)
-        if start + spent - shown > 10:
-            print(f"editor {spent:.0f} s step {step.step}", flush=True)
-            shown = start + spent
-        if spent > seconds:
-            return
+def _print_progress(rows: list[dict[str, float]]) -> None:
+    if len(rows) % 10 == 0 and rank() == 0:
+        mean = sum(row["loss"] for row in rows[-10:]) / 10
+        print(f"editor step {rows[-1]['step']} loss {mean:.4f}", flush=True)
 
 
 def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
     """Train the editor on the pairs in ``--work`` and save it."""
     began = time.monotonic()
-    backbone = load_stable_diffusion(
-        args.out / "models" / "miniature-sd", device=device
+    sd = load_stable_diffusion(
+        args.out / "models" / "miniature-sd", device=device, dtype=torch.float32
     )
-    unet = first_unet(args.out, backbone, args.since).float()
-    rows = args.batch // world_size()
-    rehearsal.begin(unet, rows, device).result()
-    wait_for_pairs(args.work, args.parts)
-    latents, facts = read_pairs(args.work, backbone)
-    rate = rehearsal.steps_a_second(unet, rows, device)  # rendering slowed the first
-    print(f"{rate:.1f} steps a second in rehearsal", flush=True)
-    left = args.deadline - time.time() if args.deadline else args.seconds
-    seconds, rate = broadcast_scalar(left, device), broadcast_scalar(rate, device)
-    steps = args.steps or max(1, int(_SHARE_OF_REHEARSAL * rate * seconds))
+    unet = first_unet(args.out, sd, args.since).float()
+    latents, counts = read_pairs(args.work, sd)
+    compile_unet(unet, "whole" if device.type == "cuda" else "none")
     settings = replace(
         scale.training,
-        steps=steps,
+        steps=args.probe,
         batch_size=args.batch,
         learning_rate=args.learning_rate,
-        warmup=100,
+        warmup=args.probe,
         decay=True,
-        ema_decay=0.995,  # a run of a few thousand steps forgets its start with this
+        ema_decay=0.998,
     )
-    print(f"{len(latents)} pairs, {steps} steps in {seconds:.0f} s", flush=True)
-    unet, losses = train_editor(unet, backbone, latents, settings, seconds)
+    left = args.seconds - (time.monotonic() - began)
+    print(f"{len(latents)} pairs, {left:.0f} s left", flush=True)
+    unet, rows = train_editor(unet, sd, latents, settings, left, args.weighting)
     if rank() > 0:
         return
     saving.save_half(unet, args.out / "models" / "miniature-ip2p" / "unet")
-    rows = [{"step": 20 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
-    facts |= {"batch_size": args.batch, "processes": world_size()}
-    facts |= {"continued": args.since is not None}
+    run: dict[str, Any] = {
+        **counts,
+        "batch_size": args.batch,
+        "processes": world_size(),
+        "weighting": args.weighting,
+        "continued": args.since is not None,
+    }
     spent = round(time.monotonic() - began, 1)
     path = args.out / "results" / "miniature-training.json"
-    write_results(path, rows, seed=0, seconds=spent, device=device, **facts)
+    write_results(path, rows, seed=0, seconds=spent, device=device, **run)
 
 
 def evaluate(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
-    """Measure the editor in ``--out`` on held-out scenes."""
-    began, settings = time.monotonic(), scale.editing
-    source = Source(str(args.out / "models" / "miniature-ip2p" / "unet"))
-    editor = load_editor(replace(scale, editor=source), device)
-    clip = load_clip(scale.clip, device=device)
-    examples, kinds = held_out_examples(args.samples, device)
-    grid = itertools.product(
-        args.text_scales or [settings.text_scale],
-        args.image_scales or [settings.image_scale],
+    """Measure the editor in ``--out`` on held-out scenes, at each pair of scales."""
+    began, models = time.monotonic(), args.out / "models"
+    scale = replace(
+        scale,
+        backbone=Source(str(models / "miniature-sd")),
+        editor=Source(str(models / "miniature-ip2p" / "unet")),
     )
+    editor = load_editor(scale, device)
+    judge = load_judge(models / "miniature-judge", device)
+    edits = HeldOutEdits.sample(args.samples, editor.backbone)
     rows = []
-    for text_scale, image_scale in grid:
-        scales = (text_scale, image_scale)
-        rows += measure_scale(editor, clip, examples, kinds, *scales)
-        print(next(row for row in reversed(rows) if row["kind"] == "all"), flush=True)
+    for text_scale, image_scale, steps in _settings(args, scale):
+        options = {"text_scale": text_scale, "image_scale": image_scale, "steps": steps}
+        rows += measure_editor(editor, judge, edits, **options)
+        print(next(row for row in reversed(rows) if row["group"] == "all"), flush=True)
     seconds = round(time.monotonic() - began, 1)
-    facts = {"steps": settings.steps, "sampler": settings.sampler}
     path = args.out / "results" / "miniature-editor.json"
-    write_results(path, rows, seed=0, seconds=seconds, device=device, **facts)
+    write_results(
+        path,
+        rows,
+        seed=0,
+        seconds=seconds,
+        device=device,
+        readme=_readme_rows(rows[0]),
+        sampler=scale.editing.sampler,
+    )
+
+
+def _settings(
+    args: argparse.Namespace, scale: Scale
+) -> Iterator[tuple[float, float, int]]:
+    """Every combination of the settings on the command line, the defaults first."""
+    own = scale.editing
+    return itertools.product(
+        args.text_scales or [own.text_scale],
+        args.image_scales or [own.image_scale],
+        args.steps or [own.steps],
+    )
+
+
+def _readme_rows(row: dict[str, Any]) -> list[ReadmeRow]:
+    """The README's lines on the first row of a measurement."""
+    aims = {"done": ("Edits that are done", 93), "kept": ("and keep the rest", 92)}
+    aims["both"] = ("Edits that do both", 87)
+    return [
+        ReadmeRow(claim, f"{100 * row[name]:.1f} %", f"{aim} %", row["samples"])
+        for name, (claim, aim) in aims.items()
+    ]
 
 
 def _arguments() -> argparse.Namespace:
@@ -195,15 +224,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--since", type=Path, help="go on from the editor that began as this U-Net"
     )
-    parser.add_argument("--parts", type=int, default=0, help="of pairs to wait for")
-    parser.add_argument("--steps", type=int, help="default: what the time allows")
-    parser.add_argument("--batch", type=int, default=2048)
+    parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=8e-4)
-    parser.add_argument("--seconds", type=float, default=300, help="of training")
-    parser.add_argument("--deadline", type=float, help="instead: end then, Unix time")
-    parser.add_argument("--samples", type=int, default=512, help="held-out edits")
+    parser.add_argument("--weighting", choices=[*LOSS_WEIGHTINGS], default=None)
+    parser.add_argument("--probe", type=int, default=200, help="steps to warm up")
+    parser.add_argument("--seconds", type=float, default=480, help="of training")
+    parser.add_argument("--samples", type=int, default=1024, help="held-out edits")
     parser.add_argument("--text-scales", type=float, nargs="*")
     parser.add_argument("--image-scales", type=float, nargs="*")
+    parser.add_argument("--steps", type=int, nargs="*", help="of one edit")
     return parser.parse_args()
 
 

@@ -33,12 +33,12 @@ import sys
 from pathlib import Path
 
 if "google.colab" in sys.modules:
+    url = "{url}"
     here = Path("/content/{folder}")
     if not here.exists():
-        clone = ["git", "clone", "-q", "--depth", "1", "{url}", here]
-        subprocess.run(clone, check=True)
-        packages = ["-q", "-r", here / "requirements-colab.txt"]
-        subprocess.run([sys.executable, "-m", "pip", "install", *packages], check=True)
+        subprocess.run(["git", "clone", "-q", "--depth", "1", url, here], check=True)
+        pip = [sys.executable, "-m", "pip", "install", "-q", "-r"]
+        subprocess.run([*pip, here / "requirements-colab.txt"], check=True)
     sys.path.insert(0, str(here))"""
 
 

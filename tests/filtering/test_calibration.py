@@ -10,7 +10,6 @@ import torch
 from ip2p_lib.config import Filtering
 from ip2p_lib.filtering import Scores, passes
 from ip2p_lib.filtering.calibration import (
-    acceptance_by_bin,
     calibrate,
     evaluate_filter,
     funnel,
@@ -115,17 +114,10 @@ def test_the_funnel_ends_with_the_best_of_each_triplet(scores):
 
 
 def test_metrics_are_of_all_of_the_kept_and_of_the_good():
-    kept = torch.tensor([True, True, True, False, False])
+    keep = torch.tensor([True, True, True, False, False])
     good = torch.tensor([True, True, False, True, False])
-    values = [proportion.value for proportion in evaluate_filter(kept, good)]
+    values = [proportion.value for proportion in evaluate_filter(keep, good)]
     assert values == pytest.approx([3 / 5, 2 / 3, 2 / 3])
-
-
-def test_each_value_is_counted_in_one_bin():
-    values = torch.tensor([0.1, 0.2, 0.5, 0.7, 0.9])
-    accepted = torch.tensor([True, False, True, True, False])
-    low, high = acceptance_by_bin(values, accepted, [0.1, 0.5, 0.9])
-    assert (low.value, high.value) == (pytest.approx(1 / 2), pytest.approx(2 / 3))
 
 
 def best_recall(scores, good, precision, steps):
@@ -138,9 +130,9 @@ def best_recall(scores, good, precision, steps):
           for x in (scores.image, text, scores.direction))
     ):  # fmt: skip
         limits = Filtering(image=image, text=caption, direction=direction)
-        kept = passes(scores, limits)
-        hits = int((kept & good).sum())
-        if kept.any() and hits >= precision * int(kept.sum()):
+        keep = passes(scores, limits)
+        hits = int((keep & good).sum())
+        if keep.any() and hits >= precision * int(keep.sum()):
             most = max(most, hits)
     return most / int(good.sum())
 

@@ -45,7 +45,7 @@ def test_scores_are_the_cosines_of_the_released_code(clip, tiny_clip_folder):
     )
 
 
-def test_an_unchanged_picture_is_all_image_and_no_direction(clip):
+def test_an_unchanged_image_is_all_image_and_no_direction(clip):
     x = to_tensor(smooth_images(2))
     scores = score_pairs(clip, x, x, ["a cat"] * 2, ["a dog"] * 2)
     assert torch.allclose(scores.image, torch.ones(2))

@@ -8,16 +8,12 @@ import torch
 from PIL import Image
 
 from ip2p_lib.filtering.calibration import (
-    acceptance_by_bin,
     evaluate_filter,
     precision_recall_curve,
-    proportion_ci,
 )
 from ip2p_lib.filtering.figures import (
     plot_funnel,
     plot_precision_curves,
-    plot_proportions,
-    plot_thresholds,
 )
 
 LEFT = torch.arange(10) < 6
@@ -62,19 +58,6 @@ def test_labels_stay_inside_the_funnel(n):
     assert label.get_window_extent().x1 <= figure.bbox.width
 
 
-def test_thresholds_are_drawn_on_each_score():
-    curve = precision_recall_curve(SCORE, GOOD)
-    figure = plot_thresholds(
-        {"image": curve, "direction": curve}, {"image": 0.3, "direction": 0.6}
-    )
-    drawn(figure)
-    for axes, limit in zip(figure.axes, (0.3, 0.6), strict=True):
-        precision, rate, line = axes.lines
-        assert np.allclose(precision.get_ydata(), curve.precision)
-        assert np.allclose(rate.get_ydata(), curve.keep_rate)
-        assert line.get_xdata()[0] == limit
-
-
 def test_precision_is_drawn_from_the_smallest_keep_rate_on():
     curve, metrics = precision_recall_curve(SCORE, GOOD), evaluate_filter(LEFT, GOOD)
     curves = {"direction": curve, "all": curve}
@@ -95,21 +78,3 @@ def test_precision_is_drawn_from_the_smallest_keep_rate_on():
 def test_a_filter_that_keeps_nothing_is_no_point():
     metrics, curve = evaluate_filter(NONE, GOOD), precision_recall_curve(SCORE, GOOD)
     drawn(plot_precision_curves({"image": curve}, {"nothing": metrics}))
-
-
-def test_proportions_are_over_the_middle_of_their_bins():
-    edges = [0.0, 0.5, 1.0]
-    lines = {"kept": acceptance_by_bin(SCORE, LEFT, edges)}
-    lines["good"] = [proportion_ci(GOOD)] * 2
-    figure = plot_proportions({"p": (edges, lines), "scale": (edges, lines)})
-    drawn(figure)
-    for axes in figure.axes:
-        line = axes.lines[0]
-        assert np.allclose(line.get_xdata(), [0.25, 0.75], atol=0.03)
-        assert np.allclose(line.get_ydata(), [part.value for part in lines["kept"]])
-
-
-def test_an_empty_bin_is_a_gap():
-    edges = [0.0, 1.0, 2.0, 3.0]
-    lines = {"kept": acceptance_by_bin(SCORE, LEFT, edges)}
-    drawn(plot_proportions({"p": (edges, lines)}))

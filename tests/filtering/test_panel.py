@@ -37,21 +37,21 @@ def expected(thresholds, good=GOOD):
     ("name", "value"), [("image", 0.6), ("text", 0.4), ("direction", 0.8), ("keep", 1)]
 )
 def test_a_moved_slider_draws_what_the_plain_call_draws(panel, name, value):
-    assert panel.picture.value == expected(START)
+    assert panel.plot.value == expected(START)
     panel.sliders[name].value = value
     moved = expected(replace(START, **{name: value}))
-    assert panel.picture.value == moved != expected(START)
+    assert panel.plot.value == moved != expected(START)
 
 
 def test_labels_are_optional():
     panel = ThresholdPanel(SCORES, GROUPS, START)
-    assert panel.picture.value == expected(START, good=None)
+    assert panel.plot.value == expected(START, good=None)
 
 
 def test_a_page_without_widgets_gets_a_still(panel):
     bundle = panel._repr_mimebundle_()
     still = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
-    assert still.size == Image.open(io.BytesIO(panel.picture.value)).size
+    assert still.size == Image.open(io.BytesIO(panel.plot.value)).size
 
 
 def test_an_error_is_shown_in_the_panel(panel, monkeypatch):

@@ -69,12 +69,12 @@ def test_a_faulty_run_is_not_written_back(tmp_path):
         ),
     ],
 )
-def test_an_output_that_may_not_be_committed_is_told(output, fault):
+def test_an_output_that_may_not_be_committed_is_reported(output, fault):
     cell = new_code_cell("1", execution_count=1, outputs=[output])
     assert outputs.faults(new_notebook(cells=[cell])) == [f"cell 1: {fault}"]
 
 
-def test_order_and_size_are_told():
+def test_order_and_size_are_reported():
     big = new_output("stream", text="x" * outputs.LIMIT)
     cells = [new_code_cell("1", execution_count=2, outputs=[big])]
     assert outputs.faults(new_notebook(cells=cells)) == [
@@ -83,7 +83,7 @@ def test_order_and_size_are_told():
     ]
 
 
-def test_relative_paths_links_and_pictures_are_no_faults():
+def test_relative_paths_links_and_images_are_no_faults():
     data = {
         "text/html": '<a href="https://a.b/home/c">x</a> data/tmp/a.json, and/or/var/x'
     }
@@ -109,16 +109,16 @@ def test_images_become_smaller_jpegs_and_look_the_same():
     scenes = to_pil(render([sample_scene(seed) for seed in range(8)]))
     png = figures.to_png(figures.show_grid([scenes[:4], scenes[4:]]))
     kind, data = outputs.compress(png)
-    assert kind == "jpeg" and len(data) < 0.75 * len(png)
+    assert kind == "jpeg" and len(data) < 0.6 * len(png)
     assert decoded(data).shape == decoded(png).shape
     assert np.abs(decoded(data) - decoded(png)).mean() < 2
 
 
-def test_plots_stay_exact():
+def test_plots_stay_sharp():
     png = figures.to_png(figures.plot_lines([0, 1, 2], {"loss": [1.0, 0.5, 0.3]}))
     kind, data = outputs.compress(png)
     assert kind == "png" and len(data) <= len(png)
-    assert np.array_equal(decoded(data), decoded(png))
+    assert np.abs(decoded(data) - decoded(png)).mean() < 0.2
 
 
 def test_a_smooth_sky_keeps_its_colours():

@@ -16,12 +16,17 @@ def test_the_readme_has_the_rows_of_the_result_files():
 
 
 def test_the_page_of_results_has_all_rows():
-    assert table.PAGE.read_text("utf-8") == table.results_page()
+    page = table.results_page()
+    assert table.PAGE.read_text("utf-8") == page, "run python -m jobs.readme.table"
     rows = [r for p in table.RESULTS.glob("*.json") for r in table.read_rows(p.stem)]
     assert len(rows) > 12
-    assert all(
-        f"| {row['claim']} | {row['value']} |" in table.results_page() for row in rows
-    )
+    assert all(f"| {row['claim']} | {row['value']}" in page for row in rows)
+
+
+def test_a_percentage_has_its_interval():
+    assert table.with_interval("90.0%", 512) == "90.0% (87.1 to 92.3)"
+    assert table.with_interval("2.5 x", 32) == "2.5 x"
+    assert table.with_interval("90.0%", None) == "90.0%"
 
 
 def test_the_drawing_is_what_the_script_draws():

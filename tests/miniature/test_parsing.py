@@ -117,6 +117,8 @@ def test_no_difference_two_and_unknown_words_are_none() -> None:
         ("give the cat a bow", False),  # another value
         ("take the crown off the cat", False),  # the other way round
         ("crown the king of the house", False),
+        ("a crown would suit the left one so well", True),
+        ("a crown would suit the right one so well", False),
     ],
 )
 def test_an_instruction_names_whose_and_what(instruction: str, named: bool) -> None:
@@ -130,3 +132,10 @@ def test_what_stays_may_be_named_when_something_goes() -> None:
     assert names_difference("remove the dog", *said)
     assert not names_difference("remove the cat", *said)
     assert not names_difference("take the bow off the dog", *said)
+    assert names_difference("no dogs allowed, the dog has to leave", *said)
+
+
+def test_what_is_implied_is_understood_within_other_words() -> None:
+    said = read_caption("a cat in a city"), read_caption("a cat in a city at sunset")
+    assert names_difference("wait for the golden hour", *said)
+    assert not names_difference("wait until the stars are out", *said)

@@ -7,6 +7,7 @@ import pytest
 
 from ip2p_lib.config import HELD_OUT
 from ip2p_lib.miniature import vocabulary as words
+from ip2p_lib.miniature.grammar import article
 from ip2p_lib.miniature.parsing import count_changes, read_caption
 from ip2p_lib.miniature.world import (
     KINDS,
@@ -21,7 +22,7 @@ from ip2p_lib.miniature.world import (
 def test_the_world_is_large_enough() -> None:
     assert len(words.OBJECTS) >= 100 and len(words.ART_SETS) == 4
     assert len(words.PLACES) >= 8 and len(words.TIMES) == 3
-    assert len(words.MEDIA) >= 5 and len(words.FINISHES) >= 5
+    assert len(words.MEDIA) >= 5 and len(words.MATERIALS_AND_COLOURS) >= 5
     assert len(words.ACCESSORIES) >= 3
 
 
@@ -77,6 +78,27 @@ def test_captions_of_an_edit_differ_in_one_thing() -> None:
             assert not before.rest and not after.rest, texts
             # A caption may leave out what is usual, such as clear weather.
             assert count_changes(before, after) <= 1, texts
+
+
+def test_captions_of_a_replacement_differ_in_the_noun_only() -> None:
+    """Left and right, order and synonyms stay: what attention maps are injected by."""
+    with_sides = 0
+    for seed in range(600):
+        scene = sample_scene(seed)
+        target = sample_edit(scene, seed, "replace").target
+        (pair,) = (
+            {*t} for t in zip(scene.things, target.things, strict=True) if len({*t}) > 1
+        )
+        old = next(t for t in scene.things if t in pair)
+        new = next(t for t in target.things if t in pair)
+        before, after = caption(scene, seed), caption(target, seed)
+        with_sides += " on the " in before and len(scene.things) == 2
+        if not old.finish:
+            assert before.replace(article(old.name), article(new.name)) == after
+        texts = [caption(shown, seed, "zh") for shown in (scene, target)]
+        nouns = [words.OBJECTS[thing.name][1] for thing in (old, new)]
+        assert texts[0].replace(*nouns) == texts[1]
+    assert with_sides > 50
 
 
 def test_the_same_seed_gives_the_same_scene_and_edit() -> None:

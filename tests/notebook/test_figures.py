@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ BLUE = Image.new("RGB", (128, 128), (0, 0, 255))
 ZH = "把向日葵换成玫瑰"
 
 
-def drawn(figure: Figure) -> np.ndarray:
+def to_pixels(figure: Figure) -> np.ndarray:
     """The figure as pixels, as an inline notebook saves it; warnings are errors."""
     file = io.BytesIO()
     figure.savefig(file, format="png", bbox_inches="tight")
@@ -30,24 +29,24 @@ def drawn(figure: Figure) -> np.ndarray:
 
 
 def texts(figure: Figure) -> list[str]:
-    found = [text.get_text() for axes in figure.axes for text in axes.texts]
+    labels = [text.get_text() for axes in figure.axes for text in axes.texts]
     titles = [axes.get_title() for axes in figure.axes]
-    return [text for text in (*found, *titles) if text]
+    return [text for text in (*labels, *titles) if text]
 
 
-def centre_of(picture: np.ndarray, colour: tuple[int, int, int]) -> tuple[float, float]:
-    rows, columns = np.nonzero((picture == colour).all(-1))
+def centre_of(pixels: np.ndarray, colour: tuple[int, int, int]) -> tuple[float, float]:
+    rows, columns = np.nonzero((pixels == colour).all(-1))
     return rows.mean(), columns.mean()
 
 
 def test_the_input_stands_left_of_the_edit_under_the_instruction() -> None:
     figure = figures.show_pairs(RED, "make it blue", BLUE)
-    picture = drawn(figure)
-    red, blue = centre_of(picture, (255, 0, 0)), centre_of(picture, (0, 0, 255))
+    pixels = to_pixels(figure)
+    red, blue = centre_of(pixels, (255, 0, 0)), centre_of(pixels, (0, 0, 255))
     assert red[0] == pytest.approx(blue[0], abs=1)
     assert red[1] + 190 < blue[1]
     assert texts(figure) == ["make it blue"]
-    ink_rows = np.nonzero((picture < 80).all(-1))[0]
+    ink_rows = np.nonzero((pixels < 80).all(-1))[0]
     assert ink_rows.max() < red[0] - 90
 
 
@@ -61,8 +60,8 @@ def test_pictures_keep_their_size_whatever_their_number() -> None:
 
 def test_wide_pictures_are_not_squeezed() -> None:
     wide = Image.new("RGB", (256, 128), (255, 0, 0))
-    picture = drawn(figures.show_grid([[wide, wide], [wide]], ["a"], ["b"]))
-    rows, columns = np.nonzero((picture == (255, 0, 0)).all(-1))
+    pixels = to_pixels(figures.show_grid([[wide, wide], [wide]], ["a"], ["b"]))
+    rows, columns = np.nonzero((pixels == (255, 0, 0)).all(-1))
     assert np.unique(rows).size == pytest.approx(2 * 100, abs=3)
     assert np.unique(columns).size == pytest.approx(2 * 200, abs=3)
 
@@ -70,8 +69,8 @@ def test_wide_pictures_are_not_squeezed() -> None:
 def test_a_tensor_shows_as_the_picture_it_holds() -> None:
     tensor = torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1).expand(3, 16, 16)
     batch = torch.stack([tensor, -tensor])
-    one = drawn(figures.film_strip(batch.half(), ["t = 999", "t = 0"]))
-    two = drawn(
+    one = to_pixels(figures.film_strip(batch.half(), ["t = 999", "t = 0"]))
+    two = to_pixels(
         figures.film_strip(
             [
                 Image.new("RGB", (16, 16), (255, 0, 0)),
@@ -84,8 +83,8 @@ def test_a_tensor_shows_as_the_picture_it_holds() -> None:
 
 
 def test_chinese_is_drawn_with_glyphs_not_boxes() -> None:
-    shown = drawn(figures.show_pairs(RED, ZH, BLUE))
-    boxes = drawn(figures.show_pairs(RED, "\u25a1" * len(ZH), BLUE))
+    shown = to_pixels(figures.show_pairs(RED, ZH, BLUE))
+    boxes = to_pixels(figures.show_pairs(RED, "\u25a1" * len(ZH), BLUE))
     assert figure_style.wrap_text(ZH, 9) == ZH
     assert (shown < 80).all(-1).sum() > 1.2 * (boxes < 80).all(-1).sum()
 
@@ -93,12 +92,12 @@ def test_chinese_is_drawn_with_glyphs_not_boxes() -> None:
 @pytest.mark.parametrize("text", ["add a \U0001f339", "ជ", "𠜎"])
 def test_a_character_without_a_glyph_is_a_visible_box(text: str) -> None:
     assert "\u25a1" in figure_style.wrap_text(text, 9)
-    drawn(figures.show_pairs(RED, text, BLUE))  # warns of nothing
+    to_pixels(figures.show_pairs(RED, text, BLUE))  # warns of nothing
 
 
 def test_a_dollar_sign_is_not_mathematics() -> None:
     figure = figures.show_pairs(RED, r"$x^{2$ and $\frac", BLUE)
-    drawn(figure)
+    to_pixels(figure)
     assert texts(figure) == [r"$x^{2$ and $\frac"]
 
 
@@ -127,7 +126,7 @@ def test_counts_that_do_not_pair_are_refused() -> None:
 def test_the_curve_labels_each_point_with_its_scale() -> None:
     points = [(0.1, 0.95, 2.2), (0.2, 0.9, 1.6), (0.25, 0.8, 1.0)]
     figure = figures.plot_curve({"ours": points, "copy": [(0.0, 1.0, "")]})
-    drawn(figure)
+    to_pixels(figure)
     (axes,) = figure.axes
     assert axes.lines[0].get_xydata().tolist() == [list(p[:2]) for p in points]
     assert [text.get_text().strip() for text in axes.texts[:3]] == ["2.2", "1.6", "1.0"]
@@ -136,46 +135,29 @@ def test_the_curve_labels_each_point_with_its_scale() -> None:
     assert [text.get_text() for text in legend.get_texts()] == ["ours", "copy"]
 
 
-def test_the_smooth_loss_is_the_running_mean() -> None:
-    losses = torch.rand(50)
-    figure = figures.plot_loss({"miniature": losses}, window=10)
-    x, y = figure.axes[0].lines[1].get_xydata().T
-    assert x[0] == 9
-    assert y[0] == pytest.approx(losses[:10].mean().item())
-    assert y[-1] == pytest.approx(losses[-10:].mean().item())
-    drawn(figures.plot_loss({"one step": [1.0]}))
-
-
 def test_a_histogram_says_what_share_passes() -> None:
     scores = {"direction": [0.1, 0.2, 0.3, 0.4], "image": torch.rand(99)}
     figure = figures.plot_histograms(scores, {"direction": 0.2})
-    drawn(figure)
+    to_pixels(figure)
     assert texts(figure) == ["direction\n75% ≥ 0.2", "image"]
 
 
 def test_bars_carry_their_counts() -> None:
     figure = figures.plot_counts({"kept": 97, "parts": 3}, title="replies")
-    drawn(figure)
+    to_pixels(figure)
     assert {text.get_text() for text in figure.axes[0].texts} == {"97", "3"}
 
 
 def test_lines_are_drawn_where_they_are() -> None:
     t = torch.linspace(0, 1, 5)
     figure = figures.plot_lines(t, {"t squared": t**2}, x_label="t", title=ZH)
-    drawn(figure)
+    to_pixels(figure)
     assert figure.axes[0].lines[0].get_ydata() == pytest.approx(t.square().tolist())
     assert figure.axes[0].get_xlabel() == "t"
 
 
-def test_no_figure_stays_open() -> None:
-    before = plt.get_fignums()
-    figures.show_grid([[RED]], title="one")
-    figures.plot_loss({"a": [1.0, 2.0]})
-    assert plt.get_fignums() == before
-
-
 def test_a_notebook_shows_a_figure_once() -> None:
-    """The returned figure is the only picture of its cell, in a real kernel."""
+    """The returned figure is the only pixels of its cell, in a real kernel."""
     code = (
         "from PIL import Image\n"
         "from ip2p_lib.notebook import figures\n"

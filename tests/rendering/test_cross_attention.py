@@ -15,18 +15,14 @@ from ip2p_lib.rendering.cross_attention import (
     attention_resolution,
     blend_mask,
     edit_cross_attention,
-    edited_attention,
-    token_attention,
 )
 from ip2p_lib.rendering.shared_attention import (
     SharedSelfAttnProcessor,
     share_self_attention,
-    source_rows,
 )
 from ip2p_lib.rendering.word_edits import NO_BLEND, build_edit_tensors
 from tests.support.materialised_attention import (
     MaterialisedCrossAttention,
-    MaterialisedSelfAttention,
     Pair,
     mask,
     same,
@@ -101,32 +97,6 @@ def test_it_equals_materialised_maps(tiny_backbone, unet, cases, size):
         assert (result - predict(unet, rows, size)).abs().max() < EXACT
 
 
-def test_self_attention_may_be_shared_as_well(tiny_backbone, unet):
-    active, edits = [True, False, True, True], edits_of(tiny_backbone, MIXED)
-    with (
-        share_self_attention(unet) as shared,
-        edit_cross_attention(unet, edits, STEPS, (8, 8)) as control,
-    ):
-        shared.source = source_rows(torch.tensor(active))
-        control.set_step(1)
-        ours = predict(unet, 16)
-    pairs = [pair for pair, _ in MIXED]
-    cross = MaterialisedCrossAttention(tiny_backbone.tokenizer, pairs, unet)
-    cross.active = [pair is not None for pair in pairs]
-    MaterialisedSelfAttention(unet).active = active
-    assert (ours - predict(unet, 16)).abs().max() < EXACT
-
-
-def test_only_the_conditional_rows_of_active_pairs_change(tiny_backbone, unet):
-    unet.set_attn_processor(AttnProcessor2_0())
-    plain, edits = predict(unet, 16), edits_of(tiny_backbone, MIXED)
-    with edit_cross_attention(unet, edits, STEPS, (8, 8)) as control:
-        control.set_step(5)  # the swap is over
-        edited = predict(unet, 16)
-    changed = (edited - plain).abs().amax(dim=(1, 2, 3)) > 1e-6
-    assert changed.tolist() == [False] * 12 + [False, False, True, True]
-
-
 @pytest.mark.parametrize("step", [None, STEPS - 1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_without_active_edits_attention_is_plain_to_the_last_bit(
@@ -141,20 +111,6 @@ def test_without_active_edits_attention_is_plain_to_the_last_bit(
         ours = unet(x, t, text).sample
     with torch.no_grad():
         assert torch.equal(ours, unet(x, t, text).sample)
-
-
-def test_mapping_nothing_or_everything():
-    q, k, v = (
-        rng.normal(rng.key("qkv", name), torch.arange(4), (2, 6, 4)).double()
-        for name in "qkv"
-    )
-    nothing, everything = torch.zeros(1, 6, 6).double(), torch.eye(6).double()[None]
-    attention = torch.nn.functional.scaled_dot_product_attention
-    plain = edited_attention(q, k, v, nothing, torch.ones(1, 6).double())
-    assert torch.equal(plain, attention(q, k, v))
-    injected = edited_attention(q, k, v, everything, torch.zeros(1, 6).double())
-    assert torch.equal(injected[3], attention(q[2:3], k[2:3], v[3:])[0])
-    assert torch.equal(injected[:3], attention(q, k, v)[:3])
 
 
 @pytest.mark.parametrize("inner", ["cross", "self"])
@@ -223,19 +179,6 @@ def test_attention_to_words_is_summed_over_layers_and_steps(tiny_backbone, unet,
         predict(unet, 8, size)
     assert ours.sum() > 0
     assert (ours - reference.total.flatten(0, 1)).abs().max() < EXACT
-
-
-def test_attention_to_tokens_is_their_columns_of_the_map():
-    q, k = (
-        rng.normal(rng.key("map", name), torch.arange(3), (2, n, 4)).double()
-        for name, n in (("q", 5), ("k", 6))
-    )
-    tokens = torch.zeros(3, 6).double()
-    tokens[0, 2] = tokens[1, [0, 4]] = 1
-    maps = (q @ k.mT / 2).softmax(-1).mean(1)
-    expected = [maps[0, :, 2], maps[1, :, 0] + maps[1, :, 4], torch.zeros(5)]
-    ours = token_attention(q, k, tokens)
-    assert (ours - torch.stack(expected)).abs().max() < EXACT
 
 
 @pytest.mark.parametrize(

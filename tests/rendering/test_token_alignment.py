@@ -1,6 +1,5 @@
 """Tokens are aligned as a reader would align the words, in any language."""
 
-from types import SimpleNamespace
 from zlib import crc32
 
 import pytest
@@ -32,9 +31,9 @@ def aligned(before, after):
 
 @pytest.fixture(scope="module")
 def miniature_tokenizer():
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizerFast
 
-    return CLIPTokenizer.from_pretrained(MODELS / "miniature-sd" / "tokenizer")
+    return CLIPTokenizerFast.from_pretrained(MODELS / "miniature-sd" / "tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -104,14 +103,6 @@ def test_the_changed_tokens_are_listed():
     assert changed_tokens(aligned("a cat", "a cat")) == ([], [])
 
 
-@pytest.mark.parametrize(
-    ("before", "after"), [([1, 2], [1, END]), ([1, END], [1, END, END])]
-)
-def test_captions_without_end_or_of_two_lengths_are_refused(before, after):
-    with pytest.raises(ValueError, match="padded"):
-        align(before, after, END)
-
-
 @pytest.mark.parametrize("tokenizer", ["tiny_tokenizer", "miniature_tokenizer"])
 @pytest.mark.parametrize(
     ("caption", "phrase"),
@@ -144,20 +135,6 @@ def test_a_phrase_is_found_in_any_language(request, tokenizer, caption, phrase):
 def test_a_phrase_that_is_not_there_is_refused(tiny_tokenizer, phrase):
     with pytest.raises(ValueError, match="word"):
         find_tokens(tiny_tokenizer, "a photo of the cat", phrase)
-
-
-def test_letters_the_tokenizer_lacks_are_refused():
-    class Blind(SimpleNamespace):
-        """Gives every text the tokens of another."""
-
-        def __call__(self, text):
-            return SimpleNamespace(input_ids=[0, 1, 2])
-
-        def convert_ids_to_tokens(self, ids):
-            return ["<|endoftext|>" for _ in ids]
-
-    with pytest.raises(ValueError, match="letter"):
-        find_tokens(Blind(), "a cat", "cat")
 
 
 @pytest.mark.parametrize(

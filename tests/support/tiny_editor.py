@@ -1,10 +1,9 @@
-"""A tiny editor as if it had been trained to look at the input, and pictures for it."""
+"""A tiny editor whose edits depend on the input, as if it had been trained."""
 
 from dataclasses import replace
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ip2p_lib.config import Editing
 from ip2p_lib.editing.editor import Editor
@@ -19,12 +18,6 @@ def new_editor(backbone):
     new = unet.conv_in.weight.data[:, 4:]
     new.copy_(torch.randn(new.shape, generator=torch.Generator().manual_seed(0)))
     return Editor(replace(backbone, unet=unet), DEFAULTS, 64)
-
-
-def picture(width=64, height=64, seed=0):
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
-    return small.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def distance(a, b):

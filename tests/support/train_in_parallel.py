@@ -1,4 +1,4 @@
-"""A few training steps, to be run by one process or by several: see test_distributed."""
+"""A few training steps, for one process or several: see test_distributed."""
 
 import sys
 from pathlib import Path
@@ -54,16 +54,16 @@ def edit_training():
     return {"losses": losses, "bins": bins, **dict(unet.state_dict())}
 
 
-def visits_and_draws():
-    """This process's sample_ids of three steps, and the noise and timesteps of these."""
+def samples_and_draws():
+    """This process's sample ids of three steps, and their noise."""
     shards = [local_shard(sample_ids_of_step(0, step, 5, 7)) for step in range(3)]
     sample_ids = torch.cat(shards)
     noise = normal(key(0, "noise", 0), sample_ids, (4, 4, 4))
     return {"own sample_ids": sample_ids, "own noise": noise}
 
 
-def pretraining(work):
-    """Final weights of ``fitting.fit`` after one step; equal batches by id."""
+def pretraining():
+    """Final weights of ``loop.fit`` after one step; equal batches by id."""
     layer = nn.Linear(4, 1)
     with torch.no_grad():
         layer.weight.fill_(distributed.rank() + 1.0)  # process 0's weights are to win
@@ -75,7 +75,7 @@ def pretraining(work):
 
     # Were process 1's longer budget its own, it would wait for process 0 for ever.
     budget = Budget(0.05 + 0.2 * distributed.rank(), 0.1, warmup=1)
-    steps = fit(layer, loss_of, budget, work)
+    steps = fit(layer, loss_of, budget)
     first = next(steps)
     found = {"fitted": layer.weight.detach().clone(), "loss": torch.tensor(first.loss)}
     for _ in steps:
@@ -85,7 +85,7 @@ def pretraining(work):
 
 def work(out):
     """What every process does, however it was started."""
-    found = {**edit_training(), **pretraining(out / "work"), **visits_and_draws()}
+    found = {**edit_training(), **pretraining(), **samples_and_draws()}
     rank = distributed.rank()
     number = distributed.broadcast_scalar(rank + 7.0, torch.device("cpu"))
     result = {**found, "agreed": torch.tensor(number)}

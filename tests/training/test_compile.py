@@ -109,9 +109,7 @@ def test_it_goes_with_what_saves_memory(tiny_backbone, options):
     assert_alike(trained(unet, **options).tensors(), plain.tensors())
 
 
-def test_an_adapter_laid_out_for_a_gpu_is_saved(
-    tiny_backbone, tiny_sd_folder, tmp_path
-):
+def test_an_adapter_in_channels_last_is_saved(tiny_backbone, tiny_sd_folder, tmp_path):
     unet, base = wide(tiny_backbone, lora=4), tiny_sd_folder / "unet"
     compile_unet(unet, "blocks", backend="eager", channels_last=True)
     folder = save_lora(unet, tmp_path, base)

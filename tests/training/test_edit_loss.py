@@ -25,7 +25,7 @@ def batch_of(n, **changes):
     return replace(batch, **changes)
 
 
-def test_the_u_net_is_asked_about_what_diffusers_would_have_made_of_the_pair():
+def test_the_u_net_gets_what_diffusers_would_give_it():
     from diffusers import DDPMScheduler
 
     oracle, n = Oracle(), 64
@@ -43,7 +43,7 @@ def test_the_u_net_is_asked_about_what_diffusers_would_have_made_of_the_pair():
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
 
 
-def test_timesteps_and_the_vaes_gaussian_are_drawn_fairly():
+def test_timesteps_and_the_vaes_gaussian_are_unbiased():
     oracle, n = Oracle(), 4000
     flat = torch.zeros(n, 4, 8, 8)
     batch = Batch(

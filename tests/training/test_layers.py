@@ -68,7 +68,7 @@ def test_names_of_weights_stay(pair):
 
 
 @pytest.mark.parametrize("laid_out", [False, True])
-def test_a_convolution_is_given_pictures_and_gradients_channels_last(laid_out):
+def test_a_convolution_gets_images_and_gradients_channels_last(laid_out):
     """Whatever lies around it."""
     seen = []
     layer = replace_layers(nn.Sequential(nn.Identity(), nn.Conv2d(12, 8, 3)).double())

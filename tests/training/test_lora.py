@@ -46,7 +46,7 @@ def predict(unet, x, condition=None):
     return unet.eval()(sample, torch.tensor([999, 3]), text).sample
 
 
-X, PICTURE = random("x", 2, 4, 8, 8), random("picture", 2, 4, 8, 8)
+X, IMAGE = random("x", 2, 4, 8, 8), random("picture", 2, 4, 8, 8)
 
 
 def trained(plain, **options):
@@ -56,19 +56,15 @@ def trained(plain, **options):
     return state, steps
 
 
-@pytest.mark.parametrize("all_layers", [False, True])
-def test_before_the_first_step_it_is_the_text_to_image_model(plain, all_layers):
+def test_before_the_first_step_it_is_the_text_to_image_model(plain):
     before = predict(plain, X)
-    unet = add_editor_lora(widen_conv_in(plain), all_layers=all_layers)
-    assert torch.equal(predict(unet, X, 100 * PICTURE), before)
+    unet = add_editor_lora(widen_conv_in(plain))
+    assert torch.equal(predict(unet, X, 100 * IMAGE), before)
 
 
-@pytest.mark.parametrize(("all_layers", "fewest"), [(False, 10), (True, 60)])
-def test_the_matrices_and_the_first_convolution_learn_and_nothing_else_does(
-    plain, all_layers, fewest
-):
-    state, steps = trained(plain, all_layers=all_layers)
-    fresh = add_editor_lora(widen_conv_in(plain), rank=4, all_layers=all_layers)
+def test_the_matrices_and_the_first_convolution_learn_and_nothing_else_does(plain):
+    state, steps = trained(plain)
+    fresh = add_editor_lora(widen_conv_in(plain), rank=4)
     before = dict(fresh.named_parameters())
     after = dict(state.unet.named_parameters())
     changed = {n for n in after if not torch.equal(after[n], before[n])}
@@ -84,7 +80,7 @@ def test_the_matrices_and_the_first_convolution_learn_and_nothing_else_does(
     assert matrices | {f"{own}weight", f"{own}bias"} <= changed
     assert changed <= {name for name, w in after.items() if w.requires_grad}
     assert state.ema.weights.keys() >= changed
-    assert len(lora_weights(state.unet)) >= 2 * fewest
+    assert len(lora_weights(state.unet)) >= 20
     assert state.unet.conv_in.weight[:, 4:].abs().min() > 0, "it sees the picture"
     total = sum(w.numel() for w in state.ema.weights.values())
     assert count_parameters(state.unet)[0] == total
@@ -109,12 +105,12 @@ def test_a_resumed_run_ends_in_the_same_bits_and_saves_little(plain, tmp_path):
 
 def test_merged_it_is_a_stock_u_net_that_predicts_the_same(plain, tmp_path):
     unet = trained(plain)[0].unet
-    before = predict(unet, X, PICTURE)
+    before = predict(unet, X, IMAGE)
     merge_editor_lora(unet).save_pretrained(tmp_path)
     stock = UNet2DConditionModel.from_pretrained(tmp_path)
     assert stock.config.in_channels == 8
     assert stock.state_dict().keys() == plain.state_dict().keys()
-    torch.testing.assert_close(predict(stock, X, PICTURE), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(predict(stock, X, IMAGE), before, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(before, predict(plain, X), atol=1e-3), "nothing learnt"
 
 
@@ -127,9 +123,9 @@ def test_what_was_saved_goes_onto_the_base_opens_in_peft_and_learns_on(
     folder = save_lora(unet, tmp_path / "adapter", base)
     assert len(list(folder.iterdir())) == 2
     back = load_editor_lora(plain, folder, base)
-    assert torch.equal(predict(back, X, PICTURE), predict(unet, X, PICTURE))
+    assert torch.equal(predict(back, X, IMAGE), predict(unet, X, IMAGE))
     theirs = PeftModel.from_pretrained(widen_conv_in(plain), folder)
-    torch.testing.assert_close(predict(theirs, X, PICTURE), predict(unet, X, PICTURE))
+    torch.testing.assert_close(predict(theirs, X, IMAGE), predict(unet, X, IMAGE))
     state = start(back, LEARNING, LORA)
     next(train(state, LATENTS, SCHEDULE, LEARNING, run_seed=8))
     assert plain.config.in_channels == 4, "the given U-Net is left alone"
@@ -160,7 +156,7 @@ def test_checkpointed_activations_change_no_bit(plain):
         assert torch.equal(state.tensors()[name], tensor), name
 
 
-def test_a_u_net_that_reads_no_picture_is_refused(plain):
+def test_a_u_net_that_was_not_widened_is_refused(plain):
     with pytest.raises(ValueError, match="widen_conv_in first"):
         add_editor_lora(plain)
     with pytest.raises(ValueError, match="no LoRA to merge"):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ip2p_lib.evaluation.metrics import Examples
-from ip2p_lib.training import progress as training_figures
+from ip2p_lib.training import progress
 from ip2p_lib.training.loss_weighting import bin_losses
 from ip2p_lib.training.progress import (
     ProgressFigure,
@@ -24,8 +24,11 @@ from ip2p_lib.training.validation import ValidationResult
 
 BEFORE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 EXAMPLES = Examples(BEFORE, ["make it a cat", "turn"], ["a", "b"], ["c", "d"])
-BOUNDS = {"input copied": ValidationResult(0, 1.0, 0.0), "exact answer": ValidationResult(0, 0.7, 0.9)}
-FIXED = SimpleNamespace(examples=EXAMPLES, bounds=lambda: BOUNDS)
+REFERENCES = {
+    "input copied": ValidationResult(0, 1.0, 0.0),
+    "ground truth": ValidationResult(0, 0.7, 0.9),
+}
+FIXED = SimpleNamespace(examples=EXAMPLES, reference_results=lambda: REFERENCES)
 
 
 def a_step(n, t=(100, 900)):
@@ -33,7 +36,7 @@ def a_step(n, t=(100, 900)):
     return TrainStep(n, torch.tensor(1.0), torch.tensor(1.0), 1e-4, bins)
 
 
-def a_look(n):
+def a_result(n):
     return ValidationResult(n, 1 - n / 100, n / 100, BEFORE)
 
 
@@ -58,11 +61,11 @@ class Screen:
 @pytest.fixture
 def screen(monkeypatch):
     screen = Screen()
-    monkeypatch.setattr(training_figures, "display", screen.display)
+    monkeypatch.setattr(progress, "display", screen.display)
     return screen
 
 
-def test_the_lines_are_the_running_means_of_the_bands():
+def test_the_lines_are_the_running_means_of_the_bins():
     steps = torch.stack([a_step(n).bins for n in range(1, 6)])
     lines = plot_loss_bins(steps, window=2, first=11).axes[0].lines
     drawn = {line.get_label(): line.get_xydata() for line in lines}
@@ -73,20 +76,20 @@ def test_the_lines_are_the_running_means_of_the_bands():
 
 
 def test_both_similarities_stand_over_what_trivial_edits_get():
-    axes = plot_validation([a_look(0), a_look(50)], BOUNDS).axes[0]
+    axes = plot_validation([a_result(0), a_result(50)], REFERENCES).axes[0]
     image, direction = axes.lines[:2]
     assert image.get_ydata().tolist() == [1.0, 0.5]
     assert direction.get_ydata().tolist() == [0.0, 0.5]
     levels = {float(line.get_ydata()[0]) for line in axes.lines[2:]}
     assert levels == {1.0, 0.0, 0.7, 0.9}
-    assert {text.get_text() for text in axes.texts} == set(BOUNDS)
+    assert {text.get_text() for text in axes.texts} == set(REFERENCES)
 
 
-def test_a_run_is_one_display_and_one_file_however_often_it_is_drawn(screen, tmp_path):
+def test_a_run_is_one_display_and_one_file(screen, tmp_path):
     file = tmp_path / "run" / "progress.png"
-    board = ProgressFigure(FIXED, last=4, file=file, every_seconds=0.0)
+    progress_figure = ProgressFigure(FIXED, last=4, file=file, every_seconds=0.0)
     for n in range(1, 5):
-        board.show(a_step(n), a_look(n) if n % 2 == 0 else None)
+        progress_figure.show(a_step(n), a_result(n) if n % 2 == 0 else None)
     assert (len(screen.shown), screen.changes) == (1, 3)
     (shown,) = screen.shown
     assert shown["text/plain"] == "4 steps taken"
@@ -95,34 +98,38 @@ def test_a_run_is_one_display_and_one_file_however_often_it_is_drawn(screen, tmp
     assert Image.open(io.BytesIO(file.read_bytes())).width > 600
 
 
-def test_between_looks_it_is_drawn_only_when_it_has_grown_old(screen):
-    board = ProgressFigure(FIXED, last=50, every_seconds=1000.0)
+def test_between_validations_it_is_redrawn_only_when_it_is_old(screen):
+    progress_figure = ProgressFigure(FIXED, last=50, every_seconds=1000.0)
     for n in range(1, 51):
-        board.show(a_step(n), a_look(n) if n == 20 else None)
+        progress_figure.show(a_step(n), a_result(n) if n == 20 else None)
     assert screen.changes == 2, "the first, the look at 20, the last"
-    assert len(board.bins) == 50
+    assert len(progress_figure.bins) == 50
 
 
-def test_what_an_earlier_sitting_had_is_drawn_on(screen):
+def test_earlier_sessions_are_drawn_too(screen):
     earlier = [a_step(n).bins for n in (1, 2)]
-    board = ProgressFigure(FIXED, last=3, bins=earlier, looks=[ValidationResult(2, 0.9, 0.1)])
-    board.show(a_step(3))
-    assert len(board.bins) == 3 and len(screen.shown) == 1
+    progress_figure = ProgressFigure(
+        FIXED, last=3, bins=earlier, results=[ValidationResult(2, 0.9, 0.1)]
+    )
+    progress_figure.show(a_step(3))
+    assert len(progress_figure.bins) == 3 and len(screen.shown) == 1
 
 
-def test_the_time_left_is_reckoned_from_this_sittings_steps(screen, monkeypatch):
+def test_the_time_left_is_estimated_from_this_session(screen, monkeypatch):
     now = iter([0.0, 60.0])
-    monkeypatch.setattr(training_figures.time, "monotonic", lambda: next(now))
-    board = ProgressFigure(FIXED, last=300, bins=[a_step(n).bins for n in range(1, 101)])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    progress_figure = ProgressFigure(
+        FIXED, last=300, bins=[a_step(n).bins for n in range(1, 101)]
+    )
     for n in range(101, 111):
-        board.bins.append(a_step(n).bins)
-        board._taken += 1
-    assert board.words(110) == "step 110 of 300, about 19 min left"
+        progress_figure.bins.append(a_step(n).bins)
+        progress_figure._taken += 1
+    assert progress_figure.caption(110) == "step 110 of 300, about 19 min left"
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0.4, "0 s"), (89, "89 s"), (120, "2 min"), (5400, "1 h 30 min")],
 )
-def test_a_time_is_told_as_a_person_would(seconds, words):
+def test_durations_are_formatted_for_people(seconds, words):
     assert format_duration(seconds) == words

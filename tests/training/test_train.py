@@ -148,7 +148,7 @@ class Recorder(nn.Module):
         return self.module(sample, t, **options)
 
 
-def test_the_bands_of_a_step_hold_the_losses_of_its_timesteps(unet, straight):
+def test_the_bins_of_a_step_hold_the_losses_of_its_timesteps(unet, straight):
     recorder = Recorder(deepcopy(unet))
     state = start(recorder, SETTINGS)
     for step in train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7):

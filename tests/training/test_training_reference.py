@@ -30,7 +30,7 @@ def drawn(purpose, sample_ids, shape=None, high=None):
     return rng.integers(key, sample_ids, high) if high else rng.uniform(key, sample_ids)
 
 
-def visits_of_first_step():
+def sample_ids_of_first_step():
     """Two epochs of the 6 pairs, each in its own order."""
     order = [
         rng.uniform(rng.key(SEED, "order", e), torch.arange(6)).argsort() + 6 * e
@@ -65,7 +65,7 @@ def reference_example(sample_id, t):
 
 def reference_gradients(unet, gamma):
     """Loss, named gradients, and which dropouts occurred, example by example."""
-    unet, sample_ids = deepcopy(unet).double(), visits_of_first_step()
+    unet, sample_ids = deepcopy(unet).double(), sample_ids_of_first_step()
     times = drawn("timestep", sample_ids, high=1000).tolist()
     total, seen = 0.0, set()
     for sample_id, t in zip(sample_ids, times, strict=True):

@@ -1,4 +1,4 @@
-"""Looking at fixed edits shows what a run has learnt, and changes nothing of it."""
+"""Validation edits with the averaged weights, and changes nothing of the run."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -44,31 +44,31 @@ def fixed(tiny_backbone, tiny_clip_folder, unet):
 
 
 def a_run(unet, fixed, every):
-    """Steps with looks; the state after them."""
+    """Steps with results; the state after them."""
     state = start(deepcopy(unet), SETTINGS)
     steps = train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7)
     if every is None:
         return [(step, None) for step in steps], state
-    looked = validate_every(steps, state, fixed, every=every, last=SETTINGS.steps)
-    return list(looked), state
+    validated = validate_every(steps, state, fixed, interval=every, last=SETTINGS.steps)
+    return list(validated), state
 
 
-def test_a_look_is_due_every_n_steps_and_at_the_last(unet, fixed):
+def test_validation_is_due_at_the_interval_and_at_the_last_step(unet, fixed):
     steps, _ = a_run(unet, fixed, every=4)
-    assert [look.step for _, look in steps if look] == [4, 6]
+    assert [result.step for _, result in steps if result] == [4, 6]
     assert [step.step for step, _ in steps] == [1, 2, 3, 4, 5, 6]
 
 
-def test_looking_changes_no_step_and_no_weight(unet, fixed):
-    looked, one = a_run(unet, fixed, every=1)
+def test_validation_changes_no_step_and_no_weight(unet, fixed):
+    validated, one = a_run(unet, fixed, every=1)
     plain, other = a_run(unet, fixed, every=None)
-    assert [float(s.loss) for s, _ in looked] == [float(s.loss) for s, _ in plain]
+    assert [float(s.loss) for s, _ in validated] == [float(s.loss) for s, _ in plain]
     pairs = zip(one.tensors().values(), other.tensors().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert one.unet.training, "the look left the network as it trains"
+    assert one.unet.training, "the result left the network as it trains"
 
 
-def test_what_is_looked_at_are_edits_by_the_average(unet, fixed):
+def test_the_averaged_weights_edit(unet, fixed):
     steps, state = a_run(unet, fixed, every=6)
     averaged = deepcopy(unet)
     state.ema.copy_to(averaged)
@@ -80,38 +80,39 @@ def test_what_is_looked_at_are_edits_by_the_average(unet, fixed):
     assert torch.equal(steps[-1][1].edits, expected)
 
 
-def test_one_state_always_looks_the_same(unet, fixed):
+def test_one_state_always_gives_the_same_result(unet, fixed):
     state = start(deepcopy(unet), SETTINGS)
-    one, other = fixed.look(state), fixed.look(state)
+    one, other = fixed.run(state), fixed.run(state)
     assert torch.equal(one.edits, other.edits)
     assert replace(one, edits=None) == replace(other, edits=None)
 
 
 def test_a_copied_input_keeps_all_and_changes_nothing(fixed):
-    bounds = fixed.bounds()
-    copied = bounds["input copied"]
+    references = fixed.reference_results()
+    copied = references["input copied"]
     assert copied.image_similarity == pytest.approx(1, abs=1e-5)
     assert copied.directional_similarity == pytest.approx(0, abs=1e-5)
-    assert bounds["exact answer"].image_similarity < 1
+    assert references["ground truth"].image_similarity < 1
     unknown = replace(fixed, examples=replace(fixed.examples, truth=None))
-    assert [*unknown.bounds()] == ["input copied"]
+    assert [*unknown.reference_results()] == ["input copied"]
 
 
-def test_of_several_processes_the_first_looks(unet, fixed, monkeypatch):
+def test_only_process_0_validates(unet, fixed, monkeypatch):
     monkeypatch.setattr(validation, "rank", lambda: 1)
     steps, _ = a_run(unet, fixed, every=1)
-    assert [look for _, look in steps] == [None] * 6
+    assert [result for _, result in steps] == [None] * 6
     assert distributed.rank() == 0
 
 
-def test_no_look_at_all_is_not_a_number_of_steps(unet, fixed):
-    with pytest.raises(ValueError, match="A look every 0 steps is impossible"):
+def test_an_interval_of_zero_is_refused(unet, fixed):
+    with pytest.raises(ValueError, match="at least 1"):
         a_run(unet, fixed, every=0)
 
 
 def test_numbers_read_back_without_those_after_the_step_resumed_at(tmp_path):
-    looks = [ValidationResult(0, 1.0, 0.0), ValidationResult(50, 0.9, 1 / 3), ValidationResult(100, 0.8, 0.5)]
-    path = write_validation(tmp_path / "run" / validation.LOOKS, looks)
-    assert read_validation(path, up_to=100) == looks
-    assert read_validation(path, up_to=99) == looks[:2]
+    numbers = (0, 1.0, 0.0), (50, 0.9, 1 / 3), (100, 0.8, 0.5)
+    results = [ValidationResult(*row) for row in numbers]
+    path = write_validation(tmp_path / "run" / validation.VALIDATION, results)
+    assert read_validation(path, up_to=100) == results
+    assert read_validation(path, up_to=99) == results[:2]
     assert read_validation(tmp_path / "none.csv", up_to=5) == []

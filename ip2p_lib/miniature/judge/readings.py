@@ -31,7 +31,7 @@ SCENE: dict[str, tuple[int, tuple[str, ...]]] = {
 }
 THING: dict[str, tuple[int, tuple[str, ...]]] = {
     "name": (0, (NONE, *words.OBJECTS)),
-    "finish": (5, (NONE, *words.FINISHES)),
+    "finish": (5, (NONE, *words.MATERIALS_AND_COLOURS)),
     "accessory": (6, (NONE, *words.ACCESSORIES)),
 }
 SLOTS = ("left", "right")

@@ -33,22 +33,16 @@ def compile_unet(
     backend: str | Callable[..., Any] = "inductor",
     channels_last: bool | None = None,
 ) -> UNet2DConditionModel:
-    """Compile a U-Net at its first call, for the one shape that it meets there.
+    """Compile a U-Net at its first call, for the shape that it meets there.
 
-    Another shape is another compilation, so use batches of one size: see
-    ``even_micro_batch``.
+    Another shape is another compilation: see ``even_micro_batch``.
 
     Args:
-        unet: on its device, with LoRA if it is to have it, and before AdamW's state is
-            laid out like it; changed in place. Raises torch's limit for the process.
+        unet: on its device and with LoRA, if any; changed in place and returned.
         mode: ``"blocks"`` compiles each ``ResnetBlock2D`` and ``Transformer2DModel``,
             ``"whole"`` the U-Net as one, ``"none"`` nothing.
         backend: as for ``torch.compile``.
         channels_last: use the layers for a GPU; None does so on a GPU.
-    Returns:
-        ``unet``.
-    Raises:
-        ValueError: there is no such mode.
     """
     if mode not in MODES:
         raise ValueError(f"There is no mode {mode!r} to compile; choose from {MODES}.")
@@ -82,12 +76,8 @@ def modules_to_compile(unet: UNet2DConditionModel, mode: str) -> list[nn.Module]
 def even_micro_batch(examples: int, at_most: int) -> int:
     """Micro-batch size that cuts a batch into equal parts, which are compiled once.
 
-    Args:
-        examples: of a batch on one device; at least 1.
-        at_most: that fit at once; at least 1.
-    Returns:
-        The largest divisor of ``examples`` up to ``at_most``. If it is below half of
-        what fits, ``at_most``: then the last part is smaller, and compiled once more.
+    It is the largest divisor of ``examples`` up to ``at_most``; or ``at_most`` if that
+    divisor is below half of it: then the last part is compiled once more.
     """
     at_most = min(at_most, examples)
     even = next(n for n in range(at_most, 0, -1) if examples % n == 0)

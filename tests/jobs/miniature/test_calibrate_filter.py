@@ -1,4 +1,4 @@
-"""Candidates are rendered, marked and written; what is read is what was measured."""
+"""Candidates are generated, labelled and written, and read back as measured."""
 
 import json
 import sys
@@ -10,6 +10,13 @@ import torch
 from ip2p_lib.config import HELD_OUT, Rendering, preset
 from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.filtering.clip_filter import keep_best, score_pairs
+from ip2p_lib.miniature.judge.calibration import (
+    CROSS_ATTENTION,
+    FIRST,
+    SELF_ATTENTION,
+    held_out_edits,
+    read_candidates,
+)
 from ip2p_lib.miniature.judge.model import load_judge
 from ip2p_lib.miniature.judge.verdicts import VERDICTS, verdicts
 from ip2p_lib.rendering import draw_candidates, generate_pairs
@@ -38,20 +45,20 @@ def written(scale, tmp_path_factory):
     return path
 
 
-def test_tasks_are_held_out_edits_that_captions_show():
-    found = calibrate.tasks(20)
-    assert calibrate.FIRST >= HELD_OUT + 10**6
-    assert len({task.triplet for task in found}) == 20
-    for task in found:
-        assert task.triplet.caption != task.triplet.edited_caption
-        assert task.triplet.instruction == task.edit.instruction
+def test_they_are_held_out_edits_that_captions_show():
+    found = held_out_edits(20)
+    assert FIRST >= HELD_OUT + 10**6
+    assert len({edit.triplet for edit in found}) == 20
+    for edit in found:
+        assert edit.triplet.caption != edit.triplet.edited_caption
+        assert edit.triplet.instruction == edit.edit.instruction
 
 
 def test_a_row_holds_the_scores_and_the_verdict_of_its_candidate(scale, written):
     from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
 
-    todo = calibrate.tasks(3)
-    triplets = [task.triplet for task in todo]
+    todo = held_out_edits(3)
+    triplets = [edit.triplet for edit in todo]
     candidates = draw_candidates(triplets, 2, 0, SETTINGS)
     options = {"steps": 2, "batch_size": 2, "sampler": "ddim"}
     batches = generate_pairs(
@@ -68,14 +75,14 @@ def test_a_row_holds_the_scores_and_the_verdict_of_its_candidate(scale, written)
         [c.triplet.caption for c in candidates],
         [c.triplet.edited_caption for c in candidates],
     )
-    twice = [task for task in todo for _ in range(2)]
+    twice = [edit for edit in todo for _ in range(2)]
     scenes = [t.scene for t in twice], [t.edit.target for t in twice]
     said = verdicts(load_judge(), before, after, *scenes)
     rows = {(r["triplet"], r["p"]): r for r in json.loads(written.read_text())["rows"]}
     assert len(rows) == 6
     for i, candidate in enumerate(candidates):
         row = rows[i // 2, round(candidate.p, 4)]
-        assert row["kind"] == twice[i].edit.kind
+        assert row["edit_type"] == twice[i].edit.kind
         assert row["cfg_scale"] == pytest.approx(candidate.cfg_scale, abs=1e-4)
         assert row["verdict"] == said[i]
         change = float((before[i] - after[i]).abs().mean()) / 2
@@ -85,7 +92,7 @@ def test_a_row_holds_the_scores_and_the_verdict_of_its_candidate(scale, written)
 
 
 def test_what_was_written_is_read_as_columns(written):
-    found, facts = calibrate.read_marked(written)
+    found, facts = read_candidates(written)
     rows = json.loads(written.read_text())["rows"]
     assert facts["triplets"] == 3 and facts["seed"] == 0 and "commit" in facts
     assert 0.5 < facts["ceiling"] <= 1
@@ -96,26 +103,28 @@ def test_what_was_written_is_read_as_columns(written):
     assert found.good.tolist() == [row["verdict"] == "good" for row in rows]
 
 
-def test_the_same_candidates_are_marked_with_words_lent(scale, written):
+def test_the_same_candidates_are_labelled_with_cross_attention_injected(scale, written):
     from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
 
-    marker = calibrate.Marker(load_clip(scale.clip), load_judge())
-    backbone, todo = load_stable_diffusion(scale.backbone), calibrate.tasks(3)
-    lent = calibrate.mark_candidates(backbone, marker, todo, SETTINGS, 0, lent=1)
+    marker = calibrate.Labeller(load_clip(scale.clip), load_judge())
+    backbone, todo = load_stable_diffusion(scale.backbone), held_out_edits(3)
+    lent = calibrate.label_candidates(backbone, marker, todo, SETTINGS, 0, 1)
     plain = json.loads(written.read_text())["rows"]
-    same = ("triplet", "kind", "p", "cfg_scale")
+    same = ("triplet", "edit_type", "p", "cfg_scale")
     assert [[row[n] for n in same] for row in lent] == [
         [row[n] for n in same] for row in plain
     ]
-    assert all(row["lent"] for row in lent) and not any(row["lent"] for row in plain)
+    assert all(row["cross_attention"] for row in lent) and not any(
+        row["cross_attention"] for row in plain
+    )
     values = [[row["direction"] for row in rows] for rows in (lent, plain)]
-    assert values[0] != values[1], "other pictures"
+    assert values[0] != values[1], "other images"
 
 
-def test_lent_words_bring_pictures_closer_and_make_more_pairs_good():
+def test_cross_attention_injection_brings_images_closer_and_makes_more_pairs_good():
     """As the shipped runs say: of a random network neither is true."""
-    plain, lent = (calibrate.read_marked(p) for p in (calibrate.RESULT, calibrate.LENT))
-    assert plain[1]["lent"] == 0 and lent[1]["lent"] == 1
+    plain, lent = (read_candidates(p) for p in (SELF_ATTENTION, CROSS_ATTENTION))
+    assert plain[1]["cross_attention"] == 0 and lent[1]["cross_attention"] == 1
     assert plain[0].triplets == lent[0].triplets
     assert plain[0].good.sum() < lent[0].good.sum()
     assert plain[0].l1.mean() > lent[0].l1.mean()
@@ -123,7 +132,7 @@ def test_lent_words_bring_pictures_closer_and_make_more_pairs_good():
 
 def test_of_the_best_of_four_more_are_good_than_of_two_that_are_both_kept():
     """As ``make_pairs`` chooses, by the shipped run."""
-    four, limits = calibrate.read_marked(calibrate.LENT)[0], preset("miniature")
+    four, limits = read_candidates(CROSS_ATTENTION)[0], preset("miniature")
     limits = replace(limits.filtering, keep=make_pairs.KEPT)
     places = [four.triplets[:row].count(n) for row, n in enumerate(four.triplets)]
     assert max(places) + 1 == make_pairs.CANDIDATES
@@ -136,10 +145,12 @@ def test_of_the_best_of_four_more_are_good_than_of_two_that_are_both_kept():
 
 
 def test_some_candidates_keep_their_columns_together(written):
-    found, _ = calibrate.read_marked(written)
+    found, _ = read_candidates(written)
     second = torch.tensor([number == 1 for number in found.triplets])
     part = found.where(second)
     assert part.triplets == [1, 1]
     assert part.p.tolist() == found.p[second].tolist()
     assert part.scores.image.tolist() == found.scores.image[second].tolist()
-    assert part.kinds == [k for k, s in zip(found.kinds, second, strict=True) if s]
+    assert part.edit_types == [
+        k for k, s in zip(found.edit_types, second, strict=True) if s
+    ]

@@ -66,21 +66,12 @@ def test_any_text_survives_the_tokenizer(tokenizer, text: str) -> None:
     assert tokenizer.eos_token_id not in ids
 
 
-def test_pretraining_learns_and_goes_on_where_it_stopped(
-    model, tokenizer, grammar, tmp_path
-) -> None:
+@pytest.mark.slow
+def test_pretraining_learns(model, tokenizer, grammar) -> None:
     rows = tokenize_triplets(tokenizer, grammar)
-
-    def train(seconds: float, learner) -> list:
-        budget = Budget(seconds, learning_rate=3e-3, warmup=5)
-        work = tmp_path / "work"
-        return list(pretrain_language.pretrain(learner, *rows, budget, work))
-
-    first = train(2.0, model)
-    fresh = pretrain_language.new_model(len(tokenizer), width=36, layers=1)
-    second = train(6.0, fresh)
-    assert second[0].step == first[-1].step + 1
-    assert second[-1].loss < first[0].loss - 1
+    budget = Budget(8.0, learning_rate=1e-2, warmup=5)
+    progress = list(pretrain_language.pretrain(model, *rows, budget))
+    assert progress[-1].loss < progress[0].loss - 1
 
 
 def test_a_saved_model_is_read_by_the_stock_classes(model, tokenizer, tmp_path) -> None:

@@ -18,18 +18,20 @@ from jobs.miniature.make_pairs import world_captions
 from jobs.miniature.train_editor import first_unet, read_pairs
 
 
-def test_pairs_are_made_and_read_back_for_training(tmp_path: Path) -> None:
-    """All of ``make_pairs`` and ``make_editor`` with the shipped models, in small."""
+def test_pairs_are_generated_and_read_back_for_training(tmp_path: Path) -> None:
+    """All of ``make_pairs`` and ``train_editor`` with the shipped models, in small."""
     scale, out = preset("smoke"), tmp_path / "data"
     both = {"out": out, "work": tmp_path}
-    asked = Namespace(captions=6, batch=6, part="0/1", seconds=0.0, whole=1, **both)
+    args = Namespace(
+        captions=6, batch=6, part="0/1", seconds=0.0, scene_edits=1, **both
+    )
     out.mkdir()
     (out / "models").symlink_to(MODELS)
-    make_pairs.run_write(asked)
+    make_pairs.run_write(args)
     triplets = read_jsonl(tmp_path / "triplets.jsonl")
     assert {t.caption for t in triplets} <= set(world_captions(0, 6))
     easy = replace(scale.filtering, image=-1.0, text=-1.0, direction=-1.0)
-    make_pairs.run_render(asked, replace(scale, filtering=easy))
+    make_pairs.run_generate(args, replace(scale, filtering=easy))
     backbone = load_stable_diffusion(scale.backbone, device="cpu")
     latents, counts = read_pairs(tmp_path, backbone)
     assert counts["kept"] == len(latents) > 0
@@ -64,5 +66,5 @@ def test_an_editor_begins_as_the_widened_unet_or_as_an_earlier_editor() -> None:
 
 
 def test_training_without_pairs_says_how_to_make_some(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="make_pairs write render"):
+    with pytest.raises(FileNotFoundError, match="make_pairs write generate"):
         read_pairs(tmp_path, None)  # type: ignore[arg-type]

@@ -22,8 +22,8 @@ def pairs(tmp_path_factory):
 def words(pairs, tiny_sd_folder, tiny_clip_folder):
     options = {
         "pairs": pairs, "backbone": tiny_sd_folder, "clip": tiny_clip_folder,
-        "resolution": 64, "steps": 4, "batch-size": 4, "look-every": 2, "looks": 2,
-        "license": "mit", "scale": "smoke", "min-snr": 5,
+        "resolution": 64, "steps": 4, "batch-size": 4, "license": "mit",
+        "validate-every": 2, "validation-pairs": 2, "scale": "smoke", "loss-weighting": "min-snr",
     }  # fmt: skip
     return [word for k, v in options.items() for word in (f"--{k}", str(v))]
 
