@@ -6,6 +6,7 @@ Every figure in the prose is read from such a file, so that none is typed by han
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ def provenance(device: str | torch.device | None = None) -> Row:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"  # installed without its repository
+    commit = os.environ.get("IP2P_COMMIT", commit)
     on_gpu = device is not None and torch.device(device).type == "cuda"
     return {
         "commit": commit.strip(),

@@ -1,6 +1,8 @@
-"""Training to a time budget, resumable: the loop that every pretraining stage uses.
+"""The training loop of every network of the miniature, with a budget of wall time.
 
-Several processes may run it together, each with its share of a batch (``parallel``).
+A lent GPU is there for minutes, so a budget is in seconds, compilation included.
+Several processes may train together, each on its own rows of a batch (see
+``ip2p_lib.distributed``).
 """
 
 from __future__ import annotations
@@ -9,25 +11,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ip2p_lib import checkpoint
 from ip2p_lib.distributed import add_up, agree, copy_from_first, processes, rank
 
-_LOOK_EVERY = 50  # steps between looks at clock and loss: a look waits for a GPU
-_SAVE_EVERY = 180.0  # seconds
+_CHECK_EVERY = 50  # steps between looks at clock and loss: reading a loss waits for it
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long and how fast one stage learns."""
+    """How long and how fast a network is trained."""
 
-    seconds: float  # wall time of all sittings together, compilation included
+    seconds: float  # wall time
     learning_rate: float
     warmup: int = 200  # steps
     weight_decay: float = 0.01
@@ -36,97 +34,55 @@ class Budget:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a stage stands."""
+    """State of a training run at one of its checks."""
 
     step: int
     seconds: float
     loss: float
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    tensors = {f"model/{name}": value for name, value in model.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam/{index}/{name}": v for name, v in moments.items()}
-    return {name: value.detach().cpu().clone() for name, value in tensors.items()}
-
-
-@torch.no_grad()
-def _restore(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
-    weights: dict[str, Tensor] = {}
-    moments: dict[int, dict[str, Tensor]] = {}
-    learned = list(model.parameters())
-    for name, value in tensors.items():
-        kind, rest = name.split("/", 1)
-        if kind == "model":
-            weights[rest] = value
-            continue
-        index, moment = rest.split("/")
-        if value.dim():  # a file has lost the weight's layout, which AdamW insists on
-            value = torch.empty_like(learned[int(index)]).copy_(value)
-        moments.setdefault(int(index), {})[moment] = value
-    model.load_state_dict(weights)
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
-
-
-def _learning_rate(budget: Budget, step: int, seconds: float) -> float:
-    """Linear warm-up by steps, then a half cosine over the time that is left."""
-    share = min(seconds / budget.seconds, 1.0)
-    decay = 0.5 * (1 + math.cos(math.pi * share))
-    return budget.learning_rate * min(1.0, (step + 1) / budget.warmup) * decay
-
-
 def fit(
-    model: nn.Module, loss_of: Callable[[int], Tensor], budget: Budget, work: Path
+    model: nn.Module, loss_of: Callable[[int], Tensor], budget: Budget
 ) -> Iterator[Progress]:
-    """Train until the budget is spent, going on from ``work`` if it holds a state.
+    """Train with AdamW until the budget is spent: warm-up, then half a cosine.
 
     Args:
         model: everything that learns, in float32; changed in place.
-        loss_of: the loss of one step, given its number; draws its own batch, of which
-            each process takes a share of one size.
+        loss_of: the loss of a step, given its number; each process takes its own rows
+            of the batch, the same number in each.
         budget: time and learning rate.
-        work: folder of resumable states; one is written every few minutes and at the
-            end.
 
     Raises:
         FloatingPointError: the loss is not finite.
     """
+    start = time.monotonic()
     device = next(model.parameters()).device
-    every = _LOOK_EVERY if device.type == "cuda" else 1
     optimizer = _adamw(model, budget)
-    step, spent = _resume(model, optimizer, work)
     copy_from_first(list(model.parameters()))
-    budget = replace(budget, seconds=agree(budget.seconds, device))
-    start, saved = time.monotonic() - spent, spent
-    while spent < budget.seconds:
-        optimizer.param_groups[0]["lr"] = _learning_rate(budget, step, spent)
-        loss = _step(model, optimizer, partial(loss_of, step), budget.max_grad_norm)
+    seconds = agree(budget.seconds, device)
+    step, spent = 0, agree(time.monotonic() - start, device)
+    while spent < seconds:
+        decay = 0.5 * (1 + math.cos(math.pi * min(spent / seconds, 1.0)))
+        rate = budget.learning_rate * min(1.0, (step + 1) / budget.warmup) * decay
+        optimizer.param_groups[0]["lr"] = rate
+        loss = _take_step(model, optimizer, loss_of, step, budget.max_grad_norm)
         step += 1
-        if step % every:
-            continue
-        spent = agree(time.monotonic() - start, device)
-        yield _look(step, spent, loss)
-        if rank() == 0 and (spent - saved > _SAVE_EVERY or spent >= budget.seconds):
-            facts = {"step": step, "seconds": spent}
-            state = _state(model, optimizer)
-            checkpoint.save(work / f"step-{step:07d}", state, facts)
-            checkpoint.prune(work, keep=1)
-            saved = spent
+        if step % _CHECK_EVERY == 0 or device.type == "cpu":
+            spent = agree(time.monotonic() - start, device)
+            yield _check(step, spent, loss)
 
 
-def _step(
+def _take_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    loss_of: Callable[[], Tensor],
+    loss_of: Callable[[int], Tensor],
+    step: int,
     max_grad_norm: float,
 ) -> Tensor:
-    """One update from the gradients of all processes; the loss is theirs, too."""
+    """One update from the gradients of all processes; returns their mean loss."""
     gpu = next(model.parameters()).is_cuda
     with torch.autocast("cuda", torch.bfloat16) if gpu else nullcontext():
-        loss = loss_of() / processes()
+        loss = loss_of(step) / processes()
     loss.backward()
     total = loss.detach()
     add_up([total, *(weight.grad for weight in model.parameters())])
@@ -137,28 +93,30 @@ def _step(
 
 
 def _adamw(model: nn.Module, budget: Budget) -> torch.optim.AdamW:
-    decay, betas = budget.weight_decay, (0.9, 0.99)
     return torch.optim.AdamW(
-        model.parameters(), weight_decay=decay, betas=betas, fused=True
+        model.parameters(),
+        lr=budget.learning_rate,
+        weight_decay=budget.weight_decay,
+        betas=(0.9, 0.99),
+        fused=True,
     )
 
 
-def _resume(
-    model: nn.Module, optimizer: torch.optim.Optimizer, work: Path
-) -> tuple[int, float]:
-    """Step and seconds to go on from, after loading the newest state if any."""
-    found = checkpoint.latest(work)
-    if found is None:
-        return 0, 0.0
-    _restore(model, optimizer, found.tensors)
-    return found.state["step"], found.state["seconds"]
-
-
-def _look(step: int, seconds: float, loss: Tensor) -> Progress:
+def _check(step: int, seconds: float, loss: Tensor) -> Progress:
     value = float(loss)
     if not math.isfinite(value):
         raise FloatingPointError(
-            f"The loss became {value} in step {step}. Lower the learning rate and "
-            "start again from the last saved state."
+            f"The loss became {value} in step {step}. Lower the learning rate."
         )
     return Progress(step, seconds, value)
+
+
+def follow(progress: Iterator[Progress], name: str) -> Progress:
+    """Train to the end, printing every ten seconds where the run stands."""
+    last, printed = Progress(0, 0.0, float("nan")), -10.0
+    for last in progress:
+        if last.seconds - printed >= 10 and rank() == 0:
+            text = f"{name} {last.seconds:.0f} s step {last.step} loss {last.loss:.4f}"
+            print(text, flush=True)
+            printed = last.seconds
+    return last

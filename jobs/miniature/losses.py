@@ -1,8 +1,7 @@
 """What the networks of the miniature minimise, one function each.
 
 ``clip_loss``: CLIP's symmetric contrastive loss (Radford et al. 2021). ``vae_loss``:
-reconstruction with a small KL term (Rombach et al. 2022, section 3.1), and
-``decoder_loss`` with a critic in its place. ``unet_loss``:
+reconstruction with a small KL term (Rombach et al. 2022, section 3.1). ``unet_loss``:
 equation 2 of that paper, with weights over noise levels.
 """
 
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ip2p_lib.diffusion.samplers import Schedule, add_noise
 from ip2p_lib.rng import integers, key, normal
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPModel
 
-_MIN_SNR = 5.0  # gamma of Hang et al. 2023
+_MAX_SNR = 5.0  # gamma of Hang et al. 2023
+_MAX_WEIGHT = 30.0  # of a noise level
 
 
 def _contrast(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
@@ -84,56 +84,25 @@ def _moments(vae: AutoencoderKL, x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, logvar.clamp(-30, 20)
 
 
-def vae_loss(vae: AutoencoderKL, x: Tensor, noise: Tensor) -> Tensor:
+def vae_loss(vae: AutoencoderKL, x: Tensor, noise: Tensor, half: bool) -> Tensor:
     """Reconstruction and a small KL term.
+
+    A latent at half its size should decode to the image at half its size: latents that
+    scale as images do are easier for the U-Net (EQ-VAE, arXiv 2502.09509).
 
     Args:
         vae: the autoencoder.
         x: (B, 3, 128, 128) in [-1, 1].
-        noise: (B, 4, 16, 16) standard normal, for the sample of the latent.
+        noise: (B, 4, 32, 32) standard normal, for the sample of the latent.
+        half: whether to decode at half the size.
     """
     mean, logvar = _moments(vae, x)
     z = mean + torch.exp(0.5 * logvar) * noise
-    out = vae.decoder(vae.post_quant_conv(z)).float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return reconstruction_loss(out, x) + 1e-4 * kl
-
-
-def decoder_loss(
-    vae: AutoencoderKL, critic: nn.Module, x: Tensor, noise: Tensor, share: float
-) -> Tensor:
-    """Reconstruction by a decoder that a critic of small patches keeps sharp.
-
-    A mean error alone is smallest for a blurred outline. The critic learns to tell
-    patches of decoded from real pictures and the decoder to be taken for real (Esser
-    et al. 2021, section 3.1). Latents stay what they are: the encoder does not learn.
-
-    Args:
-        vae: the autoencoder; only its decoder gets gradients.
-        critic: (B, 3, 128, 128) to one score a patch; learns by the same loss.
-        x: (B, 3, 128, 128) in [-1, 1].
-        noise: (B, 4, 16, 16) standard normal, for the sample of the latent.
-        share: pull of the critic on a picture, relative to that of reconstruction.
-    """
-    with torch.no_grad():
-        mean, logvar = _moments(vae, x)
-        z = mean + torch.exp(0.5 * logvar) * noise
+    if half:
+        z, x = F.avg_pool2d(z, 2), F.avg_pool2d(x, 2)
     out = vae.decoder(vae.post_quant_conv(z)).float()
-    distance = reconstruction_loss(out, x)
-    critic.requires_grad_(False)
-    taken = -critic(out).float().mean()
-    critic.requires_grad_(True)
-    real, made = critic(x).float(), critic(out.detach()).float()
-    told = F.relu(1 - real).mean() + F.relu(1 + made).mean()
-    return distance + share * _balance(distance, taken, out) * taken + told
-
-
-def _balance(first: Tensor, second: Tensor, at: Tensor) -> Tensor:
-    """Ratio of the gradients that two losses have at a tensor."""
-    pulls = [
-        torch.autograd.grad(loss, at, retain_graph=True)[0] for loss in (first, second)
-    ]
-    return pulls[0].norm() / pulls[1].norm().clamp(min=1e-8)
+    return reconstruction_loss(out, x) + 1e-4 * kl
 
 
 def unet_loss(
@@ -141,21 +110,22 @@ def unet_loss(
     schedule: Schedule,
     latents: Tensor,
     text: Tensor,
-    cells: Tensor,
+    weights: Tensor,
     ids: Tensor,
     step: int,
 ) -> Tensor:
-    """Noise prediction with min-SNR weights, and weights over the picture.
+    """Noise prediction, weighted over noise levels and over the image.
 
-    Weights of places change what is learnt first, not what is right: each place's error
-    is smallest for the same prediction. Objects are small, and harder than skies.
+    The error of the predicted x0 counts by the SNR, held between 1 and ``_MAX_SNR``
+    (Salimans & Ho 2022; Hang et al. 2023). Weights over the image change what is learnt
+    first, not what is right: objects are small, and harder than skies.
 
     Args:
         unet: the network.
         schedule: SD 1.5's.
-        latents: (B, 4, 16, 16), scaled.
-        text: (B, 77, D), a share of the rows holding the empty caption.
-        cells: (B, 16, 16) weight of each place.
+        latents: (B, 4, 32, 32), scaled.
+        text: (B, 77, D), some of the rows holding the empty caption.
+        weights: (B, 32, 32), of each spatial position.
         ids: (B,) with ``step``, they name the draws of noise and time.
         step: number of the step.
     """
@@ -165,7 +135,6 @@ def unet_loss(
     out = unet(noisy, t, encoder_hidden_states=text, return_dict=False)[0]
     alpha = schedule.alphas_cumprod[t].float()
     snr = alpha / (1 - alpha)
-    weight = snr.clamp(max=_MIN_SNR) / snr
-    # Early noise levels have tiny weights; the mean weight keeps the loss's scale.
-    each = (cells * (out.float() - noise).square().mean(1)).mean((1, 2))
-    return (weight * each).mean() / (weight.mean() * cells.mean())
+    by_level = (snr.clamp(1, _MAX_SNR) / snr).clamp(max=_MAX_WEIGHT)
+    errors = (weights * (out.float() - noise).square().mean(1)).mean((1, 2))
+    return (by_level * errors).mean() / (by_level.mean() * weights.mean())

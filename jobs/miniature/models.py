@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
 VOCABULARY = 2048  # tokens, the two special ones included
+LATENT = 32  # side of a latent
 TEXT_WIDTH = 192  # of a token's hidden state, and of CLIP's joint space
 
 
@@ -94,55 +95,37 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 
 def new_vae() -> AutoencoderKL:
-    """An autoencoder of 4 M parameters, 128 px to 16 x 16 x 4."""
+    """An autoencoder of 2.7 M parameters, 128 px to 32 x 32 x 4."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(32, 64, 128, 128),
+        block_out_channels=(32, 64, 128),
         layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
         latent_channels=4,
         norm_num_groups=16,
         sample_size=128,
     )
 
 
-def new_critic() -> nn.Module:
-    """A patch critic: (B, 3, 128, 128) to (B, 1, 14, 14) scores, one for 34 pixels.
-
-    Spectral norms bound its slope, so that it cannot outrun the decoder.
-    """
-    from torch.nn.utils.parametrizations import spectral_norm
-
-    def conv(width: int, out: int, stride: int) -> nn.Module:
-        return spectral_norm(nn.Conv2d(width, out, 4, stride, padding=1))
-
-    return nn.Sequential(
-        conv(3, 64, 2),
-        nn.LeakyReLU(0.2),
-        conv(64, 128, 2),
-        nn.LeakyReLU(0.2),
-        conv(128, 128, 2),
-        nn.LeakyReLU(0.2),
-        conv(128, 1, 1),
-    )
-
-
 def new_unet() -> UNet2DConditionModel:
-    """A U-Net of 8 M parameters for 16 x 16 x 4 latents, predicting noise."""
+    """A U-Net of 11 M parameters for 32 x 32 x 4 latents, predicting noise.
+
+    Attention begins at 16 x 16: at 32 x 32 it would cost as much as all the rest.
+    """
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(
-        sample_size=16,
+        sample_size=LATENT,
         in_channels=4,
         out_channels=4,
-        layers_per_block=2,
-        block_out_channels=(96, 128),
-        down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        layers_per_block=1,
+        block_out_channels=(64, 128, 192),
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
+        up_block_types=(*("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
         cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,  # the number of heads, as in SD 1.5's config
+        attention_head_dim=(2, 4, 6),  # the number of heads, as in SD 1.5's config
         norm_num_groups=16,
     )
 

@@ -1,201 +1,216 @@
-"""Trains the miniature Stable Diffusion: its CLIP, its autoencoder and its U-Net.
+"""Train the miniature Stable Diffusion: its CLIP, its autoencoder and its U-Net.
 
-    python -m jobs.miniature.pretrain clip vae decoder unet --out data/models
-    torchrun --nproc_per_node 2 -m jobs.miniature.pretrain unet --warm
+    python -m jobs.miniature.pretrain vae clip unet --out data/models
+    torchrun --nproc_per_node 2 -m jobs.miniature.pretrain unet --warm --seconds 900
 
-Each stage has a time budget, goes on where it stopped, and ends by measuring itself on
-held-out scenes. A stage that is not named is read from ``--out``. The U-Net
-can be trained by several processes, each with a GPU and scenes of its own.
+Each network has a budget of seconds, given in ``STAGES`` or by ``--seconds``.
+A network that is not named is read from ``--out``. The autoencoder and the U-Net can be
+trained by several processes, each with a GPU and with scenes of its own; CLIP compares
+the rows of one batch with each other, so it takes one GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from ip2p_lib.config import MODELS, RESULTS
-from ip2p_lib.distributed import join, leave, processes, rank
+from ip2p_lib.diffusion.samplers import Schedule
+from ip2p_lib.distributed import join, leave, processes, rank, share
 from ip2p_lib.filtering.clip_filter import load_clip
 from ip2p_lib.miniature.corpus import Corpus, build_corpus
+from ip2p_lib.miniature.render import encode
+from ip2p_lib.miniature.world import sample_scene
 from ip2p_lib.results import write_results
-from jobs.miniature import compile_ahead as rehearsal
-from jobs.miniature import measure as quality
-from jobs.miniature import models, saving
-from jobs.miniature.loop import Progress
-from jobs.miniature.stages import (
-    STAGES,
-    Stage,
-    render_bank,
-    store_latents,
-    train_clip,
-    train_decoder,
-    train_vae,
-)
-from jobs.miniature.unet_stage import (
-    Pictures,
-    object_cells,
-    store_text,
-    train_unet,
-)
+from ip2p_lib.rng import integers, key, normal, uniform
+from ip2p_lib.training.compiled.compile import compile_unet
+from jobs.miniature import data, measure, models, saving
+from jobs.miniature.loop import Budget, fit, follow
+from jobs.miniature.losses import clip_loss, unet_loss, vae_loss
 
-Begun = tuple[Any, Future[float]]  # a U-Net, and its compilation
+STAGES = {
+    "vae": Budget(seconds=400, learning_rate=1e-3),
+    "clip": Budget(seconds=180, learning_rate=1e-3),
+    "unet": Budget(seconds=600, learning_rate=1.2e-3),
+}
+BATCHES = {"vae": 192, "clip": 768, "unet": 1024}  # rows of each process
+_TEXT = 48  # tokens of a caption while CLIP trains; later positions only hold padding
+_CAPTION_DROPOUT = 0.1  # for classifier-free guidance
+_HALF_SIZE = 4  # every fourth batch of the autoencoder is decoded at half the size
 
 
-def follow(progress: Iterator[Progress], name: str, say: Callable = print) -> Progress:
-    """Run a stage to its end, saying every few seconds where it stands."""
-    last, shown = Progress(0, 0.0, float("nan")), -10.0
-    for last in progress:
-        if last.seconds - shown >= 10:
-            say(f"{name} {last.seconds:.0f} s step {last.step} loss {last.loss:.4f}")
-            shown = last.seconds
-    return last
+def batch_ids(batch: int, device: torch.device) -> Tensor:
+    """Numbers of this process's rows in a batch of ``batch`` rows a process."""
+    return share(torch.arange(batch * processes())).to(device)
 
 
-def run_clip(corpus: Corpus, bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
-    """Train and save CLIP, and the text encoder and tokenizer it gives the pipeline."""
-    clip, tokenizer, progress = train_clip(corpus, bank, stage, work / "clip")
-    follow(progress, "clip")
-    paths = saving.parts(out)
+def train_vae(images: Tensor, budget: Budget, batch: int) -> AutoencoderKL:
+    """Train an autoencoder, and scale its latents to unit variance.
+
+    Args:
+        images: (n, 3, 128, 128) uint8 on the device to train on.
+        budget: time and learning rate.
+        batch: images of one process in each step.
+    """
+    device, ids = images.device, batch_ids(batch, images.device)
+    vae = models.new_vae().to(device)
+    if device.type == "cuda":
+        vae.to(memory_format=torch.channels_last)
+        vae.encoder.compile(dynamic=False)
+        vae.decoder.compile(dynamic=False)
+
+    def loss_of(step: int) -> Tensor:
+        rows = integers(key("vae", step), ids, len(images))
+        x = data.to_unit(images[rows]).contiguous(memory_format=torch.channels_last)
+        shape = (4, models.LATENT, models.LATENT)
+        noise = normal(key("vae noise", step), ids, shape)
+        return vae_loss(vae, x, noise, half=step % _HALF_SIZE == 0)
+
+    follow(fit(vae, loss_of, budget), "vae")
+    vae = vae.to(memory_format=torch.contiguous_format)
+    vae.register_to_config(scaling_factor=1.0)
+    deviation = data.encode_images(vae, images[:20_000]).float().std()
+    vae.register_to_config(scaling_factor=round(1 / float(deviation), 5))
+    return vae
+
+
+def run_vae(args: argparse.Namespace, budget: Budget, device: torch.device) -> None:
+    """Train and save the autoencoder; scenes need no words here."""
+    n = 2 * args.scenes // processes()
+    seeds = range(rank() * n, (rank() + 1) * n)
+    images = data.render_bytes(encode([sample_scene(seed) for seed in seeds]), device)
+    vae = train_vae(images, budget, args.batch or BATCHES["vae"])
+    if rank() == 0:
+        saving.save_half(vae, saving.parts(args.out)["vae"])
+
+
+def run_clip(args: argparse.Namespace, budget: Budget, device: torch.device) -> None:
+    """Train and save CLIP, and the text encoder and tokenizer it gives the pipeline.
+
+    Every text of few scenes teaches the tokenizer as much as all texts do.
+    """
+    corpus = build_corpus(0, args.scenes)
+    images = data.render_bytes(torch.cat([corpus.before, corpus.after]), device)
+    n, ids = len(corpus), torch.arange(args.batch or BATCHES["clip"], device=device)
+    texts = [*corpus.captions, *corpus.edited_captions, *corpus.instructions]
+    tokenizer = models.train_tokenizer(texts[:: max(1, len(texts) // 60_000)])
+    tokens = data.token_ids(tokenizer, texts, _TEXT).to(device)
+    clip = models.new_clip(tokenizer).to(device)
+    if device.type == "cuda":
+        clip.compile(dynamic=False)
+
+    def loss_of(step: int) -> Tensor:
+        rows = integers(key("clip", step), ids, n)
+        pairs = torch.cat([rows, n + rows])
+        pixels = data.to_unit(images[pairs])
+        captions, instructions = tokens[pairs].long(), tokens[2 * n + rows].long()
+        return clip_loss(clip, pixels, captions, instructions)
+
+    follow(fit(clip, loss_of, budget), "clip")
+    paths = saving.parts(args.out)
     saving.save_clip(clip, tokenizer, paths["clip"])
     saving.save_text_encoder(clip, paths["text"])
     saving.save_tokenizer(tokenizer, paths["tokenizer"])
 
 
-def run_vae(bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
-    """Train and save the autoencoder, scaled so that latents have unit variance."""
-    vae, progress = train_vae(bank, stage, work / "vae")
-    follow(progress, "vae")
-    vae = vae.to(memory_format=torch.contiguous_format)
-    sample = store_latents(vae, bank[:: max(1, len(bank) // 20_000)])
-    scaling = 1 / float(sample.float().std())
-    vae.register_to_config(scaling_factor=round(scaling, 5))
-    saving.save_half(vae, saving.parts(out)["vae"])
-
-
-def run_decoder(bank: Tensor, stage: Stage, out: Path, work: Path) -> None:
-    """Go on with the decoder of the saved autoencoder, under a critic."""
-    from diffusers import AutoencoderKL
-
-    folder = saving.parts(out)["vae"]
-    vae = AutoencoderKL.from_pretrained(folder)
-    follow(train_decoder(vae, bank, stage, work / "decoder"), "decoder")
-    saving.save_half(vae.to(memory_format=torch.contiguous_format), folder)
-
-
-def begin_unet(args: argparse.Namespace, device: torch.device) -> Begun:
-    """The U-Net to train, compiling in the background: new, or the one in ``--out``."""
-    from diffusers import UNet2DConditionModel
-
-    folder = saving.parts(args.out)["unet"]
-    warm = args.warm and UNet2DConditionModel.from_pretrained(folder)
-    unet, rows = warm or models.new_unet(), _stage("unet", args).batch
-    return unet, rehearsal.begin(unet, rows // processes(), device)
-
-
-def run_unet(
-    corpus: Corpus, bank: Tensor, args: argparse.Namespace, begun: Begun
-) -> None:
-    """Store the bank's latents, train the U-Net on them and save the pipeline."""
-    from diffusers import AutoencoderKL
-
-    paths, device = saving.parts(args.out), bank.device
-    clip = load_clip(paths["clip"], device=device, dtype=torch.float32)
+def run_unet(args: argparse.Namespace, budget: Budget, device: torch.device) -> None:
+    """Train the text-to-image U-Net on stored latents and text states, and save it."""
+    began, paths = time.monotonic(), saving.parts(args.out)
+    n = args.scenes // processes()
+    corpus = build_corpus(rank() * n, n)
+    codes = torch.cat([corpus.before, corpus.after])
     vae = AutoencoderKL.from_pretrained(paths["vae"]).to(device)
-    start = time.monotonic()
-    latents = store_latents(vae, bank) * vae.config.scaling_factor
-    captions = [*corpus.captions, *corpus.edited_captions]
-    pictures = Pictures(
-        latents,
-        object_cells(torch.cat([corpus.before, corpus.after]).to(device)),
-        store_text(clip.model, clip.tokenizer, captions, device),
-        store_text(clip.model, clip.tokenizer, [""], device),
+    latents = torch.cat(
+        [
+            data.encode_images(vae, data.render_bytes(part, device))
+            for part in codes.split(50_000)
+        ]
     )
-    print(f"{len(latents)} latents in {time.monotonic() - start:.0f} s", flush=True)
-    unet, compiled = begun
-    print(f"{compiled.result():.1f} steps a second in rehearsal", flush=True)
-    stage = _stage("unet", args)  # a deadline has come nearer meanwhile
-    follow(train_unet(unet, pictures, stage, args.work / "unet"), "unet")
-    if rank() > 0:
-        return
-    saving.save_half(unet.to(memory_format=torch.contiguous_format), paths["unet"])
-    saving.save_scheduler(paths["scheduler"])
-    saving.save_index(paths["pipeline"])
+    print(f"{len(latents)} latents in {time.monotonic() - began:.0f} s", flush=True)
+    states = _encode_captions(corpus, paths["clip"], device)
+    weights = data.object_weights(codes.to(device), models.LATENT)
+    unet = models.new_unet()
+    if args.warm:
+        unet = UNet2DConditionModel.from_pretrained(paths["unet"])
+    unet = unet.to(device).train()
+    compile_unet(unet, "whole" if device.type == "cuda" else "none")
+    print(f"training from {time.monotonic() - began:.0f} s on", flush=True)
+    loss_of = _unet_objective(unet, latents, states, weights, args)
+    follow(fit(unet, loss_of, budget), "unet")
+    if rank() == 0:
+        saving.save_half(unet.to(memory_format=torch.contiguous_format), paths["unet"])
+        saving.save_scheduler(paths["scheduler"])
+        saving.save_index(paths["pipeline"])
+
+
+def _encode_captions(corpus: Corpus, folder: Path, device: torch.device) -> Tensor:
+    """Text states of all captions, and of the empty one at the end."""
+    clip = load_clip(folder, device=device, dtype=torch.float32)
+    texts = [*corpus.captions, *corpus.edited_captions, ""]
+    return data.encode_texts(clip.model, clip.tokenizer, texts, device)
+
+
+def _unet_objective(
+    unet: UNet2DConditionModel,
+    latents: Tensor,
+    states: Tensor,
+    weights: Tensor,
+    args: argparse.Namespace,
+) -> Callable[[int], Tensor]:
+    """The loss of a step: its draws are a function of the step and the row alone."""
+    ids = batch_ids(args.batch or BATCHES["unet"], latents.device)
+    schedule = Schedule.scaled_linear().to(latents.device)
+
+    def loss_of(step: int) -> Tensor:
+        rows = integers(key("unet", step), ids, len(latents))
+        dropped = uniform(key("unet drop", step), ids) < _CAPTION_DROPOUT
+        text = states[torch.where(dropped, len(latents), rows)].float()
+        chosen = latents[rows].float(), text, weights[rows].float()
+        return unet_loss(unet, schedule, *chosen, ids, step)
+
+    return loss_of
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("stages", nargs="+", choices=list(STAGES))
     parser.add_argument("--out", type=Path, default=MODELS)
-    parser.add_argument("--work", type=Path, default=Path("runs/pretrain"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--scenes", type=int, default=200_000)
     parser.add_argument("--seconds", type=float, help="budget of each stage named")
-    parser.add_argument("--deadline", type=float, help="instead: end then, Unix time")
-    parser.add_argument("--batch", type=int, help="of each stage named")
+    parser.add_argument("--batch", type=int, help="rows of a process, each stage named")
     parser.add_argument("--samples", type=int, default=1024, help="held-out scenes")
     parser.add_argument("--warm", action="store_true", help="go on from --out's U-Net")
     parser.add_argument("--measure", action="store_true", help="train nothing")
     return parser.parse_args()
 
 
-def _scenes(n: int) -> Corpus:
-    """This process's part of the first ``n`` scenes."""
-    size = n // processes()
-    return build_corpus(rank() * size, size)
-
-
 def main() -> None:
-    """Run the stages named on the command line."""
+    """Train, or with ``--measure`` only measure, the networks on the command line."""
     args, device = _arguments(), join()
-    if not args.measure:
-        train(args, device)
-        return
+    run = {"vae": run_vae, "clip": run_clip, "unet": run_unet}
     for name in args.stages:
-        _report(name, args, device)
-
-
-def train(args: argparse.Namespace, device: torch.device) -> None:
-    """Draw and render scenes once, and run every stage named on them."""
-    start = time.monotonic()
-    begun = begin_unet(args, device) if "unet" in args.stages else None
-    corpus = _scenes(args.scenes)
-    bank = render_bank(torch.cat([corpus.before, corpus.after]), device)
-    print(f"{len(bank)} pictures in {time.monotonic() - start:.0f} s", flush=True)
-    for name in args.stages:
-        stage, where = _stage(name, args), (args.out, args.work)
-        if name == "clip":
-            run_clip(corpus, bank, stage, *where)
-        elif name == "unet" and begun:
-            run_unet(corpus, bank, args, begun)
-        else:
-            {"vae": run_vae, "decoder": run_decoder}[name](bank, stage, *where)
-        if rank() == 0 and not args.deadline:
+        budget = STAGES[name]
+        if not args.measure:
+            seconds = args.seconds or budget.seconds
+            run[name](args, replace(budget, seconds=seconds), device)
+        if rank() == 0:
             _report(name, args, device)
 
 
-def _stage(name: str, args: argparse.Namespace) -> Stage:
-    """A stage's settings, some of them replaced on the command line."""
-    stage = STAGES[name]
-    left = args.deadline - time.time() if args.deadline else None
-    budget = replace(stage.budget, seconds=left or args.seconds or stage.budget.seconds)
-    return replace(stage, budget=budget, batch=args.batch or stage.batch)
-
-
 def _report(name: str, args: argparse.Namespace, device: torch.device) -> None:
-    """Measure a stage that has ended and write the figures down."""
+    """Measure a saved network on held-out scenes and write the figures down."""
     began = time.monotonic()
-    figures = quality.measure(name, args.out, args.samples)
+    figures = measure.measure(name, args.out, args.samples)
     print(name, figures, flush=True)
-    part = "vae" if name == "decoder" else name
-    path, seconds = args.results / f"miniature-{part}.json", time.monotonic() - began
+    path, seconds = args.results / f"miniature-{name}.json", time.monotonic() - began
     write_results(path, [figures], seed=0, seconds=round(seconds, 1), device=device)
 
 

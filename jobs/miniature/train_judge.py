@@ -1,9 +1,9 @@
-"""Trains the judge of the miniature world and measures it on held-out scenes.
+"""Train the judge of the miniature world and measure it on held-out scenes.
 
     python -m jobs.miniature.train_judge train measure
 
 What it will judge is generated: softer than a rendering, a little noisy, a few pixels
-off. So half of the pictures it learns from went through the autoencoder, and of all of
+off. So half of the images it learns from went through the autoencoder, and of all of
 them many are mirrored, moved, softened or lit differently.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,21 +24,24 @@ from torch import Tensor
 from ip2p_lib.config import MODELS, RESULTS
 from ip2p_lib.device import pick_device
 from ip2p_lib.miniature.backdrop import RESOLUTION
-from ip2p_lib.miniature.corpus import build_corpus
 from ip2p_lib.miniature.judge.model import WIDTHS, Judge, load_judge, save_judge
 from ip2p_lib.miniature.judge.readings import SLOTS, agreement, labels
-from ip2p_lib.miniature.render import SCENE_COLUMNS, THING_COLUMNS, render_codes
+from ip2p_lib.miniature.render import (
+    SCENE_COLUMNS,
+    THING_COLUMNS,
+    encode,
+    render_codes,
+)
+from ip2p_lib.miniature.world import sample_edit, sample_scene
 from ip2p_lib.results import write_results
 from ip2p_lib.rng import integers, key
 from jobs.miniature import measure as quality
 from jobs.miniature.augmentation import augment
-from jobs.miniature.loop import Budget, Progress, fit
-from jobs.miniature.pretrain import follow
-from jobs.miniature.stages import Stage, render_bank, to_bytes, to_unit
+from jobs.miniature.data import render_bytes, to_bytes, to_unit
+from jobs.miniature.loop import Budget, fit, follow
 
-STAGE = Stage(
-    Budget(seconds=90, learning_rate=2e-3, warmup=200, weight_decay=0.05), batch=512
-)
+BUDGET = Budget(seconds=150, learning_rate=2e-3, warmup=200, weight_decay=0.05)
+BATCH = 512
 Reconstruct = Callable[[Tensor], Tensor]  # (B, 3, 128, 128) in [-1, 1] to the same
 
 
@@ -74,55 +77,53 @@ def judge_loss(logits: Mapping[str, Tensor], codes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def half_reconstructed(bank: Tensor, reconstruct: Reconstruct) -> Tensor:
-    """A copy of a bank in which every second picture is a reconstruction.
+def half_reconstructed(images: Tensor, reconstruct: Reconstruct) -> Tensor:
+    """A copy of a images in which every second picture is a reconstruction.
 
     Done once: in every step anew, it would take longer than the step itself.
     """
-    mixed = bank.clone()
-    for start in range(0, len(bank), 512):
+    mixed = images.clone()
+    for start in range(0, len(images), 512):
         rows = slice(start, start + 512, 2)
-        with torch.autocast(bank.device.type, torch.bfloat16, bank.is_cuda):
-            soft = reconstruct(to_unit(bank[rows]))
+        with torch.autocast(images.device.type, torch.bfloat16, images.is_cuda):
+            soft = reconstruct(to_unit(images[rows]))
         mixed[rows] = to_bytes(soft.float())
     return mixed
 
 
 def train_judge(
     codes: Tensor,
-    bank: Tensor,
-    stage: Stage,
-    work: Path,
+    images: Tensor,
+    budget: Budget,
     reconstruct: Reconstruct | None = None,
-) -> tuple[Judge, Iterator[Progress]]:
-    """Prepare the training of a judge.
+    batch: int = BATCH,
+) -> Judge:
+    """Train a judge.
 
     Args:
-        codes: (n, 20), what the pictures show.
-        bank: (n, 3, 128, 128) uint8 on the device to train on.
-        stage: budget and batch size.
-        work: folder of the resumable state.
-        reconstruct: the autoencoder's round trip; half of the pictures go through it.
-
-    Returns:
-        The judge, and the progress whose consumption trains it.
+        codes: (n, 20), what the images show.
+        images: (n, 3, 128, 128) uint8 on the device to train on.
+        budget: time and learning rate.
+        reconstruct: the autoencoder's round trip; half of the images go through it.
+        batch: images of a step.
     """
-    device = bank.device
+    device = images.device
     judge, codes = Judge().to(device), codes.to(device)
+    ids = torch.arange(batch, device=device)
     if reconstruct is not None:
-        bank = half_reconstructed(bank, reconstruct)
+        images = half_reconstructed(images, reconstruct)
     if device.type == "cuda":
         judge.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         judge.compile(dynamic=False)
 
     def loss_of(step: int) -> Tensor:
-        ids = torch.arange(stage.batch, device=device)
-        rows = integers(key("judge", step), ids, len(bank))
-        images, shown = augment(to_unit(bank[rows]), codes[rows], step)
-        images = images.contiguous(memory_format=torch.channels_last)
-        return judge_loss(judge(images), shown)
+        rows = integers(key("judge", step), ids, len(images))
+        x, shown = augment(to_unit(images[rows]), codes[rows], step)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return judge_loss(judge(x), shown)
 
-    return judge, fit(judge, loss_of, stage.budget, work)
+    follow(fit(judge, loss_of, budget), "judge")
+    return judge
 
 
 def measure_judge(
@@ -146,33 +147,36 @@ def measure_judge(
     ]
 
 
-def shipped_round_trip(device: torch.device) -> Reconstruct:
+def load_round_trip(models: Path, device: torch.device) -> Reconstruct:
     """The round trip through the miniature's autoencoder, frozen, on ``device``."""
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL.from_pretrained(MODELS / "miniature-sd" / "vae")
+    vae = AutoencoderKL.from_pretrained(models / "miniature-sd" / "vae")
     vae = vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
     return partial(quality.reconstruct, vae, batch=256)
 
 
+def sample_codes(n: int) -> Tensor:
+    """Codes of ``n`` scenes and of one edit of each, (2n, 20)."""
+    scenes = [sample_scene(seed) for seed in range(n)]
+    edits = [sample_edit(scene, seed) for seed, scene in enumerate(scenes)]
+    return encode([*scenes, *(edit.target for edit in edits)])
+
+
 def run_train(args: argparse.Namespace, device: torch.device) -> None:
     """Draw scenes, render them and train a judge on them, saved in ``--out``."""
-    began = time.monotonic()
-    corpus = build_corpus(0, args.scenes)
-    codes = torch.cat([corpus.before, corpus.after])
-    bank, reconstruct = render_bank(codes, device), shipped_round_trip(device)
-    print(f"{len(bank)} pictures in {time.monotonic() - began:.0f} s", flush=True)
-    stage = Stage(replace(STAGE.budget, seconds=args.seconds), args.batch)
-    judge, progress = train_judge(codes, bank, stage, args.work, reconstruct)
-    print(f"training from {time.monotonic() - began:.0f} s on", flush=True)
-    follow(progress, "judge")
-    save_judge(judge, args.out)
+    codes, reconstruct = sample_codes(args.scenes), load_round_trip(args.out, device)
+    images = render_bytes(codes, device)
+    budget = replace(BUDGET, seconds=args.seconds)
+    judge = train_judge(codes, images, budget, reconstruct, args.batch)
+    save_judge(judge, args.out / "miniature-judge")
 
 
 def run_measure(args: argparse.Namespace, device: torch.device) -> None:
     """Measure the judge in ``--out`` on held-out scenes and write the figures down."""
-    began, reconstruct = time.monotonic(), shipped_round_trip(device)
-    rows = measure_judge(load_judge(args.out, device), args.samples, reconstruct)
+    began, reconstruct = time.monotonic(), load_round_trip(args.out, device)
+    judge = load_judge(args.out / "miniature-judge", device)
+    rows = measure_judge(judge, args.samples, reconstruct)
     print(*rows, sep="\n", flush=True)
     seconds = round(time.monotonic() - began, 1)
     path = args.results / "miniature-judge.json"
@@ -182,13 +186,12 @@ def run_measure(args: argparse.Namespace, device: torch.device) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The miniature's judge.")
     parser.add_argument("stages", nargs="+", choices=["train", "measure"])
-    parser.add_argument("--out", type=Path, default=MODELS / "miniature-judge")
-    parser.add_argument("--work", type=Path, default=Path("runs/pretrain/judge"))
+    parser.add_argument("--out", type=Path, default=MODELS, help="of all networks")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--scenes", type=int, default=100_000, help="two pictures each")
-    parser.add_argument("--seconds", type=float, default=STAGE.budget.seconds)
-    parser.add_argument("--batch", type=int, default=STAGE.batch)
-    parser.add_argument("--samples", type=int, default=1024, help="to be measured on")
+    parser.add_argument("--scenes", type=int, default=150_000, help="two images each")
+    parser.add_argument("--seconds", type=float, default=BUDGET.seconds)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--samples", type=int, default=4096, help="to be measured on")
     return parser.parse_args()
 
 

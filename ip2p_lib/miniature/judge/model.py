@@ -43,7 +43,7 @@ __all__ = [
     "save_judge",
 ]
 
-WIDTHS = (32, 64, 128, 128)  # channels after each halving of the picture
+WIDTHS = (64, 128, 256, 256)  # channels after each halving of the picture
 MIXERS = 2  # attention blocks over the cells that are left
 
 
