@@ -1,10 +1,13 @@
 # make run            install, run every notebook, write runs/report.html
-# make test           install what tests need, run them
+# make test           install what tests need, run them, name the ten slowest
+# make test-fast      the same without the tests that take over five seconds
 # make check          what CI runs besides: style, types, layout, every notebook in small
 # make notebooks SCALE=smoke SET="SEED=3" ONLY="03 07"
 # make publish        one clean run, written back into notebooks/ (ONLY="03" for some)
-# make bench          the benchmarks behind the README's figures, half an hour
-# make bench-gpu      those that need a GPU, or tell other things there
+# make readme         the README's tables and drawing, from data/results/*.json
+# make address REPO=owner/name     links to Colab; an empty REPO removes them
+# make bench          the benchmarks that run on a CPU, half an hour
+# make bench-gpu      those that need a GPU, or show something else there
 # make format         let ruff format code and notebooks
 #
 # PYTHON=python3.12   another interpreter (3.11 or newer)
@@ -17,19 +20,22 @@ PIP_ARGS ?=
 SCALE ?= miniature
 SET ?=
 ONLY ?=
+REPO ?=
 PYTEST_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -q $(PIP_ARGS) -c constraints.txt
-CODE := ip2p_lib jobs tests notebooks $(wildcard benchmarks)
+CODE := ip2p_lib jobs benchmarks tests notebooks
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 # The two small sizes read shipped weights only; the two large ones read the Hub.
 HF_HUB_OFFLINE ?= $(if $(filter sd15 paper,$(SCALE)),0,1)
 export HF_HUB_OFFLINE
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: help run test check notebooks publish bench bench-gpu format
+.PHONY: help run test test-fast check notebooks publish readme address bench bench-gpu \
+  format
 .DELETE_ON_ERROR:
 
 help:
@@ -39,7 +45,10 @@ run: $(VENV)/base.stamp
 	$(BIN)/python -m jobs.notebooks --out runs --set SCALE=miniature
 
 test: $(VENV)/test.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-fast: $(VENV)/test.stamp
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check $(CODE)
@@ -55,15 +64,23 @@ notebooks: $(VENV)/base.stamp
 publish: $(VENV)/base.stamp
 	$(BIN)/python -m jobs.notebooks.publish $(ONLY)
 
-# Not generations.py, which compares environments: it says how.
+readme: $(VENV)/base.stamp
+	$(BIN)/python -m jobs.readme.table
+
+address: $(VENV)/base.stamp
+	$(BIN)/python -m jobs.notebooks.address "$(REPO)"
+
+# benchmarks/releases.py compares environments; it says how it is run.
 bench: $(VENV)/test.stamp
-	set -e; for name in world editing rendering rejection training asking fresh_clone; do \
-	  echo "$$name"; $(BIN)/python benchmarks/$$name.py; done
+	set -e; for name in miniature.world editing.one_edit rendering.speed training.speed \
+	  triplets.service fresh_clone; do \
+	  echo "$$name"; $(BIN)/python -m benchmarks.$$name; done
 
 bench-gpu: $(VENV)/test.stamp
-	set -e; for words in world training rendering "training --size sd15" \
-	  "rendering --size sd15" "rejection --triplets 100 --each 100" language_lora memory; do \
-	  echo "$$words"; set -- $$words; $(BIN)/python benchmarks/$$1.py "$${@:2}"; done
+	set -e; for line in miniature.world training.speed rendering.speed \
+	  "training.speed --size sd15" "rendering.speed --size sd15" \
+	  rendering.tree_sizes triplets.lora; do \
+	  echo "$$line"; $(BIN)/python -m benchmarks.$$line; done
 
 format: $(VENV)/test.stamp
 	$(BIN)/ruff check --fix $(CODE)

@@ -1,4 +1,4 @@
-"""The time that a benchmark has spent."""
+"""How long a benchmark has been running."""
 
 import time
 
@@ -6,5 +6,5 @@ import psutil
 
 
 def age() -> float:
-    """Seconds since this process began, imports and compiling included."""
+    """Seconds since this process started, imports and compiling included."""
     return time.time() - psutil.Process().create_time()

@@ -1,4 +1,4 @@
-"""Networks of Stable Diffusion 1.5's size with random weights, for what is timed."""
+"""Networks of Stable Diffusion 1.5's size with random weights, for speed benchmarks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ip2p_lib.diffusion.samplers import Schedule
-from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.diffusion.schedule import Schedule
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 
 
-def full_size(tokenizer: Any, device: str) -> Backbone:
-    """Networks of SD 1.5's size with random weights, and the miniature's tokenizer."""
+def full_size(tokenizer: Any, device: str) -> StableDiffusion:
+    """Make networks of SD 1.5's size with random weights, and a given tokenizer."""
     unet = UNet2DConditionModel(
         sample_size=64, cross_attention_dim=768, attention_head_dim=8
     )
@@ -38,4 +38,4 @@ def full_size(tokenizer: Any, device: str) -> Backbone:
     half = torch.bfloat16 if device == "cuda" else torch.float32
     text, vae, unet = (part.to(device, half).eval() for part in parts)
     unet.to(memory_format=torch.channels_last)
-    return Backbone(tokenizer, text, vae, unet, Schedule.scaled_linear())
+    return StableDiffusion(tokenizer, text, vae, unet, Schedule.scaled_linear())

@@ -1,33 +1,29 @@
-"""InstructPix2Pix (arXiv 2211.09800), from a sentence to an edited picture.
+"""InstructPix2Pix (arXiv 2211.09800), from a sentence to an edited image.
 
-Modules in the order of the paper's pipeline:
+A room for each stage of the paper; each room's ``__init__`` says what to read first:
 
-- ground: config, draws, transfer, images, diffusion, guidance, denoising, teaching
-- what is whole or not there: files, folders, disk_faults
-- pretrained models: weights, backbone, lora, adapter_files
-- section 3.1.1: captions, triplets, triplet_filter
-- who writes them: language_model, attempts, language_loading
-- and learns to: language_tuning, tuning_files
-- a service for it: language_service, asking, service_run, service_form, service_faults
-- beside it: moderation, language_server
-- in batches: batches, batch_files
-- what that costs, and how long it is there: ledger, spending, model_dates
-- what two captions share: word_alignment, word_edits
-- and two pictures: prompt_to_prompt, cross_attention, paired_sampling
-- section 3.1.2: candidates, rendering, filtering, calibration, dataset, shards, pairs
-- the same, faster: stepping, walks, trees, slots, rejection
-- and for weeks: rendering_run
-- its pairs for others, and theirs: pair_parquet, pair_rows, pair_folders, own_pictures
-- what they are worth: pair_validation, pair_survey, dataset_card
-- section 3.2: surgery, latents, training, train_state, ema, micro_batches, parallel
-- watched meanwhile, kept and handed on: loss_bands, validation, training_figures
-- what it reads, what it leaves: stored_latents, model_card, publishing, tensorboard_log
-- so that it fits a card: memory_plan, memory_trace, economy, precision, loss_scale
-- and with what it trains then, how long: adamw, editor_lora, training_time
-- and faster on a GPU: compilation, compiled_layers, attention_kernels
-- so that no stop loses a run: checkpoint, recovery, interruption, run_lock
-- section 4: editing, baselines, imagic, text2live, results, evaluation
-- to look at: figures, figure_style, filter_figures, panels, widgets, threshold_widget
+    triplets     3.1.1   captions become (caption, instruction, edited caption)
+    rendering    3.1.2   two captions become two matching images
+    filtering    3.1.2   CLIP keeps the pairs in which the edit happened
+    dataset      3.1.2   pairs on disk: generated, stored, exported, read back
+    training     3.2     the U-Net gets four more channels and learns to edit
+    editing      3.2.1   an image and an instruction become an edited image
+    evaluation   4.1     edits are measured and compared with other methods
 
-The package ``miniature`` holds the small world and the models trained on it.
+Below them are ``diffusion`` (samplers, guidance, Stable Diffusion, CLIP), ``notebook``
+(figures and panels) and the files beside this one. ``miniature`` is a small drawn world
+in which the ground truth of every edit is known. A file imports its own room and the
+rooms before it in this order: notebook, diffusion, triplets, rendering, filtering,
+dataset, editing, evaluation, training.
+
+The paper's symbols, with their names in the code:
+
+    z_t          ``x``, ``noisy``: noisy latent at timestep t, (B, 4, h, w)
+    E(c_I)       ``image``, ``condition``: latent of the input image, (B, 4, h, w)
+    c_T          ``text``: the instruction, encoded by CLIP, (B, 77, D)
+    e(z, c_I, c_T)   ``e_full``: noise prediction with both; ``e_image`` has no text,
+                 ``e_uncond`` has neither, (B, 4, h, w)
+    s_I, s_T     ``image_scale``, ``text_scale``: the two guidance scales, numbers
+    p            ``p``: fraction of sampling steps with shared self-attention, (N,)
+    tau          ``tau``: the same for cross-attention (Prompt-to-Prompt), a number
 """

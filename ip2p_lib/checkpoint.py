@@ -1,11 +1,9 @@
-"""Save training so that a stop at any moment loses nothing that was saved before.
+"""Save and load training checkpoints that survive a kill at any moment.
 
-A checkpoint is a folder of two files: the tensors (safetensors, named by their own
-SHA-256) and ``manifest.json``, which names them. The manifest is put in place last, by
-one rename, so a folder is either complete or has no manifest that names it. A save
-ends by reading back what it wrote, a load begins so, and nothing is deleted unless a
-newer checkpoint reads back intact. Nothing here is ever unpickled. The paper says
-nothing of this; ``training`` decides what to save, ``recovery`` when.
+A checkpoint is a folder ``<word>-<number>`` with ``tensors.safetensors`` and
+``manifest.json``, which holds the state and the SHA-256 of both. It is written under a
+hidden name and renamed, so it is complete or absent; ``load`` verifies every byte, and
+``prune`` deletes old ones only below a newer one that it has read back.
 """
 
 from __future__ import annotations
@@ -24,9 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ip2p_lib.files import atomic_write, explain_disk_errors, require_room
+from ip2p_lib.files import atomic_directory, sha256_of
 
-MANIFEST = "manifest.json"
+MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
 
 
 class CheckpointError(ValueError):
@@ -35,16 +33,13 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What ``load`` read; ``refused`` says which newer ones were passed over, and why.
-
-    ``newest`` is the highest number that was seen, refused or not.
-    """
+    """A checkpoint that was read, and what is known of newer ones."""
 
     folder: Path
     tensors: dict[str, Tensor]
     state: dict[str, Any]
-    refused: tuple[str, ...] = ()
-    newest: int = 0
+    refused: tuple[str, ...] = ()  # why newer ones were skipped
+    newest: int = 0  # the highest number, skipped or not
 
 
 def size_of(tensors: dict[str, Tensor]) -> int:
@@ -53,124 +48,61 @@ def size_of(tensors: dict[str, Tensor]) -> int:
 
 
 def save(folder: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Write a checkpoint; if ``folder`` holds one, it stays valid until replaced.
+    """Write a checkpoint; one that ``folder`` already holds is replaced at the end.
 
     Args:
-        folder: made if missing.
+        folder: created if missing.
         tensors: on any device.
-        state: JSON values, such as the number of the step.
-
-    Returns:
-        ``folder``, once every byte has been read back and is right.
+        state: JSON values, such as the step number.
 
     Raises:
-        OSError: the disk is full or not writable; older checkpoints are untouched.
-        CheckpointError: the disk gave back other bytes than were written.
+        OSError: the disk is full or write-protected; older checkpoints are untouched.
     """
-    folder = Path(folder)
-    size = size_of(tensors)
-    require_room(folder, size)
-    with explain_disk_errors(folder, size):
-        folder.mkdir(parents=True, exist_ok=True)
+    folder, ours = Path(folder), rf"{re.escape(MANIFEST)}|.*\.safetensors"
+    cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    with atomic_directory(folder, needed=size_of(cpu), replaces=ours) as partial:
         try:
-            file, digest = _write_tensors(folder, tensors)
-            body = {"file": file, "sha256": digest, "state": state}
-            with atomic_write(folder / MANIFEST) as manifest:
-                manifest.write(_encode(body))
-            _sync(folder)
-            _sync(folder.parent)
-        finally:
-            _sweep(folder)
-    verify(folder)
+            save_file(cpu, partial / TENSORS)
+        except SafetensorError as error:  # it hides the system's error number
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), str(error)) from error
+            raise
+        body = {"sha256": sha256_of(partial / TENSORS), "state": state}
+        (partial / MANIFEST).write_bytes(_encode(body))
     return folder
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what no manifest names: of a replaced, a failed or a killed save."""
-    try:
-        named = {MANIFEST, json.loads((folder / MANIFEST).read_bytes())["body"]["file"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        named = {MANIFEST}
-    for stray in folder.iterdir():
-        if stray.name not in named:
-            stray.unlink()
-    if not any(folder.iterdir()):
-        folder.rmdir()
-
-
-def _write_tensors(folder: Path, tensors: dict[str, Tensor]) -> tuple[str, str]:
-    """Write the tensors whole; returns the file's name and SHA-256."""
-    partial = folder / f".partial-{os.getpid()}"
-    cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    try:
-        save_file(cpu, partial)
-        _sync(partial)
-        digest = _sha256(partial)
-        os.replace(partial, folder / f"{digest[:16]}.safetensors")
-    except SafetensorError as error:
-        raise _as_os_error(error) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return f"{digest[:16]}.safetensors", digest
-
-
-def _as_os_error(error: SafetensorError) -> Exception:
-    """Read the system's number out of the words of safetensors, which hide it."""
-    number = re.search(r"os error (\d+)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else error
-
-
 def _encode(body: dict[str, Any]) -> bytes:
-    seal = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-    return json.dumps({"body": body, "sha256": seal}, indent=1).encode()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or a folder's list of names has reached the disk."""
-    if os.name == "nt" and path.is_dir():
-        return  # Windows opens no folders and writes their names at once
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"body": body, "sha256": digest}, indent=1).encode()
 
 
 def verify(folder: str | Path) -> dict[str, Any]:
-    """Check every byte of a checkpoint against its SHA-256; returns the manifest.
+    """Check every byte of a checkpoint against its SHA-256; returns its state.
 
     Raises:
         FileNotFoundError: there is no checkpoint in ``folder``.
-        CheckpointError: it is damaged, or a file of it is missing.
+        CheckpointError: it is damaged, or a file is missing.
     """
     folder = Path(folder)
     if not _is_complete(folder):
         raise FileNotFoundError(f"No complete checkpoint in {folder}: no {MANIFEST}.")
     try:
-        written = (folder / MANIFEST).read_bytes()
-        body = json.loads(written)["body"]
-        intact = written == _encode(body)  # so no byte goes unnoticed, not even a space
-        intact = intact and _sha256(folder / body["file"]) == body["sha256"]
+        data = (folder / MANIFEST).read_bytes()
+        body = json.loads(data)["body"]
+        if data != _encode(body) or sha256_of(folder / TENSORS) != body["sha256"]:
+            raise ValueError("its SHA-256 differs from the one it was saved with")
     except (ValueError, KeyError, TypeError, OSError) as error:
-        words = f"The checkpoint {folder} cannot be read: {error}"
-        raise CheckpointError(words) from error
-    if not intact:
         raise CheckpointError(
-            f"The checkpoint {folder} is damaged: its SHA-256 differs from the one it "
-            "was saved with. Use an older checkpoint."
-        )
-    return body
+            f"The checkpoint {folder} is damaged: {error}."
+        ) from error
+    return dict(body["state"])
 
 
 def load(folder: str | Path) -> Checkpoint:
     """Read one checkpoint and verify every byte of it; errors as in ``verify``."""
-    body, folder = verify(folder), Path(folder)
-    return Checkpoint(folder, load_file(folder / body["file"]), body["state"])
+    state, folder = verify(folder), Path(folder)
+    return Checkpoint(folder, load_file(folder / TENSORS), state)
 
 
 def _numbered(*roots: Path) -> list[Path]:
@@ -185,7 +117,7 @@ def _is_complete(folder: Path) -> bool:
 
 
 def newest_state(*roots: str | Path) -> dict[str, Any] | None:
-    """Read what the newest manifest says, no tensor; None if there is none."""
+    """Read the state of the newest readable manifest, no tensors; None without one."""
     for folder in _numbered(*map(Path, roots)):
         with suppress(OSError, ValueError, KeyError, TypeError):
             return dict(json.loads((folder / MANIFEST).read_bytes())["body"]["state"])
@@ -193,14 +125,13 @@ def newest_state(*roots: str | Path) -> dict[str, Any] | None:
 
 
 def latest(*roots: str | Path) -> Checkpoint | None:
-    """Read the newest intact checkpoint among ``<root>/step-<number>`` of all roots.
+    """Read the newest intact checkpoint ``<root>/<word>-<number>`` of all roots.
 
-    Damaged and half-written ones are passed over and named in ``refused``; of two with
-    one number, that of the earlier root is preferred. None means that nothing was ever
-    saved here: damage is never mistaken for a fresh start.
+    Damaged ones are skipped and named in ``refused``; of two with one number the one in
+    the earlier root counts. Returns None if there is no checkpoint at all.
 
     Raises:
-        CheckpointError: there are checkpoints, but every one is damaged.
+        CheckpointError: there are checkpoints, but all are damaged.
     """
     refused, folders = list[str](), _numbered(*map(Path, roots))
     for folder in folders:
@@ -217,33 +148,23 @@ def latest(*roots: str | Path) -> Checkpoint | None:
     return None
 
 
-def prune(root: str | Path, keep: int, *, intact: Path | None = None) -> None:
-    """Remove all but the ``keep`` newest checkpoints, and what killed saves left.
+def prune(root: str | Path, keep: int) -> None:
+    """Delete all but the ``keep`` (at least 1) newest, and the rest of killed saves.
 
-    Counting starts at the newest that reads back intact, and damaged ones above it stay
-    where they are; if none is intact, no complete checkpoint is removed.
-
-    Args:
-        root: holds the folders ``<word>-<number>``.
-        keep: at least 1.
-        intact: a checkpoint just verified, if any: it is not read again.
-
-    Raises:
-        ValueError: ``keep`` is below 1.
+    Counting starts at the newest that reads back intact; damaged ones above it stay. If
+    none is intact, no checkpoint is deleted.
     """
     if keep < 1:
         raise ValueError(f"At least one checkpoint must be kept, not {keep}.")
-    folders = _numbered(Path(root))
-    complete = list(filter(_is_complete, folders))
-    newest = next((f for f in complete if f == intact or _is_intact(f)), None)
-    first = complete.index(newest) if newest else len(complete)
-    for folder in folders:
-        if folder not in complete or folder in complete[first + keep :]:
-            shutil.rmtree(folder)
-
-
-def _is_intact(folder: Path) -> bool:
-    try:
-        return bool(verify(folder))
-    except CheckpointError:
-        return False
+    complete = list(filter(_is_complete, _numbered(Path(root))))
+    for newest, folder in enumerate(complete):
+        with suppress(CheckpointError):
+            verify(folder)
+            for older in complete[newest + keep :]:
+                shutil.rmtree(older)
+            break
+    for left in Path(root).glob(".*-*"):
+        if re.fullmatch(r"\..*-\d+\.(partial|old)", left.name):
+            shutil.rmtree(left)
+        elif re.fullmatch(r"\..*-\d+\.lock", left.name):
+            left.unlink()

@@ -28,15 +28,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Rendering:
-    """Paired rendering (section 3.1.2; released ``generate_img_dataset.py``)."""
+    """Generating image pairs (section 3.1.2; released ``generate_img_dataset.py``)."""
 
     steps: int = 100
     p_min: float = 0.1  # share of steps with shared attention is U(p_min, p_max)
     p_max: float = 0.9
     cfg_min: float = 7.5  # released code: guidance is U(7.5, 15), redrawn per sample
     cfg_max: float = 15.0
-    candidates: int = 100  # pairs rendered for one triplet
-    batch_size: int = 8  # candidates rendered at once, four rows each
+    candidates: int = 100  # pairs generated for one triplet
+    batch_size: int = 8  # candidates generated at once, four rows each
     sampler: str = "euler_ancestral"
 
 
@@ -45,9 +45,9 @@ class Filtering:
     """CLIP thresholds (section 3.1.2 and appendix A.2)."""
 
     image: float = 0.75  # paper; the released script defaults to 0.7
-    text: float = 0.2  # each picture against its own caption
-    direction: float = 0.2  # change of pictures against change of captions
-    keep: int = 4  # best pairs kept of one triplet, by direction
+    text: float = 0.2  # each image against its own caption
+    direction: float = 0.2  # change between images against change between captions
+    keep: int = 4  # keep the best pairs of one triplet, by direction
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Scale:
     language_adapter: str | None = None  # of ``language_model``, a folder
     # To fine-tune with LoRA where ``language_model`` is a service and there is no key.
     open_language_model: Source | None = None
-    language_attempts: int = 1  # at a triplet, by a local model; the paper makes one
+    language_samples: int = 1  # at a triplet, by a local model; the paper makes one
     rendering: Rendering = field(default_factory=Rendering)
     filtering: Filtering = field(default_factory=Filtering)
     training: Training = field(default_factory=Training)
@@ -115,12 +115,12 @@ _MINIATURE = Scale(
     clip=Source(str(MODELS / "miniature-clip")),
     language_model=Source(str(MODELS / "miniature-lm")),
     language_adapter=str(MODELS / "miniature-lm" / "adapter"),
-    language_attempts=2,  # the reply is kept that the model is surest of
+    language_samples=2,  # keep the better of two by log-likelihood
     triplets=8,
     rendering=Rendering(
         steps=12, cfg_min=2.0, cfg_max=4.0, candidates=4, sampler="dpm_solver_pp"
     ),
-    # Calibrated in notebook 03 on pairs whose exact answer is known.
+    # Calibrated in notebook 03 on pairs whose ground truth is known.
     filtering=Filtering(image=0.55, text=0.75, direction=0.6, keep=3),
     # In two minutes on a laptop the first edits should show: small batches, a high rate
     # that falls, and an average short enough for so few steps.

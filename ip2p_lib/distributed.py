@@ -1,52 +1,48 @@
-"""One training run on several devices: each process takes its share of every batch.
+"""One training run on several devices: each process takes a shard of every batch.
 
-``torchrun``, ``accelerate launch`` or, from a notebook, ``launch`` start the processes,
-``join`` introduces them to each other and ``leave`` parts them; every other function
-here does nothing in a run of one process. Draws hang on the example, not on the process
-(see ``draws``), so a run on two devices takes the steps of a run on one, up to
-rounding, and no two processes ever draw the same.
+``torchrun``, ``accelerate launch`` or, from a notebook, ``launch`` start the processes;
+``init`` creates the process group and ``shutdown`` destroys it. In a run of one process
+the other functions do nothing. Random draws depend on the example, not on the process
+(see ``rng``), so a run on two devices takes the steps of a run on one, up to rounding.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import psutil
 import torch
 import torch.distributed as dist
 
-# Its functions keep the group there is when they are imported, as a default, and then
-# it would outlive ``leave``. AdamW's first step imports them; here there is none yet.
+# Its functions bind the default process group when they are imported, which would then
+# outlive ``shutdown``. AdamW's first step imports them; here there is no group yet.
 import torch.distributed.nn.functional
 from torch import Tensor
 from torch.multiprocessing import start_processes
 
 
-def join(expected: int | None = None) -> torch.device:
-    """Meet the other processes of this run, if a launcher started any.
+def init(expected: int | None = None) -> torch.device:
+    """Join the process group, if a launcher started this process.
 
     Args:
-        expected: number of processes there must be; None is what the launcher was told.
+        expected: the number of processes there must be; None accepts any.
 
     Returns:
         This process's device: its own GPU where there are GPUs.
 
     Raises:
-        RuntimeError: there are fewer or more. ``accelerate launch --cpu`` starts a
-            single one, whatever its ``--num_processes`` says, and does not tell.
+        RuntimeError: another number of processes was started. ``accelerate launch
+            --cpu`` starts one, whatever its ``--num_processes`` says.
     """
-    on_cpu = _is_kept_off_gpus() or not torch.cuda.is_available()
+    only_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    on_cpu = only_cpu or not torch.cuda.is_available()
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("gloo" if on_cpu else "nccl")
-    if expected is None and "RANK" not in os.environ and not dist.is_initialized():
-        expected = _asked_of_the_launcher()
-    if expected not in (None, processes()):
+    if expected not in (None, world_size()):
         raise RuntimeError(
-            f"{expected} processes were asked for, but {processes()} share this run. "
+            f"{expected} processes are needed, but {world_size()} share this run. "
             f"Start it by: torchrun --standalone --nproc_per_node {expected} ..."
         )
     if on_cpu:
@@ -55,124 +51,110 @@ def join(expected: int | None = None) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def _is_kept_off_gpus() -> bool:
-    """Whether accelerate was told to leave the GPUs alone."""
-    return os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+def shutdown() -> None:
+    """Destroy the process group once all work is done.
 
-
-def _asked_of_the_launcher() -> int | None:
-    """What ``--num_processes`` said to an ``accelerate launch`` that started us."""
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ:  # accelerate always sets it
-        return None
-    words = " ".join((psutil.Process().parent() or psutil.Process()).cmdline())
-    found = re.search(r"--num[_-]processes[ =](\d+)", words)
-    return int(found[1]) if found else None
-
-
-def launch(work: Callable[..., None], *arguments: Any, processes: int) -> None:
-    """Run ``work(*arguments)`` in several processes at once, from a notebook.
-
-    They are copies of this process, so ``work`` may use what the notebook has made;
-    what it returns is lost, and it should leave files. On GPUs
-    ``accelerate.notebook_launcher`` starts them, one each, and nothing may have touched
-    a GPU before, unless it is to be one process, which is this one.
-
-    Raises:
-        RuntimeError: the launcher started another number of processes.
-        ProcessRaisedException: ``work`` failed in one of them.
-    """
-    if torch.cuda.is_available() or processes == 1:
-        from accelerate import notebook_launcher
-
-        job = (work, processes, *arguments)
-        notebook_launcher(_as_one_of, job, num_processes=processes)
-        return
-    with TemporaryDirectory() as meeting:
-        job = (meeting, work, processes, *arguments)
-        start_processes(_on_the_cpu, job, processes, start_method="fork")
-
-
-def _on_the_cpu(index: int, meeting: str, *job: Any) -> None:
-    """What every process does that ``launch`` started on the CPU."""
-    torch.set_num_threads(1)  # a copied process has lost the others of its threads
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # names of hosts may not resolve
-    processes = job[1]
-    store = dist.FileStore(f"{meeting}/store", processes)
-    dist.init_process_group("gloo", store=store, rank=index, world_size=processes)
-    _as_one_of(*job)
-
-
-def _as_one_of(work: Callable[..., None], processes: int, *arguments: Any) -> None:
-    """What every launched process does."""
-    join(processes)
-    try:
-        work(*arguments)
-    finally:
-        leave()
-
-
-def leave() -> None:
-    """Part from the other processes, once all work is done.
-
-    Their connections have threads of their own, which must have ended before Python
-    does: a process that exits with one running aborts now and then.
+    Its connections have threads, and a process that exits while one runs may abort.
     """
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
+def launch(function: Callable[..., None], *arguments: Any, processes: int) -> None:
+    """Run ``function(*arguments)`` in several processes at once, from a notebook.
+
+    They are forks of this process and may use what the notebook has defined; return
+    values are lost, so ``function`` should write files. On GPUs
+    ``accelerate.notebook_launcher`` starts them, and no GPU may have been used before
+    (unless ``processes`` is 1, which is this process).
+
+    Raises:
+        RuntimeError: the launcher started another number of processes.
+        ProcessRaisedException: ``function`` failed in one of them.
+    """
+    if torch.cuda.is_available() or processes == 1:
+        from accelerate import notebook_launcher
+
+        job = (function, processes, *arguments)
+        notebook_launcher(_run_in_group, job, num_processes=processes)
+        return
+    with TemporaryDirectory() as folder:
+        job = (folder, function, processes, *arguments)
+        start_processes(_run_on_cpu, job, processes, start_method="fork")
+
+
+def _run_on_cpu(index: int, folder: str, *job: Any) -> None:
+    """Join the group that ``launch`` forked on the CPU, and run the function."""
+    torch.set_num_threads(1)  # a forked process has lost its other threads
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # host names may not resolve
+    processes = job[1]
+    store = dist.FileStore(f"{folder}/store", processes)
+    dist.init_process_group("gloo", store=store, rank=index, world_size=processes)
+    _run_in_group(*job)
+
+
+def _run_in_group(
+    function: Callable[..., None], processes: int, *arguments: Any
+) -> None:
+    init(processes)
+    try:
+        function(*arguments)
+    finally:
+        shutdown()
+
+
 def rank() -> int:
-    """This process's number, 0 for the one that writes files."""
+    """This process's number; process 0 writes the files."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def processes() -> int:
-    """How many processes share the run."""
+def world_size() -> int:
+    """The number of processes in the run."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def share(rows: Tensor) -> Tensor:
-    """This process's part of the rows of a batch (B, ...), equal up to one row.
+def local_shard(rows: Tensor) -> Tensor:
+    """This process's rows of a batch (B, ...); shards differ by one row at most.
 
     Raises:
         ValueError: there are more processes than rows.
     """
-    if len(rows) < processes():
+    if len(rows) < world_size():
         raise ValueError(
-            f"A batch of {len(rows)} is too small for {processes()} processes: each "
+            f"A batch of {len(rows)} is too small for {world_size()} processes: each "
             "needs a row. Raise batch_size, or start fewer processes."
         )
-    return rows.tensor_split(processes())[rank()]
+    return rows.tensor_split(world_size())[rank()]
 
 
 @torch.no_grad()
-def add_up(tensors: Iterable[Tensor | None]) -> None:
+def all_reduce_sum(tensors: Iterable[Tensor | None]) -> None:
     """Replace each tensor by its sum over all processes, in place.
 
-    All travel as one flat buffer: a call for each of hundreds would only wait.
+    They are sent as one flat buffer: hundreds of small calls would mostly wait.
     """
-    given = [tensor for tensor in tensors if tensor is not None]
-    if processes() == 1 or not given:
+    present = [tensor for tensor in tensors if tensor is not None]
+    if world_size() == 1 or not present:
         return
-    flat = torch.cat([tensor.reshape(-1) for tensor in given])
+    flat = torch.cat([tensor.reshape(-1) for tensor in present])
     dist.all_reduce(flat)
-    parts = flat.split([tensor.numel() for tensor in given])
-    views = [part.view_as(t) for t, part in zip(given, parts, strict=True)]
-    torch._foreach_copy_(given, views)
+    parts = flat.split([tensor.numel() for tensor in present])
+    sums = [part.view_as(t) for t, part in zip(present, parts, strict=True)]
+    torch._foreach_copy_(present, sums)
 
 
 @torch.no_grad()
-def copy_from_first(tensors: Sequence[Tensor]) -> None:
+def broadcast_tensors(tensors: Sequence[Tensor]) -> None:
     """Overwrite each tensor by that of process 0, in place."""
-    if processes() > 1:
+    if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
 
 
-def agree(value: float, device: torch.device) -> float:
-    """The number that process 0 holds, such as its clock; waits for it."""
-    if processes() == 1:
+def broadcast_scalar(value: float, device: torch.device) -> float:
+    """Return process 0's ``value``, such as its clock, to every process."""
+    if world_size() == 1:
         return value
-    told = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.broadcast(told, src=0)
-    return float(told)
+    number = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.broadcast(number, src=0)
+    return float(number)

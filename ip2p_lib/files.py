@@ -1,33 +1,40 @@
-"""Write files completely or not at all, and explain full or protected disks (ours)."""
+"""Write files and folders completely or not at all, and lock a folder for one run.
+
+A reader never meets half a file: ``atomic_write`` and ``atomic_directory`` write under
+a hidden name and rename it at the end. ``run_lock`` keeps a second run out of a folder.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+from filelock import FileLock, Timeout
+
+
+class FolderInUseError(RuntimeError):
+    """Another run is writing to the same folder."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file that replaces ``path`` when the block ends without an error.
 
-    Until then, and if it does end with one, a reader meets the old file. The folder is
-    made if it is missing.
+    Until then ``path`` is as before. Missing parent folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
-        with partial.open("xb") as file:  # with the rights of any new file
+        with partial.open("xb") as file:  # with the permissions of any new file
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -38,75 +45,175 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_partials(folder: Path) -> None:
-    """Remove what killed writers left in a folder where nobody else is writing now."""
+    """Delete the hidden files of killed writers; nobody may be writing there now."""
     for path in folder.glob(".*-*"):
         if re.fullmatch(r"\..+-[0-9a-f]{8}", path.name):
             path.unlink()
 
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
-    """Put a whole file in place at once: a reader meets the old one or the new one."""
+    """Write a whole file atomically; explains a full or protected disk."""
     path = Path(path)
     with explain_disk_errors(path, len(data)), atomic_write(path) as file:
         file.write(data)
     return path
 
 
-def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal, read piece by piece."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write a JSON file atomically. Raises ValueError for NaN and infinity."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    return write_bytes(path, text.encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(Path(path).read_bytes())
+
+
+def sha256_of(*paths: str | Path) -> str:
+    """SHA-256 of one file, or of several one after the other, in hexadecimal."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with Path(path).open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def run_lock(folder: Path, path: Path | None = None) -> Iterator[None]:
+    """Lock ``folder``, created if missing, for one run at a time.
+
+    The operating system releases the lock of a process that ends, however it ends.
+
+    Args:
+        folder: the folder that the run writes to.
+        path: of the lock file; None is ``.lock`` in the folder.
+
+    Raises:
+        FolderInUseError: another run holds the lock.
+    """
+    path = path or folder / ".lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise FolderInUseError(
+            f"Another run is writing to {folder} (it holds the lock {path}). Wait for "
+            "it, stop it, or choose another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows deletes no open file
+            path.unlink()  # while locked; filelock notices a deleted file
+        lock.release()
+
+
+@contextmanager
+def atomic_directory(
+    folder: Path, *, needed: int = 0, replaces: str | None = None
+) -> Iterator[Path]:
+    """Yield an empty folder to fill; it becomes ``folder`` if the block succeeds.
+
+    Args:
+        folder: missing, empty or an older version; missing parents are created.
+        needed: bytes it will hold, about; checked against the free space.
+        replaces: a regular expression that matches every name in an older version.
+
+    Raises:
+        FileExistsError: ``folder`` holds other files.
+        FolderInUseError: another run is writing it.
+        OSError: the disk is full or write-protected; inside the block too.
+    """
+    _check_replaceable(folder, replaces)
+    require_room(folder, needed)
+    lock, partial, old = (
+        folder.with_name(f".{folder.name}.{end}") for end in ("lock", "partial", "old")
+    )
+    with explain_disk_errors(folder, needed), run_lock(folder, lock):
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)  # a run was killed between its two renames
+        shutil.rmtree(partial, ignore_errors=True)  # of a killed run
+        shutil.rmtree(old, ignore_errors=True)
+        try:
+            partial.mkdir()
+            yield partial
+            for path in filter(Path.is_file, partial.rglob("*")):
+                _sync(path)  # before the rename, or a crash could keep only that
+            _check_replaceable(folder, replaces)
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(partial, folder)
+            _sync(folder.parent)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's list of names, are on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open folders, and writes their names at once
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_replaceable(folder: Path, replaces: str | None) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else [""]
+    if not (replaces and all(re.fullmatch(replaces, name) for name in names)):
+        raise FileExistsError(
+            f"{folder} exists and is not empty. Choose another folder, or remove it; "
+            "replace=True replaces an older export of the same kind."
+        )
 
 
 @contextmanager
 def explain_disk_errors(path: Path, needed: int) -> Iterator[None]:
-    """Explain an ``OSError`` of a full or protected disk raised inside the block.
+    """Explain an ``OSError`` of a full or write-protected disk raised in the block.
 
     Args:
-        path: what is being written, whole or not at all.
-        needed: bytes, about.
+        path: what is being written.
+        needed: its size in bytes, about.
 
     Raises:
-        OSError: of the same errno as the one inside; others pass unchanged.
+        OSError: with the same errno; other errors pass unchanged.
     """
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
-            raise _no_room(error, path, needed) from error
-        if error.errno in _CLOSED:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise _disk_full(error.errno, path, needed) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = f"Not writable ({error.strerror}: {error.filename})"
             raise OSError(
-                error.errno,
-                f"Nothing may be written there ({error.strerror}: {error.filename}). "
-                "Choose another folder, or ask for the right to write",
-                str(path),
+                error.errno, f"{reason}; choose another", str(path)
             ) from error
         raise
 
 
 def require_room(path: Path, needed: int) -> None:
-    """Refuse to start writing ``needed`` bytes at ``path`` if they cannot fit.
-
-    Raises:
-        OSError: less is free on that disk; the message gives both in MB.
-    """
-    if free_bytes(path) < needed:
-        raise _no_room(OSError(errno.ENOSPC, ""), path, needed)
+    """Raise ``OSError`` if fewer than ``needed`` bytes are free where ``path`` is."""
+    if _free_bytes(path) < needed:
+        raise _disk_full(errno.ENOSPC, path, needed)
 
 
-def free_bytes(path: Path) -> int:
-    """Bytes free on the disk where ``path`` is, or will be."""
-    there = next(
-        folder for folder in (path, *path.absolute().parents) if folder.exists()
-    )
-    return shutil.disk_usage(there).free
+def _free_bytes(path: Path) -> int:
+    existing = next(f for f in (path, *path.absolute().parents) if f.exists())
+    return shutil.disk_usage(existing).free
 
 
-def _no_room(error: OSError, path: Path, needed: int) -> OSError:
+def _disk_full(number: int, path: Path, needed: int) -> OSError:
     return OSError(
-        error.errno,
+        number,
         f"No room: about {needed / 1e6:.1f} MB are needed and "
-        f"{free_bytes(path) / 1e6:.1f} MB free, or a limit on file sizes is lower. "
-        "Nothing half-written is left; free some space, or write elsewhere",
+        f"{_free_bytes(path) / 1e6:.1f} MB free, or a limit on file sizes is lower. "
+        "No partial file remains; free some space, or write elsewhere",
         str(path),
     )

@@ -1,12 +1,12 @@
-"""Pictures: files and PIL images on one side, tensors in [-1, 1] on the other.
+"""Read images, resize them, and convert between PIL and tensors in [-1, 1].
 
-The one place where value ranges and sizes are decided. Everything after it sees
-float32 tensors (B, 3, H, W) in [-1, 1], as Stable Diffusion's autoencoder does, and a
-pair of pictures is always cropped and flipped together (3.2; appendix A.3).
+The one place where value ranges and sizes are decided: everything after it sees float32
+tensors (B, 3, H, W) in [-1, 1], as Stable Diffusion's autoencoder does.
 """
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,38 +21,39 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read, or is of a size that cannot be used."""
+    """An image that cannot be read, or has a size that cannot be used."""
 
 
-def load(source: str | Path | Image.Image) -> Image.Image:
-    """Open a picture as people see it: upright, RGB, what is transparent on white.
+def load(source: str | Path | bytes | Image.Image) -> Image.Image:
+    """Open an image as people see it: upright, RGB, transparency on white.
 
     Args:
-        source: a file of one of ``FORMATS``, or a picture already opened.
+        source: the path or the bytes of a file of one of ``FORMATS``, or a PIL image.
     Returns:
-        A new RGB image, wholly read. Of an animation, the first frame.
+        A new RGB image, fully decoded. Of an animation, the first frame.
     Raises:
         FileNotFoundError: there is no such file.
         ImageError: not one of ``FORMATS``, damaged, or so many pixels (PIL's own
             limit, about 90 million) that reading it could exhaust the memory.
     """
-    name = "The picture" if isinstance(source, Image.Image) else str(source)
+    name = str(source) if isinstance(source, str | Path) else "The image"
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            if isinstance(source, Image.Image):
-                return _to_rgb(ImageOps.exif_transpose(source))
-            with Image.open(source, formats=FORMATS) as opened:
+            if isinstance(file, Image.Image):
+                return _to_rgb(ImageOps.exif_transpose(file))
+            with Image.open(file, formats=FORMATS) as opened:
                 return _to_rgb(ImageOps.exif_transpose(opened))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no picture at {name}.") from error
+        raise FileNotFoundError(f"There is no image at {name}.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name} has too many pixels; make it smaller.") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name} is not a picture of a known kind; use {', '.join(FORMATS)}."
+            f"{name} is not an image of a known format; use {', '.join(FORMATS)}."
         ) from error
-    except (OSError, SyntaxError) as error:  # PIL's two words for damaged data
+    except (OSError, SyntaxError) as error:  # PIL's errors for damaged data
         raise ImageError(f"{name} cannot be read ({error}); save it again.") from error
 
 
@@ -68,23 +69,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_tensor(images: Image.Image | Sequence[Image.Image]) -> Tensor:
-    """Pictures to a (B, 3, H, W) float32 tensor in [-1, 1].
+    """Convert images to a (B, 3, H, W) float32 tensor in [-1, 1].
 
     Raises:
-        ImageError: no picture, or pictures of different sizes.
+        ImageError: no image, or images of different sizes.
     """
     batch = [images] if isinstance(images, Image.Image) else list(images)
     sizes = {image.size for image in batch}
     if len(sizes) != 1:
         raise ImageError(
-            f"A batch needs pictures of one size, not {sorted(sizes)}; use fit first."
+            f"A batch needs images of one size, not {sorted(sizes)}; use fit first."
         )
     pixels = np.stack([np.asarray(image.convert("RGB")) for image in batch])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1.0
 
 
 def to_pil(x: Tensor) -> list[Image.Image]:
-    """A (B, 3, H, W) or (3, H, W) tensor to pictures; values are clamped to [-1, 1].
+    """Convert a (B, 3, H, W) or (3, H, W) tensor to images; clamps to [-1, 1].
 
     Raises:
         ImageError: another shape, or values that are not numbers (a sign of half
@@ -92,11 +93,11 @@ def to_pil(x: Tensor) -> list[Image.Image]:
     """
     batch = x[None] if x.ndim == 3 else x
     if batch.ndim != 4 or batch.shape[1] != 3:
-        raise ImageError(f"Pictures have shape (B, 3, H, W), not {tuple(x.shape)}.")
+        raise ImageError(f"Images have shape (B, 3, H, W), not {tuple(x.shape)}.")
     values = batch.detach().cpu().float()
     if values.isnan().any():
         raise ImageError(
-            "The picture holds NaN, which half precision gives when it overflows; "
+            "The image holds NaN, which half precision gives when it overflows; "
             "run the model in float32 or bfloat16."
         )
     pixels = (values.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
@@ -115,7 +116,7 @@ def fit(image: Image.Image, resolution: int, multiple: int = 8) -> Image.Image:
         resolution: aim for the long side, in pixels.
         multiple: of both sides: 8 pixels are one latent of Stable Diffusion.
     Returns:
-        The picture with its long side in [resolution, 2 resolution), up to rounding.
+        The image with its long side in [resolution, 2 resolution), up to rounding.
     Raises:
         ImageError: so long and thin that the short side would vanish.
         ValueError: ``resolution`` is below ``multiple``.
@@ -125,7 +126,7 @@ def fit(image: Image.Image, resolution: int, multiple: int = 8) -> Image.Image:
     short, long = sorted(image.size)
     if short * resolution < long * multiple:
         raise ImageError(
-            f"A picture of {image.width} x {image.height} is too thin for {resolution} "
+            f"An image of {image.width} x {image.height} is too thin for {resolution} "
             f"pixels; crop it to at most {resolution // multiple} : 1."
         )
     # Whole numbers throughout: in floats 512 * (512 / 512) may fall to 511.99, and so
@@ -135,36 +136,6 @@ def fit(image: Image.Image, resolution: int, multiple: int = 8) -> Image.Image:
     wide = image.width >= image.height
     size = (new_long, new_short) if wide else (new_short, new_long)
     return ImageOps.fit(image, size, method=Image.Resampling.LANCZOS)
-
-
-def crop_and_flip(
-    before: Tensor, after: Tensor, resolution: int, *, u: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Cut the same square out of both pictures of a pair, and mirror both or neither.
-
-    Args:
-        before, after: (B, 3, H, W).
-        resolution: side of the square, at most H and W.
-        u: (B, 3) uniform numbers in [0, 1): top, left, and flip if below 0.5.
-    Returns:
-        Two (B, 3, resolution, resolution).
-    Raises:
-        ImageError: the two differ in shape, or are smaller than the square.
-    """
-    height, width = before.shape[-2:]
-    if before.shape != after.shape or min(height, width) < resolution:
-        raise ImageError(
-            f"Cannot cut {resolution} x {resolution} from a pair of shapes "
-            f"{tuple(before.shape)} and {tuple(after.shape)}."
-        )
-    room = torch.tensor([height, width], device=u.device) - resolution + 1
-    top, left = (u[:, :2] * room).long().unsqueeze(-1).unbind(1)  # each (B, 1)
-    line = torch.arange(resolution, device=u.device)
-    across = torch.where(u[:, 2:] < 0.5, line.flip(0), line)
-    rows, columns = (top + line)[:, None, :, None], (left + across)[:, None, None, :]
-    b = torch.arange(len(u), device=u.device)[:, None, None, None]
-    channels = torch.arange(before.shape[1], device=u.device)[:, None, None]
-    return before[b, channels, rows, columns], after[b, channels, rows, columns]
 
 
 def resize_and_crop(x: Tensor, size: int) -> Tensor:

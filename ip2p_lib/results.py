@@ -1,15 +1,18 @@
-"""What a run measured, as a file that says where, when and by what it was made.
+"""Write what a run measured, with its commit, device, seed and duration.
 
-Every figure in the prose is read from such a file, so that none is typed by hand.
+Every number in the prose and in the README is read from such a file. Where only a part
+of the tree is copied to another machine, pass the commit along:
+
+    IP2P_COMMIT=$(python -m ip2p_lib.results) python -m jobs...
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,24 +20,51 @@ from typing import Any
 
 import torch
 
-from ip2p_lib.files import write_bytes
+from ip2p_lib.config import ROOT
+from ip2p_lib.files import write_json
 
 Row = dict[str, Any]
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "pillow")
+CODE = ("ip2p_lib", "jobs", "benchmarks")  # what a result depends on
+
+
+@dataclass(frozen=True)
+class ReadmeRow:
+    """One line of the README's table of results."""
+
+    claim: str  # what is measured, without the sample size
+    value: str  # as printed: "97.3 %"
+    aim: str  # as printed: "97 %"
+    samples: int | None = None  # how many were measured
+
+
+def commit_hash() -> str:
+    """The commit of the code, with ``-dirty`` if the code differs from it.
+
+    ``IP2P_COMMIT`` in the environment comes first. Without it and without git the
+    answer is "unknown".
+    """
+    if commit := os.environ.get("IP2P_COMMIT"):
+        return commit
+    try:
+        changes = _git("status", "--porcelain", "--", *CODE)
+        return _git("rev-parse", "HEAD") + ("-dirty" if changes else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def provenance(device: str | torch.device | None = None) -> Row:
-    """Say where and by what a result was made: commit, device, versions, date."""
-    folder = Path(__file__).parent
-    git = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"  # installed without its repository
-    commit = os.environ.get("IP2P_COMMIT", commit)
+    """Describe how a result was made: commit, device, package versions, date."""
     on_gpu = device is not None and torch.device(device).type == "cuda"
     return {
-        "commit": commit.strip(),
+        "commit": commit_hash(),
         "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
         "versions": {name: version(name) for name in PACKAGES},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -48,13 +78,27 @@ def write_results(
     seed: int,
     seconds: float,
     device: str | torch.device | None = None,
-    **facts: Any,
+    readme: Sequence[ReadmeRow] = (),
+    **settings: Any,
 ) -> Path:
-    """Write a table as JSON with what is needed to trust it, whole or not at all.
+    """Write a table of results as JSON, atomically, with its provenance.
 
-    ``seconds`` is what the run took, ``device`` what it ran on; ``facts`` are any more
-    JSON values, such as its settings. Not-a-number in a row is refused: ValueError.
+    Args:
+        path: the file.
+        rows: the table, one dictionary a row.
+        seed: of the run.
+        seconds: that the run took.
+        device: that it ran on; None is the CPU.
+        readme: the file's lines in the README; the device is added to each.
+        settings: further JSON values, such as the number of steps.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
     """
-    run = {**provenance(device), "seed": seed, "seconds": seconds, **facts}
-    text = json.dumps({**run, "rows": list(rows)}, indent=1, allow_nan=False)
-    return write_bytes(path, text.encode())
+    run = provenance(device) | {"seed": seed, "seconds": seconds} | settings
+    lines = [asdict(row) | {"device": run["device"]} for row in readme]
+    return write_json(path, run | {"readme": lines, "rows": list(rows)})
+
+
+if __name__ == "__main__":
+    print(commit_hash())

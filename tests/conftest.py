@@ -1,10 +1,9 @@
-"""What many tests share: tiny models, float64 and a language service."""
+"""Fixtures of many rooms: tiny models, and diffusers' schedulers in float64."""
 
 from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +11,12 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ip2p_lib.triplets.service import connect
 from jobs.miniature.saving import name_as_the_hub
 from tests.support.models import (
     publish_tokenizer,
     text_settings,
     tiny_pipeline,
 )
-from tests.support.service import StandInServer
-from tests.support.service_protocol import KEY
 
 torch.set_num_threads(1)
 # A shell that starts the tests in the background lets them, and what they start,
@@ -85,48 +81,9 @@ def tiny_clip_folder(tiny_sd_folder: Path, tiny_tokenizer) -> Path:
 @pytest.fixture(scope="session")
 def tiny_backbone(tiny_sd_folder: Path):
     """The pipeline as the library loads it; tests must leave it as it is."""
-    from ip2p_lib.diffusion.stable_diffusion import load_backbone
+    from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
 
-    return load_backbone(tiny_sd_folder, device="cpu")
-
-
-class MaterialisedSharing:
-    """Self-attention as the released code shares it: score maps copied, then softmax.
-
-    Rows are in four blocks, [u0 | u1 | c0 | c1]. Where ``active``, picture 1 gets
-    picture 0's scores, in either half. Written out with no fused attention, to be
-    compared with the library's.
-    """
-
-    def __init__(self) -> None:
-        self.active: list[bool] = []
-
-    def __call__(self, attn, x, encoder_hidden_states=None, *args, **kwargs):
-        q, k, v = (
-            to(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for to in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
-        n = len(self.active)
-        for i in range(n):
-            if self.active[i]:
-                scores[n + i] = scores[i]
-                scores[3 * n + i] = scores[2 * n + i]
-        out = (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
-        return attn.to_out[0](out)
-
-    def install(self, unet) -> None:
-        unet.set_attn_processor(
-            {
-                name: self if "attn1" in name else old
-                for name, old in unet.attn_processors.items()
-            }
-        )
-
-
-@pytest.fixture
-def materialised_sharing() -> MaterialisedSharing:
-    return MaterialisedSharing()
+    return load_stable_diffusion(tiny_sd_folder, device="cpu")
 
 
 class InFloat64(TorchFunctionMode):
@@ -164,18 +121,3 @@ def float64_schedulers(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(module, "np", WideNumpy())
     with InFloat64():
         yield
-
-
-@pytest.fixture
-def server() -> Iterator[StandInServer]:
-    """A language service on this machine, without an opinion of its own."""
-    with StandInServer() as server:
-        yield server
-
-
-@pytest.fixture
-def client(server, monkeypatch):
-    """A client of that service, with a key that must not turn up anywhere."""
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with connect(server.url) as client:
-        yield client

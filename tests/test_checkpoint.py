@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ip2p_lib import checkpoint, disk_faults
+from ip2p_lib import checkpoint, files
 from ip2p_lib.checkpoint import CheckpointError, latest, load, prune, save, verify
 
 TENSORS = {
@@ -85,8 +85,9 @@ def spoil(path, place):
 
 def test_pruning_keeps_the_newest_and_clears_what_a_killed_save_left(tmp_path):
     save_steps(tmp_path, 1, 2, 3)
-    (tmp_path / "step-4").mkdir()
-    (tmp_path / "step-4" / ".partial-77").write_bytes(b"half")
+    (tmp_path / ".step-4.partial").mkdir()
+    (tmp_path / ".step-4.partial" / "tensors.safetensors").write_bytes(b"half")
+    (tmp_path / ".step-4.lock").touch()
     (tmp_path / "notes-of-mine").mkdir()
     prune(tmp_path, keep=2)
     assert names(tmp_path) == {"step-2", "step-3", "notes-of-mine"}
@@ -104,20 +105,24 @@ def test_nothing_is_deleted_unless_a_newer_one_reads_back_intact(tmp_path, damag
     assert latest(tmp_path).state["step"] == 3 - len(damaged)
 
 
-def test_a_disk_that_gives_back_other_bytes_is_noticed_by_the_save(
+def test_a_disk_that_gives_back_other_bytes_loses_no_older_checkpoint(
     tmp_path, monkeypatch
 ):
     save_steps(tmp_path, 1)
-    real = checkpoint._write_tensors
+    real = checkpoint.save_file
 
-    def unfaithful(folder, tensors):
-        file, digest = real(folder, tensors)
-        spoil(folder / file, -1)
-        return file, digest
+    def unfaithful(tensors, path):
+        real(tensors, path)
+        digest = checkpoint.sha256_of(path)
+        monkeypatch.setattr(checkpoint, "sha256_of", lambda _: digest)
+        spoil(path, -1)
 
-    monkeypatch.setattr(checkpoint, "_write_tensors", unfaithful)
-    with pytest.raises(CheckpointError, match="step-2 is damaged"):
-        save_steps(tmp_path, 2)
+    monkeypatch.setattr(checkpoint, "save_file", unfaithful)
+    (new,) = save_steps(tmp_path, 2)
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="damaged"):
+        verify(new)
+    prune(tmp_path, keep=1)
     assert latest(tmp_path).state["step"] == 1
 
 
@@ -169,7 +174,7 @@ def test_a_file_of_another_checkpoint_is_damage(tmp_path, name):
 def test_when_all_are_damaged_nothing_starts_over_in_silence(tmp_path):
     (folder,) = save_steps(tmp_path, 1)
     (folder / "manifest.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"start over.*step-1 cannot be read"):
+    with pytest.raises(CheckpointError, match=r"start over.*step-1 is damaged"):
         latest(tmp_path)
     with pytest.raises(FileNotFoundError, match="No complete checkpoint"):
         load(tmp_path / "step-7")
@@ -178,7 +183,7 @@ def test_when_all_are_damaged_nothing_starts_over_in_silence(tmp_path):
 def test_a_full_disk_is_said_before_writing(tmp_path, monkeypatch):
     (old,) = save_steps(tmp_path, 1)
     usage = namedtuple("usage", "total used free")(10, 10, 500_000)
-    monkeypatch.setattr(disk_faults.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"4.0 MB are needed and 0.5 MB free") as caught:
         save(tmp_path / "step-2", {"x": torch.ones(1_000_000)}, {})
     assert caught.value.errno == errno.ENOSPC
@@ -203,9 +208,11 @@ def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(outcomes):
     rows = outcomes["at_points"]
     assert [code for _, code, *_ in rows] == [-9] * 8, "a kill did not happen"
     assert [step for _, _, step, *_ in rows] == [1] * 6 + [2] * 2
-    for name, _, _, folders, files in rows:
+    for name, _, _, folders, suffixes in rows:
         assert folders == ["step-3"], name
-        assert files == [".json", ".safetensors"], f"{name}: strays after the next save"
+        assert suffixes == [".json", ".safetensors"], (
+            f"{name}: strays after the next save"
+        )
 
 
 def test_a_kill_while_the_only_old_one_is_deleted_leaves_the_new_one(outcomes):

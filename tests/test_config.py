@@ -17,7 +17,7 @@ def test_the_paper_preset_holds_the_papers_numbers() -> None:
 
 
 def test_only_the_small_writer_is_asked_more_than_once() -> None:
-    attempts = {name: scale.language_attempts for name, scale in SCALES.items()}
+    attempts = {name: scale.language_samples for name, scale in SCALES.items()}
     assert attempts == {"smoke": 2, "miniature": 2, "sd15": 1, "paper": 1}
 
 

@@ -2,11 +2,13 @@
 
 import json
 import math
+import subprocess
 
 import pytest
 import torch
 
-from ip2p_lib.results import write_results
+from ip2p_lib import results
+from ip2p_lib.results import ReadmeRow, commit_hash, write_results
 
 
 def test_results_say_where_they_come_from(tmp_path):
@@ -15,16 +17,53 @@ def test_results_say_where_they_come_from(tmp_path):
         [{"method": "SDEdit", "l1_source": 0.25}],
         seed=3,
         seconds=1.5,
+        readme=[ReadmeRow("L1 to the input", "0.25", "0.3", 32)],
         text_scale=7.5,
     )
     result = json.loads(path.read_text())
     assert result["rows"] == [{"method": "SDEdit", "l1_source": 0.25}]
     assert (result["seed"], result["seconds"], result["text_scale"]) == (3, 1.5, 7.5)
     assert result["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert result["readme"] == [
+        {
+            "claim": "L1 to the input",
+            "value": "0.25",
+            "aim": "0.3",
+            "samples": 32,
+            "device": result["device"],
+        }
+    ]
     assert result["commit"] and result["device"] and result["date"].endswith("+00:00")
 
 
 def test_a_table_with_a_hole_is_not_written(tmp_path):
-    with pytest.raises(ValueError, match="not JSON compliant"):
+    with pytest.raises(ValueError, match="JSON"):
         write_results(tmp_path / "a.json", [{"l1": math.nan}], seed=0, seconds=0.0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_commit_is_one_that_exists_and_dirty_only_if_the_code_differs(
+    tmp_path, monkeypatch
+):
+    monkeypatch.delenv("IP2P_COMMIT", raising=False)
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    assert commit_hash() == "unknown"
+    for folder in ("ip2p_lib", "docs"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a").write_text("1")
+
+    def git(*arguments):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        command = ["git", *who, "-C", str(tmp_path), *arguments]
+        run = subprocess.run(command, check=True, capture_output=True, text=True)
+        return run.stdout.strip()
+
+    for arguments in (["init"], ["add", "-A"], ["commit", "-m", "first"]):
+        git(*arguments)
+    head = git("rev-parse", "HEAD")
+    (tmp_path / "docs" / "a").write_text("2")
+    assert commit_hash() == head
+    (tmp_path / "ip2p_lib" / "a").write_text("2")
+    assert commit_hash() == f"{head}-dirty"
+    monkeypatch.setenv("IP2P_COMMIT", "0123abcd")  # where no repository is
+    assert commit_hash() == "0123abcd"

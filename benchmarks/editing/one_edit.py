@@ -1,6 +1,6 @@
 """How long one edit takes on this machine, and that it is the stock pipeline's picture.
 
-python benchmarks/editing.py      writes data/results/editing-<device>.json
+python -m benchmarks.editing.one_edit      writes data/results/editing-<device>.json
 
 The stock pipeline of diffusers makes the same edit with the same weights, in turns with
 ours. Both are given the same noise, and the difference of the pictures is a result too.
@@ -58,7 +58,7 @@ def edit_ours(editor: Editor, image: Image) -> tuple[float, Image]:
         return torch.randn((len(seeds), *shape), generator=generator).to(seeds.device)
 
     start = time.monotonic()
-    edited = replace(editor, _noise=noise).edit(image, INSTRUCTION, steps=STEPS)
+    edited = replace(editor, noise=noise).edit(image, INSTRUCTION, steps=STEPS)
     return time.monotonic() - start, edited
 
 

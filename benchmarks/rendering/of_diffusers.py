@@ -1,6 +1,6 @@
-"""Two ways to render a candidate with diffusers' pipeline, timed beside the library's.
+"""Two ways to generate a candidate with diffusers' pipeline, to compare with ours.
 
-The released code forms the attention maps of both pictures and copies their scores;
+The released code forms the attention maps of both images and copies their scores;
 attention processors that share queries and keys do the same without the maps.
 """
 
@@ -14,18 +14,18 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from ip2p_lib import rng
-from ip2p_lib.diffusion.stable_diffusion import Backbone
-from ip2p_lib.rendering.render import Candidate, RenderedPair, noise_key
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
+from ip2p_lib.rendering import Candidate, GeneratedPair
+from ip2p_lib.rendering.render import latent_noise
 from ip2p_lib.rendering.shared_attention import (
     SELF_ATTENTION,
-    installed,
     is_active,
     source_rows,
+    use_attention_processor,
 )
 
 
-class FormedMaps:
+class MaterialisedMaps:
     """Self-attention as the released code shares it: the scores, copied."""
 
     source: Tensor | None = None
@@ -44,49 +44,57 @@ class FormedMaps:
 
 
 @contextmanager
-def formed_maps(unet: Any) -> Iterator[FormedMaps]:
+def materialise_maps(unet: Any) -> Iterator[MaterialisedMaps]:
     """Self-attention layers that form their maps, inside a ``with`` block."""
-    maps = FormedMaps()
-    with installed(unet, SELF_ATTENTION, maps):
+    maps = MaterialisedMaps()
+    with use_attention_processor(unet, SELF_ATTENTION, maps):
         yield maps
 
 
 def one_by_one(
-    pipeline: Any, backbone: Backbone, sharer: Any, steps: int, candidates: Sequence
-) -> Iterator[list[RenderedPair]]:
+    pipeline: Any,
+    backbone: StableDiffusion,
+    sharing: Any,
+    steps: int,
+    candidates: Sequence[Candidate],
+) -> Iterator[list[GeneratedPair]]:
     """Candidates through diffusers' pipeline, two captions or four rows at once."""
-    with sharer(backbone.unet) as state:
+    with sharing(backbone.unet) as state:
         for candidate in candidates:
             p = torch.tensor([candidate.p])
             rows = [source_rows(is_active(p, i, steps)) for i in range(steps)]
             rows = [row.to(backbone.device) for row in rows]
             state.source = rows[0]
 
-            def share(_: Any, i: int, __: Any, given: dict, rows=rows) -> dict:
-                state.source = rows[min(i + 1, steps - 1)]  # of the step that follows
-                return given
+            def next_step(
+                _: Any, i: int, __: Any, tensors: dict, rows: Any = rows
+            ) -> dict:
+                state.source = rows[min(i + 1, steps - 1)]
+                return tensors
 
-            yield [_through(pipeline, backbone, candidate, steps, share)]
+            yield [_run_pipeline(pipeline, backbone, candidate, steps, next_step)]
 
 
-def _through(
-    pipeline: Any, backbone: Backbone, candidate: Candidate, steps: int, share: Callable
-) -> RenderedPair:
-    ids = torch.tensor([candidate.seed])
-    noise = rng.normal(noise_key(-1), ids, backbone.latent_shape)
-    triplet = candidate.triplet
+def _run_pipeline(
+    pipeline: Any,
+    backbone: StableDiffusion,
+    candidate: Candidate,
+    steps: int,
+    callback: Callable,
+) -> GeneratedPair:
+    noise, triplet = latent_noise(backbone, [candidate.seed], 2), candidate.triplet
     images = pipeline(
         [triplet.caption, triplet.edited_caption],
-        latents=noise.repeat(2, 1, 1, 1).to(backbone.device, backbone.dtype),
+        latents=noise(-1).to(backbone.dtype),
         num_inference_steps=steps,
         guidance_scale=candidate.cfg_scale,
         output_type="pt",
-        callback_on_step_end=share,
+        callback_on_step_end=callback,
     ).images
-    return RenderedPair(candidate, *(images.float() * 2 - 1))
+    return GeneratedPair(candidate, *(images.float() * 2 - 1))
 
 
-def stock_pipeline(backbone: Backbone) -> Any:
+def stock_pipeline(backbone: StableDiffusion) -> Any:
     """The networks in diffusers' text-to-image pipeline."""
     pipeline = StableDiffusionPipeline(
         vae=backbone.vae,

@@ -1,23 +1,20 @@
-"""How many candidates a second are rendered, beside two other ways to do the same.
+"""How many candidates a second are generated, beside two other ways to do the same.
 
-python benchmarks/rendering.py                  the miniature, on this machine
-python benchmarks/rendering.py --size sd15      SD 1.5's size, random weights, on a GPU
+python -m benchmarks.rendering.speed                the miniature, on this machine
+python -m benchmarks.rendering.speed --size sd15    SD 1.5's size, random weights, a GPU
 
-Six ways, in turns; slow ones are given fewer of the same candidates:
+Five ways, in turns; slow ones are given fewer of the same candidates:
 
 - released    as the released code: one candidate in four rows, attention maps formed
 - pipeline    diffusers' pipeline in a loop, with attention processors that share
-- batched     ``rendering.render``
-- trees       ``slots.render_in_slots``; candidates of a seed differ in p alone, so many
-              of one seed as ``--thresholds`` says, and once more for each further one
+- batched     ``generate_pairs``
+- trees       ``generate_batched``; candidates of a seed differ in p alone, as many of
+              one seed as ``--tree-sizes`` says, and once more for each further size
 - filtered    the last trees, and CLIP keeps the best; only at the miniature's size
-- rejecting   the last trees, many stopped early; only at SD 1.5's size. A candidate
-              that is stopped counts as dealt with. What that costs in pairs that the
-              filter would keep is ``recall``, which the miniature's weights told
 
-Before anything is timed, each way's pictures are compared with those of the pipeline,
-in float32. On a GPU all but the first are then compiled, in bfloat16, and how far that
-takes their pictures from the pipeline's is reported.
+Before anything is timed, each way's images are compared with those of the pipeline, in
+float32. On a GPU all but the first are then compiled, in bfloat16, and the difference
+of their images from the pipeline's is reported.
 Writes data/results/rendering-<size>-<device>.json.
 """
 
@@ -32,26 +29,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from clock import age
-from full_size import full_size
-from rendering_ways.all_ways import (
-    Way,
-    difference,
-    filtered,
-    rejecting,
-    rejection_found,
-    rendered,
-    ways_of,
-)
 
+from benchmarks.clock import age
+from benchmarks.full_size import full_size
+from benchmarks.rendering.ways import Way, difference, filtered, in_order, ways_of
 from ip2p_lib.config import HELD_OUT, RESULTS, Rendering, preset
-from ip2p_lib.device import choose_precision, pick_device
-from ip2p_lib.diffusion.stable_diffusion import Backbone, load_backbone
+from ip2p_lib.device import pick_autocast, pick_device
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
 from ip2p_lib.miniature.corpus import grammar_triplets
-from ip2p_lib.rendering.render import Candidate
-from ip2p_lib.rendering.trees import draw_trees
-from ip2p_lib.results import write_results
-from ip2p_lib.training.compiled.compile import WAYS, compile_unet
+from ip2p_lib.rendering import Candidate, draw_trees
+from ip2p_lib.results import ReadmeRow, write_results
+from ip2p_lib.training.compiled.compile import MODES, compile_unet
 
 FEW, FEW_STEPS = 4, 4  # candidates and steps that are compared
 APART = 0.05  # of 255 levels, at most, in float32
@@ -59,7 +47,7 @@ APART = 0.05  # of 255 levels, at most, in float32
 
 @dataclass(frozen=True)
 class Case:
-    """What is rendered, and how many candidates each way is given."""
+    """What is generated, and how many candidates each way is given."""
 
     steps: int
     batch: int  # candidates at once, in four rows each
@@ -81,21 +69,24 @@ CASES = {
 
 
 def differences(
-    backbone: Backbone, plain: Backbone, batch: int, candidates: list[Candidate]
+    backbone: StableDiffusion,
+    plain: StableDiffusion,
+    batch: int,
+    candidates: list[Candidate],
 ) -> dict[str, float]:
-    """How far each way is from the pipeline; what is compiled is compiled here."""
-    made, enough = {}, max(FEW, batch)
+    """How far each way is from the pipeline; this call compiles what is compiled."""
+    pairs, full = {}, max(FEW, batch)
     for name, way in ways_of(backbone, plain, FEW_STEPS, batch).items():
-        n = FEW if name in ("released", "pipeline") else enough
-        made[name] = rendered(way, candidates[:n])[:FEW]
-    return {name: difference(made[name], made["pipeline"]) for name in made}
+        n = FEW if name in ("released", "pipeline") else full
+        pairs[name] = in_order(way, candidates[:n])[:FEW]
+    return {name: difference(pairs[name], pairs["pipeline"]) for name in pairs}
 
 
-def compare(backbone: Backbone, candidates: list[Candidate]) -> dict[str, float]:
+def compare(backbone: StableDiffusion, candidates: list[Candidate]) -> dict[str, float]:
     """Compare all ways in float32.
 
     Raises:
-        SystemExit: one renders other pictures than the pipeline.
+        SystemExit: one generates other images than the pipeline.
     """
     parts = (backbone.text_encoder, backbone.vae, backbone.unet)
     text, vae, unet = (copy.deepcopy(part).float() for part in parts)
@@ -109,9 +100,9 @@ def compare(backbone: Backbone, candidates: list[Candidate]) -> dict[str, float]
 
 
 def seconds_of(way: Way, candidates: Sequence[Candidate]) -> float:
-    """How long a way takes, the device being waited for."""
+    """Seconds that a way takes, including the device's."""
     began = time.monotonic()
-    pair = [pair for some in way(candidates) for pair in some][-1]
+    pair = [pair for batch in way(candidates) for pair in batch][-1]
     _ = float(pair.after.sum())
     return time.monotonic() - began
 
@@ -144,22 +135,22 @@ def arguments() -> argparse.Namespace:
     add("--budget", type=float, default=900, help="seconds for all, compiling included")
     add("--batch", type=int, help="candidates at once")
     add("--steps", type=int)
-    add("--thresholds", type=int, nargs="+", default=[4], help="of p, for one seed")
-    add("--compiled", choices=WAYS, default="blocks", help="on a GPU")
+    add("--tree-sizes", type=int, nargs="+", default=[4], help="candidates of a seed")
+    add("--compiled", choices=MODES, default="blocks", help="on a GPU")
     return parser.parse_args()
 
 
 def prepare(
     args: argparse.Namespace, device: torch.device
-) -> tuple[Case, Backbone, dict[int, list[Candidate]]]:
-    """What the command line asks for: the networks, and what they render, by tree."""
+) -> tuple[Case, StableDiffusion, dict[int, list[Candidate]]]:
+    """The networks, and their candidates by tree size, from the command line."""
     if args.size == "sd15" and device.type == "cpu" and not args.tiny:
         raise SystemExit("860 million parameters want a GPU; --tiny runs without one.")
     name = args.size if args.size == "sd15" else f"{args.size} on {device.type}"
     asked = {n: getattr(args, n) for n in ("batch", "steps") if getattr(args, n)}
     case = replace(CASES["tiny" if args.tiny else name], **asked)
-    scale, half = preset("miniature"), choose_precision(device).autocast
-    backbone = load_backbone(scale.backbone, device=device, dtype=half)
+    scale, half = preset("miniature"), pick_autocast(device)
+    backbone = load_stable_diffusion(scale.backbone, device=device, dtype=half)
     settings = scale.rendering
     if args.size == "sd15" and not args.tiny:
         with device:  # draws the weights there, which a host does slowly
@@ -169,7 +160,7 @@ def prepare(
     triplets = [t for t in every if t.language == "en"][: case.triplets]
     drawn = {
         n: draw_trees(triplets, max(1, case.candidates // n), n, 0, settings)
-        for n in args.thresholds
+        for n in args.tree_sizes
     }
     return case, backbone, drawn
 
@@ -180,7 +171,7 @@ def rows_of(
     seconds: dict[str, list[float]],
     gaps: dict[str, float],
 ) -> list[dict[str, Any]]:
-    """What is written of each way."""
+    """The result of each way."""
     medians = {name: statistics.median(taken) for name, taken in seconds.items()}
     return [
         {
@@ -199,6 +190,31 @@ def rows_of(
     ]
 
 
+def readme_rows(size: str, device: str, rows: list[dict[str, Any]]) -> list[ReadmeRow]:
+    """The lines of the README's table."""
+    by_way = {row["way"]: row for row in rows}
+    trees = by_way["trees"]
+    if size == "sd15":
+        claim = (
+            f"Generation at Stable Diffusion's size (512 px, {trees['steps']} steps, "
+            "random weights), trees of 4, against the released code"
+        )
+        seconds = 1 / trees["candidates_per_second"]
+        value = f"{trees['times_released']:.1f} x, {seconds:.2f} s a candidate"
+        return [ReadmeRow(claim, value, "8 x, 0.55 s", trees["candidates"])]
+    if device == "cpu":
+        claim = "The miniature's generation in trees of 4, against diffusers' pipeline"
+        value = f"{trees['times_the_pipeline']:.1f} x"
+        return [ReadmeRow(claim, value, "2 x", trees["candidates"])]
+    kept = by_way["filtered"]
+    claim = (
+        "The miniature's candidates generated and filtered a second, "
+        f"{kept['steps']} steps"
+    )
+    value = f"{kept['candidates_per_second']:,.0f}"
+    return [ReadmeRow(claim, value, "1,000", kept["candidates"])]
+
+
 def main() -> None:
     """Compare, then time in turns."""
     args, device = arguments(), pick_device()
@@ -213,25 +229,24 @@ def main() -> None:
         gaps = differences(backbone, plain, case.batch, candidates)
         print(gaps, f"compiled at {age():.0f} s", flush=True)
     chosen = ways_of(backbone, plain, case.steps, case.batch)
-    facts: dict[str, Any] = {"of_each_tree": args.thresholds, "compiled": compiled}
-    if args.size == "miniature":
-        last, way = "filtered", filtered(chosen["trees"], 2 * case.batch)
-    else:
-        last, way = "rejecting", rejecting(backbone, case.steps, case.batch)
-        facts["rejection"] = rejection_found()
-    rendered(way, candidates[: case.batch])  # the others ran when they were compared
+    facts: dict[str, Any] = {"of_each_tree": args.tree_sizes, "compiled": compiled}
     given = {name: candidates[: case.fewer.get(name)] for name in chosen}
-    for n, more in zip(args.thresholds[1:], larger, strict=True):
+    for n, more in zip(args.tree_sizes[1:], larger, strict=True):
         chosen[f"trees of {n}"], given[f"trees of {n}"] = chosen["trees"], more
-    chosen[last], given[last] = way, [candidates, *larger][-1]
+    if args.size == "miniature":
+        chosen["filtered"] = filtered(chosen["trees"], 2 * case.batch)
+        given["filtered"] = [candidates, *larger][-1]
+        # To warm up; the others ran when they were compared.
+        in_order(chosen["filtered"], candidates[: case.batch])
     seconds = take_turns(chosen, given, args)
     rows = rows_of(case, given, seconds, gaps)
     for row in rows:
         print(row)
     if not args.tiny:
         path = RESULTS / f"rendering-{args.size}-{device.type}.json"
-        taken = round(age(), 1)
-        print(write_results(path, rows, seed=0, seconds=taken, device=device, **facts))
+        facts["readme"] = readme_rows(args.size, device.type, rows)
+        facts |= {"seconds": round(age(), 1), "device": device}
+        print(write_results(path, rows, seed=0, **facts))
 
 
 if __name__ == "__main__":

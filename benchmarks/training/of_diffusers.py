@@ -18,8 +18,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from ip2p_lib.config import Training
-from ip2p_lib.device import choose_precision
-from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.device import pick_autocast
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 
 DROP = Training().drop
 SCHEDULER = DDPMScheduler(1000, 0.00085, 0.012, "scaled_linear")
@@ -53,11 +53,11 @@ class Pairs(NamedTuple):
 class Script:
     """The step, after examples/instruct_pix2pix/train_instruct_pix2pix.py."""
 
-    def __init__(self, backbone: Backbone, pairs: Pairs) -> None:
+    def __init__(self, backbone: StableDiffusion, pairs: Pairs) -> None:
         """Train a copy of the U-Net by the AdamW that the script takes."""
         self.backbone, self.pairs = backbone, pairs
         self.unet = copy.deepcopy(backbone.unet)
-        self.half = choose_precision(backbone.device).autocast
+        self.half = pick_autocast(backbone.device)
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), lr=1e-4)
         self.random = torch.Generator(backbone.device).manual_seed(0)
 
@@ -73,7 +73,10 @@ class Script:
         )
         gaussian, image = (vae.encode(x).latent_dist for x in (after, before))
         target = gaussian.mean + gaussian.std * drawn.spread
-        target, noise = (target * self.backbone.scaling).to(kind), drawn.noise.to(kind)
+        target, noise = (
+            (target * self.backbone.scaling_factor).to(kind),
+            drawn.noise.to(kind),
+        )
         noisy = SCHEDULER.add_noise(target, noise, drawn.t)
         text, null = encoder(pairs.ids[drawn.rows])[0], encoder(pairs.empty)[0]
         text = torch.where((drawn.u < 2 * drop)[:, None, None], null, text).to(kind)

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from full_size import full_size
 from torch import Tensor
-from training_steps.of_diffusers import Pairs
 
+from benchmarks.full_size import full_size
+from benchmarks.training.of_diffusers import Pairs
 from ip2p_lib.config import HELD_OUT, Training, preset
-from ip2p_lib.device import choose_precision
-from ip2p_lib.diffusion.stable_diffusion import Backbone, load_backbone
+from ip2p_lib.device import pick_autocast
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
 from ip2p_lib.miniature.render import render
 from ip2p_lib.miniature.world import sample_edit, sample_scene
 from ip2p_lib.training import train as training
 from ip2p_lib.training.compiled.compile import compile_unet
-from ip2p_lib.training.latents import Latents, select, store_latents
-from ip2p_lib.training.options import Economy
+from ip2p_lib.training.latents import Latents, gather_batch, store_latents
+from ip2p_lib.training.state import TrainingOptions
 from ip2p_lib.training.surgery import widen_conv_in
 
 
@@ -36,11 +36,11 @@ class Case:
     host: bool = False  # latents on the host and token ids, as ``jobs.train`` has them
 
 
-def networks(size: str, device: torch.device) -> Backbone:
+def networks(size: str, device: torch.device) -> StableDiffusion:
     """The frozen networks, in half precision on a GPU, and a U-Net to be trained."""
-    half = choose_precision(device).autocast
+    half = pick_autocast(device)
     source = preset("miniature").backbone
-    backbone = load_backbone(source, device=device, dtype=half)
+    backbone = load_stable_diffusion(source, device=device, dtype=half)
     if size == "sd15":
         with device:  # draws the weights there, which a host does slowly
             backbone = full_size(backbone.tokenizer, device.type)
@@ -50,7 +50,7 @@ def networks(size: str, device: torch.device) -> Backbone:
     return replace(backbone, unet=unet.to(memory_format=torch.contiguous_format))
 
 
-def prepare(case: Case, backbone: Backbone) -> tuple[Pairs, Latents]:
+def prepare(case: Case, backbone: StableDiffusion) -> tuple[Pairs, Latents]:
     """Pairs of the miniature world, as pictures and as ``train`` meets them."""
     seeds = range(HELD_OUT, HELD_OUT + case.pairs)
     scenes = [sample_scene(seed) for seed in seeds]
@@ -74,10 +74,10 @@ def prepare(case: Case, backbone: Backbone) -> tuple[Pairs, Latents]:
 class Ours:
     """The library's step, called as ``jobs.train`` calls it."""
 
-    def __init__(self, backbone: Backbone, latents: Latents, case: Case) -> None:
+    def __init__(self, backbone: StableDiffusion, latents: Latents, case: Case) -> None:
         """Compile as the case says."""
         self.backbone, self.latents, self.case = backbone, latents, case
-        self.unet, self.half = backbone.unet, choose_precision(backbone.device).autocast
+        self.unet, self.half = backbone.unet, pick_autocast(backbone.device)
         compile_unet(self.unet, case.compiled)
 
     def encode(self, ids: Tensor) -> Tensor:
@@ -85,11 +85,11 @@ class Ours:
         states: Tensor = self.backbone.text_encoder(ids).last_hidden_state
         return states
 
-    def loss(self, visits: Tensor, drop: float) -> Tensor:
+    def loss(self, sample_ids: Tensor, drop: float) -> Tensor:
         """Of a micro-batch in the first step."""
         device, first = self.backbone.device, {"run_seed": 0, "step": 0}
         encode = self.encode if self.case.host else None
-        batch = select(self.latents, visits, device=device, encode=encode, **first)
+        batch = gather_batch(self.latents, sample_ids, device=device, encode=encode, **first)
         with torch.autocast(device.type, self.half, enabled=bool(self.half)):
             schedule = self.backbone.schedule.to(device)
             return training.edit_loss(self.unet, schedule, batch, drop=drop, **first)
@@ -97,7 +97,7 @@ class Ours:
     def steps(self) -> Iterator[training.TrainStep]:
         """Optimiser steps without end."""
         settings = Training(steps=10**9, batch_size=self.case.batch)
-        state = training.start(self.unet, settings, Economy(autocast=self.half))
+        state = training.start(self.unet, settings, TrainingOptions(autocast=self.half))
         state.micro_batch = self.case.micro_batch
         encode = self.encode if self.case.host else None
         return training.train(

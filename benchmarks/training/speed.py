@@ -1,7 +1,7 @@
 """How many examples a second training takes, beside diffusers' own step.
 
-python benchmarks/training.py                  the miniature, on this machine
-python benchmarks/training.py --size sd15      SD 1.5's size, random weights, on a GPU
+python -m benchmarks.training.speed                  the miniature, on this machine
+python -m benchmarks.training.speed --size sd15      SD 1.5's size, random weights, on a GPU
 
 Three ways to take optimiser steps on the same U-Net and the same pairs, in turns:
 
@@ -29,19 +29,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clock import age
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
-from training_steps.of_diffusers import Drawn, Script
-from training_steps.of_library import Case, Ours, networks, prepare
 
+from benchmarks.clock import age
+from benchmarks.training.of_diffusers import Drawn, Script
+from benchmarks.training.of_library import Case, Ours, networks, prepare
 from ip2p_lib.config import RESULTS
-from ip2p_lib.device import choose_precision, pick_device
-from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.device import pick_autocast, pick_device
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 from ip2p_lib.results import write_results
 from ip2p_lib.rng import integers, key, normal, uniform
-from ip2p_lib.training.compiled.compile import WAYS
-from ip2p_lib.training.latents import visits_of_step
+from ip2p_lib.training.compiled.compile import MODES
+from ip2p_lib.training.latents import sample_ids_of_step
 from ip2p_lib.training.memory_trace import trace
 from ip2p_lib.training.timing import product_speed
 
@@ -81,8 +81,8 @@ def compare(ours: Ours, script: Script) -> dict[str, float]:
     """
     case, device = ours.case, ours.backbone.device
     where = ours.latents.condition.device
-    visits = visits_of_step(0, 0, case.micro_batch, case.pairs, where)
-    ids, shape = visits.to(device), (4, case.pixels // 8, case.pixels // 8)
+    sample_ids = sample_ids_of_step(0, 0, case.micro_batch, case.pairs, where)
+    ids, shape = sample_ids.to(device), (4, case.pixels // 8, case.pixels // 8)
     keys = {n: key(0, n, 0) for n in ("flip", "noise", "target", "timestep", "drop")}
     drawn = Drawn(
         ids % case.pairs,
@@ -104,18 +104,18 @@ def compare(ours: Ours, script: Script) -> dict[str, float]:
     theirs = of_script(script.half)
     error, began = apart(theirs, right), time.monotonic()
     del theirs
-    own = apart(gradients(ours.unet, [ours.loss(visits, DROP)]), right)
+    own = apart(gradients(ours.unet, [ours.loss(sample_ids, DROP)]), right)
     if not own <= 1.25 * error + ROUNDING:
         raise SystemExit(f"Ours is off by {own:.1e}, the script by {error:.1e}.")
     seconds = round(time.monotonic() - began, 1)
     return {"error": own, "error_of_script": error, "seconds_compiling": seconds}
 
 
-def floor_of(case: Case, backbone: Backbone) -> float:
+def floor_of(case: Case, backbone: StableDiffusion) -> float:
     """Examples a second, if the U-Net ran as fast as large products do."""
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(backbone.unet.config)
-    side, half = case.pixels // 8, choose_precision(backbone.device).autocast
+    side, half = case.pixels // 8, pick_autocast(backbone.device)
     width = unet.config.cross_attention_dim
     flops = trace(unet, latent=(8, side, side), text=(77, width), autocast=half).flops
     large = 8192 if backbone.device.type == "cuda" else 1024
@@ -188,7 +188,7 @@ def arguments() -> argparse.Namespace:
     add("--batch", type=int, help="examples of a step, ours and tuned")
     add("--micro-batch", type=int, help="examples at once, ours")
     add("--tuned", type=int, help="examples at once, tuned")
-    add("--compiled", choices=WAYS, help="of our U-Net")
+    add("--compiled", choices=MODES, help="of our U-Net")
     add("--out", type=Path)
     return parser.parse_args()
 

@@ -2,237 +2,156 @@
 
     0000000/prompt.json      {"input": caption, "edit": instruction, "output": ...}
     0000000/<seed>_0.jpg     before; <seed>_1.jpg after
-    0000000/metadata.jsonl   a line for each seed: p, guidance, the four CLIP scores
+    0000000/metadata.jsonl   a line per seed: p, guidance scale, the four CLIP scores
     seeds.json               [["0000000", ["<seed>", ...]], ...]
 
-There is a folder for each triplet. ``generate_img_dataset.py`` writes them,
-``prepare_dataset.py`` the list of seeds, and ``edit_dataset.py`` reads both to train.
+There is a folder per triplet. ``generate_img_dataset.py`` writes them,
+``prepare_dataset.py`` the list of seeds, and ``edit_dataset.py`` trains from both.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ip2p_lib.dataset.dataset import (
-    DatasetError,
-    read_packed_shards,
-    stored_bytes,
-    usable,
+from ip2p_lib.dataset.dataset import read_encoded_shards, skip_problems, stored_bytes
+from ip2p_lib.dataset.pairs import (
+    TEXTS,
+    EncodedPair,
+    Pair,
+    Problem,
+    make_pair,
+    value_or_problem,
 )
-from ip2p_lib.dataset.pairs import PackedPair, Pair, Problem, attempt, decode, make_pair
-from ip2p_lib.folders import atomic_directory
+from ip2p_lib.files import atomic_directory
 from ip2p_lib.images import load
 
-SEEDS = "seeds.json"
-_TEXTS = {"input": "caption", "edit": "instruction", "output": "edited_caption"}
-_FACTS = {"p2p_threshold": "p", "cfg_scale": "cfg", "steps": "steps"}
-_SCORES = {  # released name: ours
+SEEDS, PROMPT, METADATA = "seeds.json", "prompt.json", "metadata.jsonl"
+_SCORES = {  # the released name of each score
     "clip_sim_0": "before",
     "clip_sim_1": "after",
     "clip_sim_dir": "direction",
     "clip_sim_image": "image",
 }
-_OLDER = r"\d{7}|seeds\.json|README\.md"
+_EXPORT = r"\d{7}|seeds\.json|README\.md"
 
 
 def export_folders(
-    source: str | Path,
-    out: str | Path,
-    *,
-    quality: int = 100,
-    replace: bool = False,
-    problems: list[Problem] | None = None,
-    max_bad: float = 0.05,
+    source: str | Path, out: str | Path, *, quality: int = 100, replace: bool = False
 ) -> Path:
-    """Write a data set of ours as the authors' scripts do; the pictures become JPEG.
+    """Write a data set of shards as the authors' scripts do, with JPEG images.
 
-    ``edit_dataset.py`` then trains on it. Only a list of folders and seeds is held in
-    memory; the folder appears when it is whole.
+    The folder appears when complete; ``edit_dataset.py`` then trains on it.
 
     Args:
         source: a folder of shards.
-        out: a new folder.
-        quality: of the JPEG files. The released script takes 100 and halves the
+        out: a new folder; returned. With ``replace``, an older export is replaced.
+        quality: of the JPEG files. The released script uses 100 and halves the
             resolution of colour, which stays full here.
-        replace: whether an older export in ``out`` gives way to the new one.
-        problems, max_bad: as ``dataset.read_shards``.
-
-    Returns:
-        ``out``.
 
     Raises:
         ValueError: a triplet has two pairs of one seed, which would be one file.
-        FileExistsError, FolderInUseError, DatasetError, OSError: as in
-            ``pair_parquet.export_parquet``.
+        DatasetError, OSError, FolderInUseError: as ``hub.export_parquet``.
     """
-    pairs = read_packed_shards(source, problems=problems, max_bad=max_bad)
-    older = _OLDER if replace else None
-    needed = stored_bytes(source)
-    with atomic_directory(Path(out), needed=needed, replaces=older) as folder:
-        seeds = _write_pairs(pairs, folder, quality)
-        listing = [[name, sorted(map(str, taken))] for name, taken in seeds.items()]
-        _write_json(listing, folder / SEEDS)
+    names: dict[tuple[str, ...], str] = {}  # of the triplets' folders
+    seeds: dict[str, list[int]] = {}
+    needed, replaces = stored_bytes(source), _EXPORT if replace else None
+    with atomic_directory(Path(out), needed=needed, replaces=replaces) as folder:
+        for pair in read_encoded_shards(source):
+            texts = tuple(pair.record[name] for name in TEXTS)
+            name = names.setdefault(texts, f"{len(names):07d}")
+            used, seed = seeds.setdefault(name, []), pair.record.get("seed")
+            used.append(len(used) if seed is None else seed)
+            if used.count(used[-1]) > 1:
+                raise ValueError(f"The pair {pair.key} repeats seed {seed}.")
+            _write_pair(pair, folder / name, used[-1], quality)
+        listing = [[name, sorted(map(str, used))] for name, used in seeds.items()]
+        (folder / SEEDS).write_text(json.dumps(listing), encoding="utf-8")
     return Path(out)
 
 
-def _write_pairs(
-    pairs: Iterable[PackedPair], folder: Path, quality: int
-) -> dict[str, list[int]]:
-    """Write all pairs; returns the seeds in each triplet's folder."""
-    names: dict[tuple[str, ...], str] = {}
-    seeds: dict[str, list[int]] = {}
-    for pair in pairs:
-        texts = tuple(pair.record[text] for text in _TEXTS.values())
-        name = names.setdefault(texts, f"{len(names):07d}")
-        taken = seeds.setdefault(name, [])
-        taken.append(_add(pair, folder / name, taken, quality))
-    return seeds
-
-
-def _add(pair: PackedPair, folder: Path, taken: list[int], quality: int) -> int:
-    """Write one pair among those of its triplet; returns the seed that names it."""
-    known = pair.record.get("seed")
-    seed: int = len(taken) if known is None else known
-    if seed in taken:
-        raise ValueError(f"The pair {pair.key} repeats the seed {seed} of its triplet.")
-    if not taken:
-        folder.mkdir()
-        texts = {key: pair.record[name] for key, name in _TEXTS.items()}
-        _write_json({k: text for k, text in texts.items() if text}, _prompt(folder))
-    for number, data in enumerate((pair.before, pair.after)):
-        _picture(folder, seed, number).write_bytes(_jpeg(data, quality))
-    with _metadata(folder).open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(_to_line(pair, seed), ensure_ascii=False) + "\n")
-    return seed
-
-
-def _jpeg(data: bytes, quality: int) -> bytes:
-    """The picture as JPEG; in memory, since PIL may cut a file short on a full disk."""
-    buffer = io.BytesIO()
-    decode(data).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
-
-
-def _write_json(value: Any, path: Path) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-
-
-def _prompt(folder: Path) -> Path:
-    return folder / "prompt.json"
-
-
-def _metadata(folder: Path) -> Path:
-    return folder / "metadata.jsonl"
-
-
-def _picture(folder: Path, seed: int, number: int) -> Path:
-    return folder / f"{seed}_{number}.jpg"
-
-
-def _to_line(pair: PackedPair, seed: int) -> dict[str, Any]:
-    """The released keys, and after them what only we record."""
+def _write_pair(pair: EncodedPair, folder: Path, seed: int, quality: int) -> None:
     record, scores = pair.record, pair.record.get("scores", {})
-    return {
+    if not folder.exists():
+        folder.mkdir()
+        texts = zip(("input", "edit", "output"), TEXTS, strict=True)
+        prompt = {key: record[name] for key, name in texts if record[name]}
+        text = json.dumps(prompt, ensure_ascii=False)
+        (folder / PROMPT).write_text(text, encoding="utf-8")
+    for number, data in enumerate((pair.before, pair.after)):
+        buffer = io.BytesIO()  # PIL may leave a truncated file on a full disk
+        load(data).save(buffer, "JPEG", quality=quality, subsampling=0)
+        (folder / f"{seed}_{number}.jpg").write_bytes(buffer.getvalue())
+    line = {
         "seed": seed,
-        **{name: record.get(ours) for name, ours in _FACTS.items()},
+        "p2p_threshold": record.get("p"),
+        "cfg_scale": record.get("cfg"),
         **{name: scores[ours] for name, ours in _SCORES.items() if ours in scores},
+        # The released scripts do not have the following.
         "key": pair.key,
-        "language": record.get("language"),
-        "words": record.get("words", {}),
+        **{name: record.get(name) for name in ("steps", "language", "words")},
     }
+    with (folder / METADATA).open("a", encoding="utf-8") as lines:
+        lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def read_folders(
     folder: str | Path, *, problems: list[Problem] | None = None
 ) -> Iterator[Pair]:
-    """Pairs of the authors' layout, in order of folder and seed.
-
-    The caption may stand under ``input`` (the released set) or ``caption`` (what the
-    released script writes). Without ``seeds.json``, as before ``prepare_dataset.py``,
-    the pictures that are there count.
+    """Read the pairs that are there in the authors' layout, by folder and seed.
 
     Args:
-        folder: as the authors' scripts or ``export_folders`` leave it.
-        problems: a list that collects the pairs that cannot be used, such as folders
-            that ``seeds.json`` names and are absent; without it, the first one stops
-            the reading.
+        folder: as the authors' scripts or ``export_folders`` leave it. ``seeds.json``
+            is not needed; the released one lists 10,434 folders that do not exist.
+        problems: as in ``dataset.read_shards``.
 
     Raises:
-        FileNotFoundError: no such data set.
-        DatasetError: ``seeds.json`` or a pair cannot be used; the message says where.
+        FileNotFoundError: there is no such data set.
+        DatasetError: a pair cannot be used; the message names folder and seed.
     """
+    triplets = sorted(path.parent for path in Path(folder).glob(f"*/{PROMPT}"))
+    if not triplets:
+        raise FileNotFoundError(f"{folder} has no folders with a {PROMPT}.")
     items = (
-        attempt(name, f"seed {seed}", partial(_read, Path(folder) / name, seed))
-        for name, seeds in _listing(Path(folder))
-        for seed in seeds
+        value_or_problem(triplet.name, f"seed {seed}", partial(_read, triplet, seed))
+        for triplet in triplets
+        for seed in sorted({int(p.stem[:-2]) for p in triplet.glob("*_[01].jpg")})
     )
-    return usable(items, problems)
-
-
-def _listing(folder: Path) -> list[tuple[str, list[int]]]:
-    if not (folder / SEEDS).is_file():
-        found = _found(folder)
-        if not found:
-            raise FileNotFoundError(
-                f"{folder} holds neither {SEEDS} nor folders with a prompt.json."
-            )
-        return found
-    try:
-        listing = json.loads((folder / SEEDS).read_bytes())
-        return [(Path(name).name, [int(s) for s in seeds]) for name, seeds in listing]
-    except (ValueError, TypeError) as error:
-        raise DatasetError(
-            f"{folder / SEEDS} is no list of [folder, [seeds]] ({error}). Remove it: "
-            "without it, the pictures that are there count."
-        ) from error
-
-
-def _found(folder: Path) -> list[tuple[str, list[int]]]:
-    names = sorted(path.parent for path in folder.glob("*/prompt.json"))
-    seeds = [[p.stem.removesuffix("_0") for p in n.glob("*_0.jpg")] for n in names]
-    return [(n.name, sorted(map(int, s))) for n, s in zip(names, seeds, strict=True)]
+    return skip_problems(items, problems)
 
 
 def _read(folder: Path, seed: int) -> Pair:
-    before, after = (load(_picture(folder, seed, number)) for number in (0, 1))
-    line = _lines(folder).get(seed, {})
-    scores = {ours: line[name] for name, ours in _SCORES.items() if name in line}
+    before, after = (load(folder / f"{seed}_{number}.jpg") for number in (0, 1))
+    line = _read_metadata(folder / METADATA).get(seed, {})
+    prompt = _parse(folder / PROMPT, (folder / PROMPT).read_bytes())
+    caption = prompt.get("input", prompt.get("caption", ""))  # the script's name
     return make_pair(
         line.get("key") or f"{folder.name}-{seed}",
-        before,
-        after,
-        _texts(_prompt(folder)),
+        (before, after),
+        (caption, prompt.get("edit", ""), prompt.get("output", "")),
         seed=seed,
         p=line.get("p2p_threshold"),
         cfg_scale=line.get("cfg_scale"),
         steps=line.get("steps"),
-        scores=scores,
-        words=line.get("words", {}),
+        scores={ours: line[name] for name, ours in _SCORES.items() if name in line},
+        word_edit=line.get("words") or {},
         **({"language": line["language"]} if line.get("language") else {}),
     )
 
 
-def _texts(path: Path) -> tuple[str, str, str]:
-    prompt = _parsed(path, path.read_bytes())
-    caption = prompt.get("input", prompt.get("caption", ""))
-    return caption, prompt.get("edit", ""), prompt.get("output", "")
-
-
-def _lines(folder: Path) -> dict[int, dict[str, Any]]:
-    """Metadata by seed; of a seed that a second run repeated, the last line."""
-    if not _metadata(folder).is_file():
+def _read_metadata(path: Path) -> dict[int, dict[str, Any]]:
+    """Metadata by seed; the last line counts where a seed was generated twice."""
+    if not path.is_file():
         return {}
-    with _metadata(folder).open("rb") as lines:
-        rows = [_parsed(_metadata(folder), line) for line in lines if line.strip()]
+    rows = [_parse(path, line) for line in path.read_bytes().splitlines() if line]
     return {row["seed"]: row for row in rows if "seed" in row}
 
 
-def _parsed(path: Path, data: bytes) -> dict[str, Any]:
+def _parse(path: Path, data: bytes) -> dict[str, Any]:
     try:
         return {**json.loads(data)}
     except (ValueError, TypeError) as error:

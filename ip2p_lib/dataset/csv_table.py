@@ -1,10 +1,10 @@
-"""Pairs from a folder of one's own pictures and a table of instructions (3.1.2).
+"""Pairs from a folder of your own images and a CSV table of instructions (3.1.2).
 
     before,after,instruction
     cat.jpg,cat_hat.jpg,give it a hat
 
-``before`` and ``after`` are files beside the table. Two more columns, ``caption`` and
-``edited_caption``, are optional; directional similarity cannot be measured without.
+``before`` and ``after`` are files beside the table. The columns ``caption`` and
+``edited_caption`` are optional; directional similarity needs them.
 ``dataset.write_shards`` makes a data set of the pairs, from which the editor trains.
 """
 
@@ -18,13 +18,13 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from ip2p_lib.dataset.dataset import usable
-from ip2p_lib.dataset.pairs import Pair, Problem, attempt, make_pair
+from ip2p_lib.dataset.dataset import skip_problems
+from ip2p_lib.dataset.pairs import TEXTS, Pair, Problem, make_pair, value_or_problem
 from ip2p_lib.images import ImageError, load
 
-NEEDED = ("before", "after", "instruction")
+REQUIRED = ("before", "after", "instruction")
 CAPTIONS = ("caption", "edited_caption")
-ASPECT_ERROR = 0.02  # two pictures of a pair may differ this much in width : height
+ASPECT_ERROR = 0.02  # the aspect ratios of two images of a pair may differ this much
 
 
 def read_table(
@@ -33,14 +33,13 @@ def read_table(
     resolution: int | None = None,
     problems: list[Problem] | None = None,
 ) -> Iterator[Pair]:
-    """Pairs of a CSV file, in its order; pictures upright, RGB.
+    """Read pairs from a CSV file in its order; the images are upright and RGB.
 
     Args:
-        path: comma, semicolon or tab between columns; UTF-8.
-        resolution: cut each picture to a square of this side, in pixels: scaled, and
-            its middle kept. None leaves the pictures as they are.
-        problems: a list that collects the rows that cannot be used, with the line and
-            the reason; without it, the first one stops the reading.
+        path: UTF-8, with comma, semicolon or tab between columns.
+        resolution: side in pixels of the centre square to which each image is resized
+            and cropped. None leaves the images as they are.
+        problems: as in ``dataset.read_shards``.
 
     Raises:
         FileNotFoundError: there is no such table.
@@ -50,16 +49,17 @@ def read_table(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no table at {path}.")
-    rows = _rows(path)
     items = (
-        attempt(path.name, f"line {line}", partial(_from_row, row, path, n, resolution))
-        for n, (line, row) in enumerate(rows)
+        value_or_problem(
+            path.name, f"line {line}", partial(_from_row, row, path, n, resolution)
+        )
+        for n, (line, row) in enumerate(_read_rows(path))
     )
-    return usable(items, problems)
+    return skip_problems(items, problems)
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Each row with its line in the file."""
+def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """Each row with its line number in the file."""
     try:
         text = path.read_text(encoding="utf-8-sig")  # Excel marks UTF-8 at the start
     except UnicodeDecodeError as error:
@@ -68,44 +68,29 @@ def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     lines = io.StringIO(text, newline="")
     table = csv.DictReader(lines, delimiter=max(",;\t", key=first.count))
     names = [name.strip().lower() for name in table.fieldnames or []]
-    if missing := [name for name in NEEDED if name not in names]:
+    if missing := [name for name in REQUIRED if name not in names]:
         raise ValueError(
             f"{path} has no column {' and '.join(missing)}; its first line must name "
-            f"the columns {', '.join(NEEDED)}, and may name {', '.join(CAPTIONS)}."
+            f"the columns {', '.join(REQUIRED)}, and may name {', '.join(CAPTIONS)}."
         )
     table.fieldnames = names
     return [(table.line_num, row) for row in table]
 
 
 def _from_row(row: dict[str, str], path: Path, n: int, resolution: int | None) -> Pair:
-    cells = {name: (row.get(name) or "").strip() for name in (*NEEDED, *CAPTIONS)}
-    if empty := [name for name in NEEDED if not cells[name]]:
+    cells = {name: (row.get(name) or "").strip() for name in (*REQUIRED, *CAPTIONS)}
+    if empty := [name for name in REQUIRED if not cells[name]]:
         raise ValueError(f"its {' and '.join(empty)} is empty")
-    before, after = (_load(path.parent, cells[name]) for name in ("before", "after"))
+    before, after = (load(path.parent / cells[name]) for name in ("before", "after"))
     if resolution is not None:
         _check_aspect(before, after)
-        before, after = (_square(picture, resolution) for picture in (before, after))
-    texts = (cells["caption"], cells["instruction"], cells["edited_caption"])
-    return make_pair(f"{n:07d}", before, after, texts)
-
-
-def _load(folder: Path, name: str) -> Image.Image:
-    try:
-        return load(folder / name)
-    except FileNotFoundError as error:
-        raise ImageError(f"there is no picture {name}") from error
-    except ImageError as error:
-        raise ImageError(str(error).replace(str(folder / name), name)) from error
+        square, method = (resolution, resolution), Image.Resampling.LANCZOS
+        before, after = (ImageOps.fit(i, square, method) for i in (before, after))
+    return make_pair(f"{n:07d}", (before, after), [cells[name] for name in TEXTS])
 
 
 def _check_aspect(before: Image.Image, after: Image.Image) -> None:
-    ratios = [picture.width / picture.height for picture in (before, after)]
+    ratios = [image.width / image.height for image in (before, after)]
     if max(ratios) / min(ratios) > 1 + ASPECT_ERROR:
-        sizes = " and ".join(f"{p.width} x {p.height}" for p in (before, after))
-        raise ImageError(
-            f"its pictures differ in shape: {sizes}; crop one to what the other shows"
-        )
-
-
-def _square(picture: Image.Image, side: int) -> Image.Image:
-    return ImageOps.fit(picture, (side, side), method=Image.Resampling.LANCZOS)
+        sizes = " and ".join(f"{i.width} x {i.height}" for i in (before, after))
+        raise ImageError(f"its images differ in aspect ratio: {sizes}")

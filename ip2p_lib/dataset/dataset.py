@@ -1,73 +1,71 @@
-"""Pairs on disk: numbered shards and a manifest (section 3.1.2).
+"""A data set of pairs on disk: numbered shards and a manifest (section 3.1.2).
 
-``manifest.json`` lists the shards of one run and is written last: without it a run is
-unfinished. ``read_shards`` reads a data set in order, ``PairDataset`` in any order, and
-both verify every byte. What a pair is, and how it lies in a tar file: see ``shards``.
+``manifest.json`` lists the shards of one run with their SHA-256 and is written last:
+without it a run is unfinished. ``read_shards`` reads a data set in order,
+``PairDataset`` in any order, and ``validate`` lists everything that is wrong with it.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ip2p_lib.dataset.pairs import PackedPair, Pair, Problem
-from ip2p_lib.dataset.shards import (
-    index_shard,
-    read_packed_shard,
-    read_pair,
-    read_shard,
-    write_bytes,
-    write_shard,
+from ip2p_lib.dataset import shards as shard_files
+from ip2p_lib.dataset.pairs import (
+    EncodedPair,
+    Pair,
+    Problem,
+    decode_pair,
+    value_or_problem,
 )
+from ip2p_lib.files import read_json, write_json
 from ip2p_lib.images import to_tensor
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # of the manifest and the shards; one without a number is of this format
+FORMAT = 1  # of manifest and shards; a manifest without a number has this format
 T = TypeVar("T")
 
 
 class DatasetError(ValueError):
-    """A data set is unfinished, or too much of it is damaged."""
+    """A data set is unfinished or damaged."""
 
 
 def stack(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
-    """Both pictures of B pairs of one size, each (B, 3, H, W) in [-1, 1]."""
+    """Both images of B pairs of one size, each (B, 3, H, W) in [-1, 1]."""
     return to_tensor([p.before for p in pairs]), to_tensor([p.after for p in pairs])
 
 
 def write_manifest(
-    folder: str | Path, shards: Sequence[dict[str, Any]], **facts: Any
+    folder: str | Path, shards: Sequence[dict[str, Any]], **metadata: Any
 ) -> Path:
-    """Declare a run finished: ``shards`` in order, ``facts`` such as its settings."""
+    """Write the manifest: the shards' entries, and JSON values such as the settings."""
     total = sum(shard["pairs"] for shard in shards)
-    manifest = {"format": FORMAT, "pairs": total, "shards": list(shards), **facts}
-    data = json.dumps(manifest, indent=1, ensure_ascii=False).encode()
-    return write_bytes(Path(folder) / MANIFEST, data)
+    manifest = {"format": FORMAT, "pairs": total, "shards": list(shards), **metadata}
+    return write_json(Path(folder) / MANIFEST, manifest)
 
 
 def write_shards(
-    pairs: Iterable[Pair], folder: str | Path, *, shard_size: int = 1000, **facts: Any
+    pairs: Iterable[Pair],
+    folder: str | Path,
+    *,
+    shard_size: int = 1000,
+    **metadata: Any,
 ) -> Path:
-    """Write pairs as numbered shards, then the manifest, whose path is returned.
+    """Write pairs as numbered shards of ``shard_size`` pairs, then the manifest.
 
-    Args:
-        pairs: any number; ``shard_size`` of them are held at a time.
-        folder: made if missing.
-        shard_size: pairs in a shard.
-        facts: JSON values kept in the manifest, such as the settings of the run.
+    Only one shard's pairs are in memory at a time. Returns the manifest's path.
     """
-    stream = iter(pairs)
-    shards: list[dict[str, Any]] = []
+    stream, entries = iter(pairs), list[dict[str, Any]]()
     while chunk := list(itertools.islice(stream, shard_size)):
-        shards.append(write_shard(chunk, Path(folder) / f"pairs-{len(shards):05d}.tar"))
-    return write_manifest(folder, shards, **facts)
+        path = Path(folder) / f"pairs-{len(entries):05d}.tar"
+        entries.append(shard_files.write_shard(chunk, path))
+    return write_manifest(folder, entries, **metadata)
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -81,135 +79,142 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(
             f"{folder} holds no {MANIFEST}: it is no data set, or the run that writes "
-            "it has not finished. Check the path, or render again."
+            "it has not finished. Check the path, or generate it again."
         )
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
-        _check_manifest(manifest)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{path} is damaged ({error}); render again.") from error
-    if manifest.get("format", FORMAT) != FORMAT:
-        raise DatasetError(
-            f"{path} is of format {manifest['format']}, this version reads {FORMAT}. "
-            "Read it with the version that wrote it."
-        )
+        manifest: dict[str, Any] = read_json(path)
+        if manifest.get("format", FORMAT) != FORMAT:
+            raise ValueError(
+                f"format {manifest['format']}, this version reads {FORMAT}"
+            )
+        for entry in manifest["shards"]:
+            if Path(entry["name"]).name != entry["name"]:
+                raise ValueError(f"{entry['name']!r} is no file of its folder")
+        if sum(entry["pairs"] for entry in manifest["shards"]) != manifest["pairs"]:
+            raise ValueError("the shards do not add up to its number of pairs")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DatasetError(f"{path} cannot be used: {error}. Copy it again.") from error
     return manifest
 
 
-def _check_manifest(manifest: Any) -> None:
-    counts = [manifest["pairs"], *(shard["pairs"] for shard in manifest["shards"])]
-    if not all(isinstance(n, int) and n >= 0 for n in counts):
-        raise ValueError(f"{counts} are no numbers of pairs")
-    for shard in manifest["shards"]:
-        if Path(shard["name"]).name != shard["name"]:
-            raise ValueError(f"{shard['name']!r} is no file of its folder")
-
-
 def stored_bytes(folder: str | Path) -> int:
-    """Size of a data set's shards; errors as ``read_manifest``."""
-    paths = [Path(folder) / shard["name"] for shard in read_manifest(folder)["shards"]]
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    """Total size of a data set's shards."""
+    return sum(path.stat().st_size for path in Path(folder).glob("*.tar"))
+
+
+def read_encoded_shards(
+    folder: str | Path, *, problems: list[Problem] | None = None
+) -> Iterator[EncodedPair]:
+    """As ``read_shards``, with the images still encoded: for copying them."""
+    items = (
+        item
+        for entry in read_manifest(folder)["shards"]
+        for item in shard_files.read_shard(Path(folder) / entry["name"], entry)
+    )
+    return skip_problems(items, problems)
 
 
 def read_shards(
-    folder: str | Path, *, problems: list[Problem] | None = None, max_bad: float = 0.05
+    folder: str | Path, *, problems: list[Problem] | None = None
 ) -> Iterator[Pair]:
-    """Read every pair, verified, in the order written.
+    """Read every pair in the order written, from shards whose SHA-256 is right.
 
     Args:
         folder: as written by ``write_shards``.
-        problems: a list that collects the pairs that cannot be used; without it, the
-            first one stops the reading.
-        max_bad: share of the pairs that may be unusable.
+        problems: a list that collects what cannot be used: a damaged shard, or a pair.
+            Without it, the first problem stops the reading.
 
     Raises:
         FileNotFoundError: no finished data set.
-        DatasetError: a pair cannot be used, or more than ``max_bad`` of them cannot.
+        DatasetError: a shard or a pair cannot be used.
     """
-    return _read(folder, read_shard, problems, max_bad)
-
-
-def read_packed_shards(
-    folder: str | Path, *, problems: list[Problem] | None = None, max_bad: float = 0.05
-) -> Iterator[PackedPair]:
-    """As ``read_shards``, the pictures verified but still encoded: for copying them."""
-    return _read(folder, read_packed_shard, problems, max_bad)
-
-
-def _read(
-    folder: str | Path,
-    read: Callable[[Path, int], Iterator[T | Problem]],
-    problems: list[Problem] | None,
-    max_bad: float,
-) -> Iterator[T]:
-    manifest = read_manifest(folder)
-    items = itertools.chain.from_iterable(
-        read(Path(folder) / shard["name"], shard["pairs"])
-        for shard in manifest["shards"]
+    items = (
+        value_or_problem(str(folder), pair.key, partial(decode_pair, pair))
+        for pair in read_encoded_shards(folder, problems=problems)
     )
-    return usable(items, problems, manifest["pairs"], max_bad)
+    return skip_problems(items, problems)
 
 
-def usable(
-    items: Iterable[T | Problem],
-    problems: list[Problem] | None,
-    total: int | None = None,
-    max_bad: float = 1.0,
+def skip_problems(
+    items: Iterable[T | Problem], problems: list[Problem] | None
 ) -> Iterator[T]:
-    """Pass on what can be used, and collect the problems among it.
-
-    Args:
-        items: in the order read.
-        problems: a list that collects; without it, the first one stops the reading.
-        total: how many items there should be, if that is known.
-        max_bad: share of the total that may be problems.
-
-    Raises:
-        DatasetError: a problem that may not be collected.
-    """
-    found: list[Problem] = [] if problems is None else problems
-    limit = math.inf if total is None else max_bad * total
-    allowed = 0 if problems is None else limit
+    """Yield the usable items; collect the problems, or raise DatasetError for one."""
     for item in items:
         if not isinstance(item, Problem):
             yield item
-            continue
-        found.append(item)
-        if len(found) > allowed:
-            share = f"{len(found)}{'' if total is None else f' of {total}'} pairs"
-            raise DatasetError(
-                f"{share} cannot be used; the last is {item}. Mend or copy the data "
-                "set again, or pass problems=[] (and a higher max_bad, where there is "
-                "one) to go on without them."
-            )
+        elif problems is None:
+            raise DatasetError(f"{item}. Pass problems=[] to continue without it.")
+        else:
+            problems.append(item)
 
 
 class PairDataset(Dataset[Pair]):
-    """Random access to the verified pairs of a data set, for a ``DataLoader``.
+    """Random access to the pairs of a data set, for a ``DataLoader``.
 
-    Use ``collate_fn=list`` (or a function of a list of pairs, such as ``stack``).
+    Use ``collate_fn=list`` (or a function of a list of pairs, such as ``stack``). A
+    shard's SHA-256 is checked when its first pair is read.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Index the shards; errors as ``read_shards``."""
+        """Index the shards; raises as ``read_shards``."""
         manifest = read_manifest(folder)
-        paths = [Path(folder) / shard["name"] for shard in manifest["shards"]]
+        self._shards = [(Path(folder) / s["name"], s) for s in manifest["shards"]]
+        self._verified: set[int] = set()
         self._rows = [
-            (p, key, spans) for p in paths for key, spans in index_shard(p).items()
+            (n, key, spans)
+            for n, (path, _) in enumerate(self._shards)
+            for key, spans in shard_files.index_shard(path).items()
         ]
         if len(self._rows) != manifest["pairs"]:
             raise DatasetError(
-                f"{folder} should hold {manifest['pairs']} pairs but {len(self._rows)} "
-                "are there: a shard is cut short or absent. Copy the data set again."
+                f"{folder} should hold {manifest['pairs']} pairs but has "
+                f"{len(self._rows)}: a shard is truncated or missing. Copy it again."
             )
 
     def __len__(self) -> int:
-        """Count the pairs."""
+        """The number of pairs."""
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Pair:
-        """Read and verify one pair; a damaged one raises DatasetError."""
-        pair = read_pair(*self._rows[index])
+        """Read one pair; raises DatasetError if it is damaged."""
+        n, key, spans = self._rows[index]
+        path, entry = self._shards[n]
+        problem = n not in self._verified and shard_files.verify_shard(path, entry)
+        pair = problem or _read_pair(path, key, spans)
         if isinstance(pair, Problem):
             raise DatasetError(f"{pair}. Copy the data set again.")
+        self._verified.add(n)
         return pair
+
+
+def _read_pair(path: Path, key: str, spans: shard_files.Spans) -> Pair | Problem:
+    return value_or_problem(
+        path.name, key, lambda: decode_pair(shard_files.read_pair(path, key, spans))
+    )
+
+
+def validate(folder: str | Path) -> list[Problem]:
+    """Read every byte of a data set and list what is wrong; empty if nothing is."""
+    folder = Path(folder)
+    try:
+        entries = {entry["name"]: entry for entry in read_manifest(folder)["shards"]}
+    except (FileNotFoundError, DatasetError) as error:
+        return [Problem(MANIFEST, "", str(error))]
+    unknown = {path.name for path in folder.glob("*.tar")} - entries.keys()
+    reason = f"it is not in {MANIFEST}; no reader uses it"
+    problems = [Problem(name, "", reason) for name in sorted(unknown)]
+    shard_of_key: dict[str, str] = {}
+    for name, entry in entries.items():
+        if problem := shard_files.verify_shard(folder / name, entry):
+            problems.append(problem)
+            continue
+        index = shard_files.index_shard(folder / name)
+        if len(index) != entry["pairs"]:
+            reason = f"it holds {len(index)} pairs, {MANIFEST} says {entry['pairs']}"
+            problems.append(Problem(name, "", reason))
+        for key, spans in index.items():
+            if isinstance(pair := _read_pair(folder / name, key, spans), Problem):
+                problems.append(pair)
+            if (first := shard_of_key.setdefault(key, name)) != name:
+                problems.append(Problem(name, key, f"its key is also in {first}"))
+    return problems

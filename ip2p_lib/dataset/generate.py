@@ -1,11 +1,9 @@
-"""Triplets in, a data set of filtered pairs on disk: section 3.1.2 as one long run.
+"""Generate a data set of filtered pairs from triplets: section 3.1.2 as one long run.
 
-A run of the paper's size takes weeks, so it must not matter when it is killed. Triplets
-are taken in blocks. A block's pairs depend on its triplets and the run's settings only,
-are put into one shard at once, and are noted in ``progress.json``; started again on the
-same folder, a run goes on with the first block that is not noted there. So all that a
-kill can cost is the block under way, and the shards are byte for byte those of a run
-that nobody disturbed. ``manifest.json`` is written last: see ``dataset``.
+A run of the paper's size takes weeks and may be killed at any moment. Triplets are
+processed in blocks whose pairs depend on nothing else. Each block becomes one shard,
+written atomically and then noted in ``progress.json``. Started again in its folder, a
+run continues after the last noted block and ends with the bytes of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -24,214 +22,191 @@ import torch
 from ip2p_lib.config import Filtering, Rendering
 from ip2p_lib.dataset.dataset import DatasetError, write_manifest
 from ip2p_lib.dataset.pairs import Pair
-from ip2p_lib.dataset.shards import write_shard
-from ip2p_lib.diffusion.stable_diffusion import Backbone
-from ip2p_lib.files import remove_partials, sha256_of, write_bytes
-from ip2p_lib.filtering.clip_filter import (
-    ClipScorer,
-    Scores,
-    drop_reasons,
-    keep_best,
-)
-from ip2p_lib.filtering.early_rejection import score_rendered
+from ip2p_lib.dataset.shards import verify_shard, write_shard
+from ip2p_lib.diffusion.clip import ClipScorer
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
+from ip2p_lib.files import read_json, remove_partials, run_lock, write_json
+from ip2p_lib.filtering import clip_filter
+from ip2p_lib.filtering.clip_filter import Scores
 from ip2p_lib.images import to_pil
-from ip2p_lib.rendering.continuous_batching import render_by
-from ip2p_lib.rendering.render import RenderedPair, draw_candidates
-from ip2p_lib.rendering.trees import draw_trees
-from ip2p_lib.run_lock import run_lock
+from ip2p_lib.rendering import (
+    GeneratedPair,
+    draw_candidates,
+    draw_trees,
+    generate_batched,
+)
 from ip2p_lib.triplets.record import Triplet
 
 PROGRESS = "progress.json"
 
 
 @dataclass(frozen=True)
-class Makers:
-    """The networks that make pairs: one draws, the other judges."""
+class Models:
+    """The text-to-image model that generates pairs, and CLIP, which filters them."""
 
-    backbone: Backbone
+    backbone: StableDiffusion
     clip: ClipScorer
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a run's pairs depend on, beside the networks and the triplets."""
+class GenerationConfig:
+    """What a run's pairs depend on, besides the models and the triplets."""
 
     rendering: Rendering
     filtering: Filtering
     run_seed: int = 0
-    block: int = 64  # triplets of one shard
-    tree: int = 1  # candidates that differ in p alone: faster, of fewer scenes
+    triplets_per_shard: int = 64
+    tree_size: int = 1  # candidates of one seed: faster, with fewer distinct scenes
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if ``tree_size`` does not divide the candidates."""
+        n, size = self.rendering.candidates, self.tree_size
+        if size < 1 or n % size:
+            raise ValueError(
+                f"{n} candidates of a triplet cannot form trees of {size}."
+            )
 
 
-def make_pairs(
-    makers: Makers, triplets: Sequence[Triplet], settings: Settings, folder: Path
+def generate_dataset(
+    models: Models, triplets: Sequence[Triplet], config: GenerationConfig, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """Render, filter and store; started again after a kill, it goes on.
+    """Generate, filter and store the pairs of a run; resumes one that was killed.
 
     Args:
-        makers: the text-to-image model and the filter.
-        triplets: of the whole run, the same ones each time.
-        settings: candidates a triplet, thresholds, seed and size of a block.
+        models, config: as before the kill.
+        triplets: of the whole run.
         folder: of the data set; one run at a time.
+
     Yields:
-        What ``progress.json`` notes of each block, those of earlier starts too:
-        triplets ``too_long`` for the text encoder, candidates ``rendered``, ``kept``
-        and ``dropped`` by reason, and the ``shard`` if any was kept.
+        The entry of each block in ``progress.json``, those of earlier starts too:
+        ``too_long`` (triplets that exceed the text encoder's context), ``rendered``,
+        ``kept``, ``dropped`` by reason, and the ``shard`` if any pair was kept.
+
     Raises:
-        DatasetError: the folder holds another run, of other networks, triplets or
-            settings; or a shard has been changed.
-        FolderInUseError: another process is at work there.
-        ValueError: unfit settings, see ``slots.render_in_slots``; or a triplet's
-            candidates are no whole trees.
+        DatasetError: the folder holds another run, or a shard was changed.
+        FolderInUseError: another process is generating there.
     """
-    _require_whole_trees(settings)
+    size = config.triplets_per_shard
     with run_lock(folder):
         remove_partials(folder)
-        mark = _mark(makers, triplets, settings)
-        blocks = _resume(folder, mark)
+        run = _fingerprint(models, triplets, config)
+        blocks = _resume(folder, run)
         yield from blocks
-        for start in range(len(blocks) * settings.block, len(triplets), settings.block):
-            part = triplets[start : start + settings.block]
+        for start in range(len(blocks) * size, len(triplets), size):
             path = folder / f"pairs-{len(blocks):05d}.tar"
-            blocks.append(_make_block(makers, part, settings, path))
-            _note(folder, mark, blocks)
+            part = triplets[start : start + size]
+            blocks.append(_generate_block(models, part, config, path))
+            write_json(folder / PROGRESS, {"run": run, "blocks": blocks})
             yield blocks[-1]
         shards = [block["shard"] for block in blocks if block["shard"]]
         numbers = ("too_long", "rendered", "kept")
         counts = {name: sum(b[name] for b in blocks) for name in numbers}
         dropped = dict(sum((Counter(b["dropped"]) for b in blocks), Counter()))
-        write_manifest(folder, shards, **counts, dropped=dropped, **_facts(settings))
+        write_manifest(folder, shards, **counts, dropped=dropped, **asdict(config))
 
 
-def _require_whole_trees(settings: Settings) -> None:
-    n, tree = settings.rendering.candidates, settings.tree
-    if tree < 1 or n % tree:
-        raise ValueError(
-            f"{n} candidates of a triplet are no whole trees of {tree}. Let tree be at "
-            "least 1 and divide rendering.candidates."
-        )
-
-
-def _facts(settings: Settings) -> dict[str, Any]:
-    """The settings as the manifest tells them."""
-    return json.loads(json.dumps(asdict(settings)))
-
-
-def _mark(makers: Makers, triplets: Sequence[Triplet], settings: Settings) -> str:
-    """Names a run: equal for equal networks, triplets and settings."""
-    digest = hashlib.blake2b(json.dumps(_facts(settings)).encode(), digest_size=16)
+def _fingerprint(
+    models: Models, triplets: Sequence[Triplet], config: GenerationConfig
+) -> str:
+    """A hash that is equal for equal models, triplets and configuration."""
+    digest = hashlib.blake2b(json.dumps(asdict(config)).encode(), digest_size=16)
     for triplet in triplets:
         digest.update(json.dumps(asdict(triplet)).encode())
-    networks = makers.backbone.unet, makers.backbone.vae, makers.clip.model
-    for name, weight in chain.from_iterable(n.named_parameters() for n in networks):
-        # Training moves every weight, so the first few of each tell networks apart.
+    modules = models.backbone.unet, models.backbone.vae, models.clip.model
+    for name, weight in chain.from_iterable(m.named_parameters() for m in modules):
+        # Training moves every weight, so the first few of each identify a model.
         digest.update(f"{name} {weight.flatten()[:8].tolist()}".encode())
     return digest.hexdigest()
 
 
-def _resume(folder: Path, mark: str) -> list[dict[str, Any]]:
-    """The blocks that earlier starts finished, their shards verified."""
-    path = folder / PROGRESS
-    if not path.exists():
+def _resume(folder: Path, run: str) -> list[dict[str, Any]]:
+    """The blocks that earlier starts finished, after verifying their shards."""
+    if not (folder / PROGRESS).exists():
         return []
-    noted = json.loads(path.read_text("utf-8"))
-    if noted["run"] != mark:
+    progress = read_json(folder / PROGRESS)
+    if progress["run"] != run:
         raise DatasetError(
-            f"{folder} holds pairs of another run: its networks, triplets or settings "
-            "differ. Choose another folder, or give what that run was given."
+            f"{folder} holds pairs of another run: its models, triplets or "
+            "configuration differ. Choose another folder."
         )
-    for shard in filter(None, (block["shard"] for block in noted["blocks"])):
-        shard_path = folder / shard["name"]
-        if not shard_path.is_file() or sha256_of(shard_path) != shard["sha256"]:
-            raise DatasetError(
-                f"{shard_path} is missing or changed since it was written. Remove "
-                f"{PROGRESS} to render all of them again."
-            )
-    blocks: list[dict[str, Any]] = noted["blocks"]
+    blocks: list[dict[str, Any]] = progress["blocks"]
+    for shard in filter(None, (block["shard"] for block in blocks)):
+        if problem := verify_shard(folder / shard["name"], shard):
+            raise DatasetError(f"{problem}. Remove {PROGRESS} to generate all anew.")
     return blocks
 
 
-def _note(folder: Path, mark: str, blocks: list[dict[str, Any]]) -> None:
-    text = json.dumps({"run": mark, "blocks": blocks}, indent=1)
-    write_bytes(folder / PROGRESS, text.encode())
-
-
-def _make_block(
-    makers: Makers, triplets: Sequence[Triplet], settings: Settings, path: Path
+def _generate_block(
+    models: Models, triplets: Sequence[Triplet], config: GenerationConfig, path: Path
 ) -> dict[str, Any]:
-    """One block: its candidates rendered and scored, the best of them in a shard."""
-    fits = makers.backbone.fits
-    readable = [t for t in triplets if all(fits([t.caption, t.edited_caption]))]
-    made = _render(makers.backbone, readable, settings)
-    scores = _score(makers.clip, made, settings.rendering.batch_size)
-    triplet_of = [pair.candidate.triplet for pair in made]
-    best = keep_best(scores, triplet_of, settings.filtering)
+    """Generate and score one block's candidates, and store the best in a shard."""
+    fits = models.backbone.fits_context
+    usable = [t for t in triplets if all(fits([t.caption, t.edited_caption]))]
+    generated = _generate(models.backbone, usable, config)
+    scores = _score(models.clip, generated, config.rendering.batch_size)
+    triplet_of = [pair.candidate.triplet for pair in generated]
+    best = clip_filter.keep_best(scores, triplet_of, config.filtering)
     reasons = Counter(
         reason.split()[0] if reason else "not among the best"
-        for reason in drop_reasons(scores, settings.filtering)
+        for reason in clip_filter.drop_reasons(scores, config.filtering)
     )
     reasons["not among the best"] -= len(best)
-    steps, block = settings.rendering.steps, path.stem[6:]
-    pairs = [as_pair(f"{block}-{i:05d}", made[i], scores, i, steps) for i in best]
+    steps, block = config.rendering.steps, path.stem.removeprefix("pairs-")
+    pairs = [to_pair(f"{block}-{i:05d}", generated[i], scores, i, steps) for i in best]
     return {
-        "too_long": len(triplets) - len(readable),
-        "rendered": len(made),
+        "too_long": len(triplets) - len(usable),
+        "rendered": len(generated),
         "kept": len(best),
         "dropped": dict(+reasons),
         "shard": write_shard(pairs, path) if pairs else None,
     }
 
 
-def _render(
-    backbone: Backbone, triplets: Sequence[Triplet], settings: Settings
-) -> list[RenderedPair]:
-    """All candidates of a block in the order drawn, which is not that of finishing."""
-    rendering = settings.rendering
-    n, tree, seed = rendering.candidates, settings.tree, settings.run_seed
-    if tree > 1:
-        candidates = draw_trees(triplets, n // tree, tree, seed, rendering)
+def _generate(
+    backbone: StableDiffusion, triplets: Sequence[Triplet], config: GenerationConfig
+) -> list[GeneratedPair]:
+    """All candidates of a block, in the order drawn."""
+    settings, seed, size = config.rendering, config.run_seed, config.tree_size
+    n = settings.candidates
+    if size > 1:
+        candidates = draw_trees(triplets, n // size, size, seed, settings)
     else:
-        candidates = draw_candidates(triplets, n, seed, rendering)
-    batches = render_by(backbone, candidates, rendering)
-    found = {id(pair.candidate): pair for batch in batches for pair in batch}
-    return [found[id(candidate)] for candidate in candidates]
+        candidates = draw_candidates(triplets, n, seed, settings)
+    rows, sampler = 2 * settings.batch_size, settings.sampler
+    batches = generate_batched(
+        backbone, candidates, steps=settings.steps, batch_rows=rows, sampler=sampler
+    )
+    pair_of = {id(pair.candidate): pair for batch in batches for pair in batch}
+    return [pair_of[id(candidate)] for candidate in candidates]
 
 
-def _score(clip: ClipScorer, made: list[RenderedPair], size: int) -> Scores:
-    """Scores of all pairs, on the CPU, computed a few at a time."""
-    if not made:
+def _score(clip: ClipScorer, pairs: list[GeneratedPair], batch_size: int) -> Scores:
+    """CLIP scores of all pairs, on the CPU."""
+    if not pairs:
         return Scores(*torch.empty(4, 0))
+    starts = range(0, len(pairs), batch_size)
     parts = [
-        score_rendered(clip, made[i : i + size]) for i in range(0, len(made), size)
+        clip_filter.score_generated(clip, pairs[i : i + batch_size]) for i in starts
     ]
     columns = zip(*(vars(part).values() for part in parts), strict=True)
     return Scores(*(torch.cat(column).cpu() for column in columns))
 
 
-def as_pair(key: str, made: RenderedPair, scores: Scores, row: int, steps: int) -> Pair:
-    """The record of a rendered pair in a data set.
-
-    Args:
-        key: names it there.
-        made: the pair, its pictures in [-1, 1].
-        scores: of several pairs.
-        row: which of them is this one's.
-        steps: of its sampling.
-    """
-    triplet, candidate = made.candidate.triplet, made.candidate
-    before, after = to_pil(torch.stack([made.before, made.after]))
+def to_pair(
+    key: str, generated: GeneratedPair, scores: Scores, row: int, steps: int
+) -> Pair:
+    """Convert a generated pair, of which ``row`` of ``scores`` is, to a ``Pair``."""
+    candidate = generated.candidate
+    triplet, word_edit = candidate.triplet, candidate.word_edit
+    before, after = to_pil(torch.stack([generated.before, generated.after]))
     return Pair(
-        key=key,
-        before=before,
-        after=after,
-        caption=triplet.caption,
-        instruction=triplet.instruction,
-        edited_caption=triplet.edited_caption,
+        *(key, before, after),
+        *(triplet.caption, triplet.instruction, triplet.edited_caption),
         seed=candidate.seed,
         p=candidate.p,
         cfg_scale=candidate.cfg_scale,
         steps=steps,
-        words=candidate.words.facts() if candidate.words else {},
+        word_edit=word_edit.to_dict() if word_edit else {},
         scores={name: round(float(x[row]), 5) for name, x in vars(scores).items()},
         language=triplet.language,
     )

@@ -1,27 +1,61 @@
-"""Loads one pretrained network of a larger model: whole, quietly, safetensors only.
-
-Section 3.2 starts from pretrained weights; a missing one must not go unnoticed.
-"""
+"""Load pretrained networks: whole, quietly, safetensors only (section 3.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from ip2p_lib.config import Source
 
-def load_network(kind: Any, where: dict[str, Any]) -> Any:
-    """Load a network; weights that are missing are an error, not a random layer.
+
+def locate(source: str | Path | Source, file: str, problem: str) -> dict[str, Any]:
+    """Arguments of ``from_pretrained``, which takes a wrong path for a Hub id.
 
     Args:
-        kind: a class of ``diffusers`` or ``transformers``.
-        where: arguments of its ``from_pretrained``.
+        source: a local folder; or a ``config.Source`` with a Hub id and a revision, so
+            that the same weights come tomorrow.
+        file: what a folder of this kind holds, "config.json" or "model_index.json".
+        problem: how an error begins; ``{folder}`` stands for the folder.
+    Raises:
+        FileNotFoundError: the folder lacks ``file``, or a Hub id has no revision.
+    """
+    name = source.path_or_id if isinstance(source, Source) else source
+    if isinstance(source, Source) and source.revision is not None:
+        return {"pretrained_model_name_or_path": name, "revision": source.revision}
+    if not (Path(name) / file).is_file():
+        raise FileNotFoundError(
+            f"{problem.format(folder=name)} For a model from the Hub pass "
+            "config.Source(id, revision) with a commit as revision."
+        )
+    return {"pretrained_model_name_or_path": str(name), "local_files_only": True}
 
+
+@contextmanager
+def explain_missing(where: dict[str, Any]) -> Iterator[None]:
+    """Turn an OSError of ``from_pretrained`` into a FileNotFoundError with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{where['pretrained_model_name_or_path']} is not complete on this machine "
+            "and cannot be downloaded. Check the name, connect to the network once, or "
+            "use SCALE='miniature', whose models ship with the repository."
+        ) from error
+
+
+def load_network(network: Any, where: dict[str, Any]) -> Any:
+    """Load a network; missing weights are an error, not a randomly initialised layer.
+
+    Args:
+        network: a class of ``diffusers`` or ``transformers``.
+        where: arguments of its ``from_pretrained``.
     Raises:
         ValueError: the files lack weights that the network has.
     """
     with _no_progress_bar():
-        model, report = kind.from_pretrained(
+        model, report = network.from_pretrained(
             **where, use_safetensors=True, output_loading_info=True
         )
     missing = sorted(report["missing_keys"])
@@ -37,7 +71,7 @@ def load_network(kind: Any, where: dict[str, Any]) -> Any:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Counting to two files takes no bar, and a bar would stay in a notebook."""
+    """Hide the progress bar: it is left behind in notebook outputs."""
     from diffusers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

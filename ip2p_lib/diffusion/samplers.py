@@ -1,14 +1,20 @@
-"""Stable Diffusion 1.5's noise schedule and three samplers.
+"""Three samplers, one formula: DDIM, DPM-Solver++ and Euler ancestral.
 
-The paper builds on latent diffusion (section 3.2): a latent x_0 is hidden in noise,
-x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) e, and a network learns to predict e from x_t. A
-sampler walks back from pure noise, asking for e once a step. Read ``add_noise``, then
-``ddim``, the shortest walk; the others change how far a step goes and whether noise is
-added. They are generators, so plots and progress stay with the caller.
+A sampler goes from noise to a clean latent in steps, calling the network once a step.
+With s the noise level before a step and s' after it, h = sqrt(1 + s^2), and the
+predicted clean latent x0 = h x - s eps, each of the three takes the step
 
-    a_t (alphas_cumprod)  share of signal at timestep t     e (eps)  unit normal noise
-    x (x_t)  latent of unit variance at every t             x0       clean, as predicted
-    sigma = sqrt((1 - a) / a)   noise level of x * sqrt(1 + sigma^2): signal weight one
+    x' = (r h x + (1 - r) (x0 + a (x0 - x0_before)) + u z) / h'
+
+It keeps a share r of the noisy latent, goes to the predicted x0 with the rest,
+extrapolates that prediction by a, and adds u of fresh unit normal noise z:
+
+    ddim             r = s'/s    a = 0                    u = 0
+    dpm_solver_pp    r = s'/s    a from the last 2 steps  u = 0
+    euler_ancestral  r < s'/s    a = 0                    u makes up for the smaller r
+
+Read ``sampler_coefficients`` (which numbers), ``sampler_step`` (the formula above) and
+``trajectory`` (the loop). The numbers may differ between the rows of a batch.
 """
 
 from __future__ import annotations
@@ -16,89 +22,72 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ip2p_lib.diffusion.schedule import Schedule
+
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t, t (B,)) -> eps, shaped like x_t
 StepNoise = Callable[[int], Tensor]  # index of the step -> unit normal, shaped like x_t
+Coefficients = list[tuple[float, float, float]]  # (r, a, u) of each step
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """``alphas_cumprod``, (T,) float64: share of signal, from nearly 1 to nearly 0."""
+def ddim(sigmas: list[float]) -> Coefficients:
+    """Predict x_0, then add the same noise again, less of it. No randomness.
 
-    alphas_cumprod: Tensor
-
-    @classmethod
-    def scaled_linear(
-        cls, T: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
-    ) -> Schedule:
-        """Stable Diffusion's schedule: sqrt(beta_t) rises linearly over T timesteps.
-        Raises ValueError unless T >= 2 and 0 < beta_start <= beta_end < 1.
-        """
-        if T < 2 or not 0 < beta_start <= beta_end < 1:
-            raise ValueError(f"No schedule from {T=}, {beta_start=}, {beta_end=}.")
-        root = torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64)
-        return cls((1 - root**2).cumprod(0))
-
-    @property
-    def sigmas(self) -> Tensor:
-        """(T,) float64 noise levels, rising with t."""
-        return ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
-
-    def to(self, device: torch.device | str) -> Schedule:
-        """This schedule on another device."""
-        return replace(self, alphas_cumprod=self.alphas_cumprod.to(device))
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a sampler knows after a step."""
-
-    index: int  # 0 first
-    t: Tensor  # (B,) timestep at which the network was asked
-    x: Tensor  # (B, C, H, W) latent after the step
-    x0: Tensor  # (B, C, H, W) clean latent, as predicted in this step
-
-
-def _weights(schedule: Schedule, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """sqrt(a_t) and sqrt(1 - a_t), shaped to multiply x; sigma is linear between t."""
-    low = t.long()
-    high = (low + 1).clamp(max=len(schedule.alphas_cumprod) - 1)
-    sigma = torch.lerp(schedule.sigmas[low], schedule.sigmas[high], t.double() - low)
-    signal = (1 + sigma**2).rsqrt().reshape(-1, *[1] * (x.ndim - 1))
-    return signal.to(x.dtype), (1 - signal**2).sqrt().to(x.dtype)
-
-
-def add_noise(schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Hide a latent in noise, x_t (B, C, H, W): input of the loss of Eq. 1 (3.2).
-
-    Args:
-        schedule: on the device of ``t``.
-        x0: (B, C, H, W) clean latent, scaled to unit variance.
-        noise: (B, C, H, W) unit normal.
-        t: (B,) timesteps in [0, T - 1]; real numbers are allowed, see ``timesteps``.
+    Source: Song et al., arXiv 2010.02502, Eq. 12.
     """
-    signal, rest = _weights(schedule, t, x0)
-    return signal * x0 + rest * noise
+    return [(target / s, 0.0, 0.0) for s, target in pairwise(sigmas)]
 
 
-def predict_x0(schedule: Schedule, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """Solve ``add_noise`` for x_0 (B, C, H, W), given the noise ``eps`` in ``x_t``."""
-    signal, rest = _weights(schedule, t, x_t)
-    return (x_t - rest * eps) / signal
+def dpm_solver_pp(sigmas: list[float]) -> Coefficients:
+    """DPM-Solver++(2M): extrapolate the last two predictions of x_0 half a step.
+
+    Source: Lu et al., arXiv 2211.01095, Algorithm 2. The first step has no prediction
+    before it and the last is infinitely long in log sigma: neither extrapolates.
+    """
+    rows, length_before = [], math.inf
+    for s, target in pairwise(sigmas):
+        length = math.log(s / target) if target else math.inf
+        ahead = 0.0 if math.isinf(length) else length / (2 * length_before)
+        rows.append((target / s, ahead, 0.0))
+        length_before = length
+    return rows
+
+
+def euler_ancestral(sigmas: list[float]) -> Coefficients:
+    """Step below the target noise level, then add fresh noise: the paper's sampler.
+
+    Source: k-diffusion's ``sample_euler_ancestral``, called by the released code. The
+    appendix credits Karras' schedule, but that code spaces evenly in t, and so do we.
+    """
+    rows = []
+    for s, target in pairwise(sigmas):
+        up = target * math.sqrt(1 - (target / s) ** 2)
+        rows.append((math.sqrt(target**2 - up**2) / s, 0.0, up))
+    return rows
+
+
+SAMPLERS: dict[str, Callable[[list[float]], Coefficients]] = {
+    "euler_ancestral": euler_ancestral,
+    "ddim": ddim,
+    "dpm_solver_pp": dpm_solver_pp,
+}
 
 
 def timesteps(schedule: Schedule, steps: int, sampler: str) -> list[float]:
-    """The ``steps`` timesteps at which a sampler asks the network, noisiest first.
+    """The timesteps at which a sampler calls the network, noisiest first.
 
     Spaced as ``diffusers`` does: "ddim" in whole multiples of T // steps plus 1,
     "dpm_solver_pp" rounded from T - 1 down to but without 0, "euler_ancestral" in
     real numbers from T - 1 to 0 (one step alone is from T - 1, as in k-diffusion).
-    Raises ValueError for an unknown sampler, or steps that do not fit in T.
+
+    Raises:
+        ValueError: an unknown sampler, or steps outside [1, T - 1].
     """
     if sampler not in SAMPLERS:
         raise ValueError(f"Unknown sampler {sampler!r}; choose from {list(SAMPLERS)}.")
@@ -112,103 +101,59 @@ def timesteps(schedule: Schedule, steps: int, sampler: str) -> list[float]:
     return [T - 1 - i * (T - 1) / max(steps - 1, 1) for i in range(steps)]
 
 
-def _sigmas_at(schedule: Schedule, ts: list[float]) -> list[float]:
-    """sigma at each timestep, linear in between, and 0 at the end of the walk."""
-    # As numbers of Python, before the first step: no step then waits for a GPU.
-    known = [*schedule.sigmas.tolist(), 0.0]  # the last one needs a neighbour too
-    return [(1 - t % 1) * known[int(t)] + t % 1 * known[int(t) + 1] for t in ts] + [0.0]
+def sampler_coefficients(schedule: Schedule, steps: int, sampler: str) -> Tensor:
+    """The numbers of every step, t, h, s, r, a, u, h': (steps, 7) float64 on the CPU.
+
+    Only "euler_ancestral" has u > 0, in all rows but its last. Errors as ``timesteps``.
+    """
+    ts = timesteps(schedule, steps, sampler)
+    known = [*schedule.sigmas.tolist(), 0.0]  # the last timestep needs a neighbour too
+    sigmas = [(1 - t % 1) * known[int(t)] + t % 1 * known[int(t) + 1] for t in ts]
+    # Stable Diffusion's DDIM ends at the first timestep, not at zero noise.
+    sigmas.append(known[0] if sampler == "ddim" else 0.0)
+    h = [math.hypot(1, s) for s in sigmas]
+    rows = zip(ts, h[:-1], sigmas[:-1], SAMPLERS[sampler](sigmas), h[1:], strict=True)
+    return torch.tensor(
+        [(t, h, s, *rule, h_next) for t, h, s, rule, h_next in rows],
+        dtype=torch.float64,
+    )
 
 
-def euler_ancestral(
-    denoise: Denoiser,
-    noise: Tensor,
-    schedule: Schedule,
-    steps: int,
-    step_noise: StepNoise,
-    *,
-    start: int = 0,
-) -> Iterator[Step]:
-    """Step past the target, then add fresh noise back up to it: the paper's sampler.
+def initial_latent(noise: Tensor, coefficients: Tensor, sampler: str) -> Tensor:
+    """The latent at which a trajectory begins, from unit normal noise (B, C, H, W)."""
+    h, s = coefficients[0, 1:3].tolist()
+    # k-diffusion starts from noise of level s alone, a latent has level h.
+    return noise * (s / h) if sampler == "euler_ancestral" else noise
 
-    Source: k-diffusion's ``sample_euler_ancestral``, called by the released code. The
-    appendix credits Karras' schedule, but that code spaces evenly in t, and so do we.
+
+def sampler_step(
+    x: Tensor, eps: Tensor, x0_before: Tensor, z: Tensor | None, coefficients: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Take one step of any sampler; the rows of a batch may be at different steps.
 
     Args:
-        denoise: predicts the noise in x_t; called once a step.
-        noise: (B, C, H, W) unit normal; or, if ``start`` > 0, x_t at that step.
-        schedule: on any device.
-        steps: of the whole walk.
-        step_noise: unit normal noise of a step, shaped like ``noise``.
-        start: first step taken. SDEdit enters with the ``add_noise`` of
-            ``timesteps(schedule, steps, "euler_ancestral")[start]``.
-    Yields the ``steps - start`` steps; the last one's ``x`` is the sample.
+        x, eps: (B, C, H, W) latents, and the noise predicted in them.
+        x0_before: (B, C, H, W) predicted x0 of the step before; anything at the first.
+        z: (B, C, H, W) unit normal noise; None where no row adds any.
+        coefficients: (7,) for all or (B, 7), rows of ``sampler_coefficients``.
+    Returns:
+        Latents after the step, and the clean latents predicted in it.
     """
-    ts = timesteps(schedule, steps, "euler_ancestral")
-    sigmas = _sigmas_at(schedule, ts)
-    # y = x sqrt(1 + sigma^2); the first is noise alone, as in k-diffusion.
-    y = noise * (math.hypot(1, sigmas[start]) if start else sigmas[0])
-    for i in range(start, steps):
-        sigma, target = sigmas[i], sigmas[i + 1]
-        t = y.new_full(y.shape[:1], ts[i])
-        eps = denoise(y / math.hypot(1, sigma), t)
-        x0 = y - sigma * eps
-        up = target * math.sqrt(1 - (target / sigma) ** 2)
-        y = y + (math.sqrt(target**2 - up**2) - sigma) * eps
-        if up > 0:
-            y = y + up * step_noise(i)
-        yield Step(i, t, y / math.hypot(1, target), x0)
+    columns = coefficients.to(x).reshape(-1, 7).T[1:]
+    h, s, r, a, u, h_next = columns.reshape(6, -1, *[1] * (x.ndim - 1))
+    x0 = h * x - s * eps
+    y = r * h * x + (1 - r) * (x0 + a * (x0 - x0_before))
+    return (y if z is None else y + u * z) / h_next, x0
 
 
-def ddim(
-    denoise: Denoiser, noise: Tensor, schedule: Schedule, steps: int, *, start: int = 0
-) -> Iterator[Step]:
-    """Predict x_0, then noise it again, less, with the same noise. No randomness.
+@dataclass(frozen=True)
+class Step:
+    """The result of one step."""
 
-    Source: Song et al., arXiv 2010.02502, Eq. 12; the last step goes to a_0, as Stable
-    Diffusion's does, not to 1. Arguments and yields as in ``euler_ancestral``.
-    """
-    alphas, ts = schedule.alphas_cumprod.tolist(), timesteps(schedule, steps, "ddim")
-    x = noise
-    for i in range(start, steps):
-        here, there = int(ts[i]), max(int(ts[i]) - len(alphas) // steps, 0)
-        t = x.new_full(x.shape[:1], ts[i])
-        eps = denoise(x, t)
-        x0 = (x - math.sqrt(1 - alphas[here]) * eps) / math.sqrt(alphas[here])
-        x = math.sqrt(alphas[there]) * x0 + math.sqrt(1 - alphas[there]) * eps
-        yield Step(i, t, x, x0)
-
-
-def dpm_solver_pp(
-    denoise: Denoiser, noise: Tensor, schedule: Schedule, steps: int
-) -> Iterator[Step]:
-    """DPM-Solver++(2M): extrapolate the last two predictions of x_0 half a step.
-
-    Source: Lu et al., arXiv 2211.01095, Algorithm 2. Arguments and yields as in
-    ``euler_ancestral``, without entry midway: a step needs the one before.
-    """
-    ts = timesteps(schedule, steps, "dpm_solver_pp")
-    sigmas = _sigmas_at(schedule, ts)
-    x, x0_before, h_before = noise, noise, math.inf
-    for i in range(steps):
-        sigma, target = sigmas[i], sigmas[i + 1]
-        t = x.new_full(x.shape[:1], ts[i])
-        eps = denoise(x, t)
-        x0 = x * math.hypot(1, sigma) - sigma * eps
-        h = math.log(sigma / target) if target else math.inf
-        # The first step has none before it and the last is infinite: both go straight.
-        ahead = 0.0 if math.isinf(h) else h / (2 * h_before)
-        line = x0 + ahead * (x0 - x0_before)
-        y = target / sigma * math.hypot(1, sigma) * x - math.expm1(-h) * line
-        x = y / math.hypot(1, target)
-        x0_before, h_before = x0, h
-        yield Step(i, t, x, x0)
-
-
-SAMPLERS: dict[str, Callable[..., Iterator[Step]]] = {
-    "euler_ancestral": euler_ancestral,
-    "ddim": ddim,
-    "dpm_solver_pp": dpm_solver_pp,
-}
+    index: int  # 0 first
+    t: Tensor  # (B,) timestep at which the network was called
+    x: Tensor  # (B, C, H, W) latent after the step
+    x0: Tensor  # (B, C, H, W) clean latent, as predicted in this step
 
 
 def trajectory(
@@ -221,20 +166,45 @@ def trajectory(
     step_noise: StepNoise | None = None,
     start: int = 0,
 ) -> Iterator[Step]:
-    """Start a sampler by name; arguments as in ``euler_ancestral``.
+    """Sample step by step: a generator, so that plots and progress stay outside.
 
-    Raises ValueError if sampler or steps are unfit (see ``timesteps``), if ``start`` is
-    outside [0, steps) or given to "dpm_solver_pp", or "euler_ancestral" lacks noise.
+    Args:
+        sampler: a key of ``SAMPLERS``.
+        denoise: predicts the noise in x_t; called once a step, in order.
+        noise: (B, C, H, W) unit normal; or, if ``start`` > 0, x_t at that step.
+        schedule, steps: of the whole trajectory.
+        step_noise: unit normal noise of a step; "euler_ancestral" needs it.
+        start: first step taken. SDEdit enters with the ``add_noise`` of
+            ``timesteps(schedule, steps, sampler)[start]``.
+    Yields:
+        The ``steps - start`` steps; the last one's ``x`` is the sample.
+    Raises:
+        ValueError: at the call, for an unfit sampler or steps (see ``timesteps``), an
+            unfit ``start``, or "euler_ancestral" without ``step_noise``.
     """
-    timesteps(schedule, steps, sampler)
+    coefficients = sampler_coefficients(schedule, steps, sampler)
+    _check_options(sampler, steps, start, step_noise)
+
+    def run() -> Iterator[Step]:
+        x = x0 = noise if start else initial_latent(noise, coefficients, sampler)
+        on_device = coefficients.to(x)  # copied once: no step waits for a GPU
+        for i in range(start, steps):
+            t = x.new_full(x.shape[:1], coefficients[i, 0].item())
+            z = step_noise(i) if step_noise and coefficients[i, 5] > 0 else None
+            x, x0 = sampler_step(x, denoise(x, t), x0, z, on_device[i])
+            yield Step(i, t, x, x0)
+
+    return run()
+
+
+def _check_options(
+    sampler: str, steps: int, start: int, step_noise: StepNoise | None
+) -> None:
+    # A step of dpm_solver_pp needs the one before it.
     if not 0 <= start < steps or (start and sampler == "dpm_solver_pp"):
         raise ValueError(f"{sampler} of {steps} steps cannot start at step {start}.")
-    options: dict[str, object] = {"start": start} if start else {}
-    if sampler == "euler_ancestral":
-        if step_noise is None:
-            raise ValueError(f"{sampler} needs noise at each step: pass step_noise.")
-        options["step_noise"] = step_noise
-    return SAMPLERS[sampler](denoise, noise, schedule, steps, **options)
+    if sampler == "euler_ancestral" and step_noise is None:
+        raise ValueError(f"{sampler} needs noise at each step: pass step_noise.")
 
 
 def sample(
@@ -245,6 +215,6 @@ def sample(
     steps: int,
     **options: Any,
 ) -> Tensor:
-    """Walk to the end: the last (B, C, H, W) latent. Arguments as in ``trajectory``."""
-    walk = trajectory(sampler, denoise, noise, schedule, steps, **options)
-    return deque(walk, maxlen=1)[0].x
+    """The last latent (B, C, H, W) of a ``trajectory``; the same arguments."""
+    last = deque(trajectory(sampler, denoise, noise, schedule, steps, **options), 1)
+    return last[0].x

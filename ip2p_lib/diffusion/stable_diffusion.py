@@ -1,8 +1,8 @@
 """The pretrained text-to-image model the paper starts from (3.2), as one record.
 
-Two conventions live here and nowhere else. The latent to be denoised is scaled to unit
-variance by ``scaling``, a number of the autoencoder's own configuration; the latent of
-the *conditioning* picture is the mode and unscaled, as in ``ddpm_edit.py``.
+Two conventions are kept here and nowhere else. The latent to be denoised is scaled to
+unit variance by ``scaling_factor``, a number of the autoencoder's own configuration;
+the latent of the *conditioning* image is the mode and unscaled, as in ``ddpm_edit.py``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ip2p_lib.config import Source
-from ip2p_lib.device import pick_device, pick_dtype
-from ip2p_lib.diffusion.attention import of_any_shape
-from ip2p_lib.diffusion.loading import load_network
-from ip2p_lib.diffusion.samplers import Schedule
+from ip2p_lib.device import pick_device, pick_dtype, without_cudnn_attention
+from ip2p_lib.diffusion.loading import explain_missing, load_network, locate
+from ip2p_lib.diffusion.schedule import Schedule
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -28,11 +27,11 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Backbone:
+class StableDiffusion:
     """Text encoder and autoencoder, frozen, and the U-Net, which may be trained.
 
     The parts are those of a ``StableDiffusionPipeline``; ``schedule`` is the one the
-    U-Net was trained with. Encoding and decoding keep no gradients.
+    U-Net was trained with. Encoding and decoding compute no gradients.
     """
 
     tokenizer: CLIPTokenizer
@@ -52,7 +51,7 @@ class Backbone:
         return self.vae.dtype
 
     @property
-    def scaling(self) -> float:
+    def scaling_factor(self) -> float:
         """Factor that gives target latents unit variance: 0.18215 for SD 1.5."""
         return float(self.vae.config.scaling_factor)
 
@@ -64,7 +63,7 @@ class Backbone:
 
     @property
     def resolution(self) -> int:
-        """Side in pixels of the pictures that ``latent_shape`` decodes to."""
+        """Side in pixels of the images that ``latent_shape`` decodes to."""
         factor: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
         return factor * self.latent_shape[-1]
 
@@ -73,10 +72,15 @@ class Backbone:
         """(1, L, D) embedding of the empty text, the null conditioning of 3.2.1."""
         return self.encode_text([""])
 
-    def fits(self, texts: Sequence[str]) -> list[bool]:
-        """Whether the text encoder reads each text whole, markers included."""
-        length = self.text_encoder.config.max_position_embeddings
-        return [len(ids) <= length for ids in self.tokenizer(list(texts)).input_ids]
+    @property
+    def context_length(self) -> int:
+        """Tokens the text encoder reads, start and end token included: 77 for CLIP."""
+        return int(self.text_encoder.config.max_position_embeddings)
+
+    def fits_context(self, texts: Sequence[str]) -> list[bool]:
+        """Whether the text encoder reads each text whole."""
+        ids = self.tokenizer(list(texts)).input_ids
+        return [len(tokens) <= self.context_length for tokens in ids]
 
     def tokenize(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
         """Texts to (B, L) int64 token ids, padded to the text encoder's length.
@@ -87,123 +91,97 @@ class Backbone:
         """
         if isinstance(texts, str):
             raise ValueError(f"Give a list of texts, [{texts!r}], not one string.")
-        length = self.text_encoder.config.max_position_embeddings
+        limit = self.context_length
         ids = self.tokenizer(
-            list(texts), padding="max_length", max_length=length, truncation=truncate
+            list(texts), padding="max_length", max_length=limit, truncation=truncate
         ).input_ids
-        _refuse_long_texts(texts, ids, length)
+        for text, tokens in zip(texts, ids, strict=True):
+            if len(tokens) > limit:
+                raise ValueError(
+                    f"{text[:60]!r}... is {len(tokens)} tokens long, start and end "
+                    f"token included; the text encoder reads {limit}. Shorten it."
+                )
         return torch.tensor(ids, device=self.device)
 
     @torch.no_grad()
-    def encode_text(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
-        """Texts to (B, L, D) embeddings: the last hidden state, one vector a token.
-
-        Raises:
-            ValueError: as ``tokenize``.
-        """
-        ids = self.tokenize(texts, truncate=truncate)
-        hidden: Tensor = self.text_encoder(ids).last_hidden_state
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Texts to (B, L, D) embeddings, one vector a token; errors as ``tokenize``."""
+        hidden: Tensor = self.text_encoder(self.tokenize(texts)).last_hidden_state
         return hidden
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in [-1, 1] to condition latents (B, C, h, w)."""
+        """Images (B, 3, H, W) in [-1, 1] to unscaled condition latents (B, C, h, w)."""
         return self.encode_moments(images)[0]
 
     @torch.no_grad()
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the pictures' latents, unscaled.
+        """Mean and log-variance, (B, C, h, w) each, of the images' unscaled latents.
 
-        A training target is ``scaling * (mean + exp(logvar / 2) * noise)``; storing the
-        two lets every epoch draw it anew.
-
-        Args:
-            images: (B, 3, H, W) in [-1, 1].
-        Returns:
-            Two (B, C, h, w).
+        A training target is ``scaling_factor * (mean + exp(logvar / 2) * noise)``; with
+        the two stored, every epoch can draw it anew.
         """
         moments = self.vae.encode(images.to(self.device, self.dtype)).latent_dist
         return moments.mean, moments.logvar
 
     @torch.no_grad()
-    @of_any_shape()
+    @without_cudnn_attention()
     def decode(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) to float32 pictures (B, 3, H, W) in [-1, 1]."""
-        unscaled = (latents / self.scaling).to(self.device, self.dtype)
+        """Scaled latents (B, C, h, w) to float32 images (B, 3, H, W) in [-1, 1]."""
+        unscaled = (latents / self.scaling_factor).to(self.device, self.dtype)
         images: Tensor = self.vae.decode(unscaled).sample
         return images.to(torch.promote_types(self.dtype, torch.float32)).clamp(-1, 1)
 
 
-def _refuse_long_texts(texts: Sequence[str], ids: list[list[int]], limit: int) -> None:
-    for text, tokens in zip(texts, ids, strict=True):
-        if len(tokens) > limit:
-            raise ValueError(
-                f"{text[:60]!r}... is {len(tokens)} tokens long, markers included; the "
-                f"text encoder reads {limit}. Shorten it, or pass truncate=True."
-            )
-
-
-def load_backbone(
+def load_stable_diffusion(
     source: str | Path | Source,
     *,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
-) -> Backbone:
-    """Load a Stable Diffusion model, ready for inference.
+) -> StableDiffusion:
+    """Load a Stable Diffusion model for inference. Only safetensors files are read.
 
     Args:
         source: a local folder in ``diffusers`` layout; or a ``config.Source`` with a
             Hub id and a revision, so that the same weights come tomorrow.
         device: None picks the GPU where there is one.
         dtype: None is float32 on a CPU and float16 on a GPU.
-    Returns:
-        The backbone in evaluation mode. Only safetensors files are read.
     Raises:
-        FileNotFoundError: a path that is no model folder, or a Hub id without revision.
+        FileNotFoundError: a path that is no model folder, a Hub id without revision, or
+            the Hub is out of reach.
         ValueError: weights are missing, the model does not predict epsilon under a
             scaled linear schedule, or device or dtype do not fit this machine.
     """
     place = pick_device(device)
     precision = pick_dtype(place, dtype)
-    where = _locate(source)
+    problem = "{folder} is not a model folder: it has no model_index.json."
+    where = locate(source, "model_index.json", problem)
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizerFast
 
-    def part(kind: Any, name: str) -> Any:
+    def part(network: Any, name: str) -> Any:
+        model = load_network(network, {**where, "subfolder": name})
         # torch's own ``to``: that of diffusers logs a warning about a dtype, always.
-        network = load_network(kind, {**where, "subfolder": name})
-        return nn.Module.to(network, place, precision).eval()
+        return nn.Module.to(model, place, precision).eval()
 
-    return Backbone(
-        # Before transformers 5 the other one parts Chinese, unless ftfy is installed.
-        tokenizer=CLIPTokenizerFast.from_pretrained(**where, subfolder="tokenizer"),
-        text_encoder=part(CLIPTextModel, "text_encoder").requires_grad_(False),
-        vae=part(AutoencoderKL, "vae").requires_grad_(False),
-        unet=part(UNet2DConditionModel, "unet"),
-        schedule=_schedule(DDIMScheduler.load_config(**where, subfolder="scheduler")),
-    )
-
-
-def _locate(source: str | Path | Source) -> dict[str, Any]:
-    """Arguments of ``from_pretrained``, to which a wrong path is a network error."""
-    name = source.path_or_id if isinstance(source, Source) else source
-    if isinstance(source, Source) and source.revision is not None:
-        return {"pretrained_model_name_or_path": name, "revision": source.revision}
-    folder = Path(name)
-    if not (folder / "model_index.json").is_file():
-        raise FileNotFoundError(
-            f"{folder} is not a model folder: it has no model_index.json. For a model "
-            "from the Hub pass config.Source(id, revision) with a commit as revision."
+    with explain_missing(where):
+        scheduler = DDIMScheduler.load_config(**where, subfolder="scheduler")
+        return StableDiffusion(
+            # The slow tokenizer splits Chinese wrongly, before transformers 5.
+            tokenizer=CLIPTokenizerFast.from_pretrained(**where, subfolder="tokenizer"),
+            text_encoder=part(CLIPTextModel, "text_encoder").requires_grad_(False),
+            vae=part(AutoencoderKL, "vae").requires_grad_(False),
+            unet=part(UNet2DConditionModel, "unet"),
+            schedule=_schedule(scheduler),
         )
-    return {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
 
 
 def _schedule(config: dict[str, Any]) -> Schedule:
-    found = config.get("beta_schedule"), config.get("prediction_type", "epsilon")
-    if found != ("scaled_linear", "epsilon"):
+    kinds = config.get("beta_schedule"), config.get("prediction_type", "epsilon")
+    if kinds != ("scaled_linear", "epsilon"):
         raise ValueError(
             "The model must predict epsilon under a scaled_linear schedule, as Stable "
-            f"Diffusion 1.x does; its scheduler says {found}."
+            f"Diffusion 1.x does; its scheduler says {kinds}."
         )
     return Schedule.scaled_linear(
         config["num_train_timesteps"], config["beta_start"], config["beta_end"]

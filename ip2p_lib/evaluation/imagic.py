@@ -1,14 +1,14 @@
-"""Imagic: bend the model to one picture, then ask for another (arXiv 2210.09276).
+"""Imagic: fine-tune the model on one image, then ask for another (arXiv 2210.09276).
 
 A baseline that, unlike an instruction editor, is trained anew for every edit, in three
 stages:
 
-1. the edited caption's embedding moves until the frozen U-Net knows the picture by it
-2. the U-Net learns to draw the picture from the embedding that was found
-3. between that embedding and the caption's own, it draws the edit
+1. optimise the text embedding, from the edited caption's, until the frozen U-Net
+   reconstructs the image from it
+2. fine-tune the U-Net to reconstruct the image from the optimised embedding
+3. interpolate between the optimised embedding and the caption's, and sample
 
-``fit_imagic`` does the first two, which takes a while; ``Imagic.edit`` is the third,
-whose ``eta`` is the dial between the picture and the caption.
+``fit_imagic`` does the first two, which takes a while; ``Imagic.edit`` is the third.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ip2p_lib.diffusion.samplers import add_noise
-from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.diffusion.schedule import add_noise
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 from ip2p_lib.evaluation.sdedit import (
-    denoised,
-    prepared,
-    require_text_to_image,
-    start_noise,
+    check_text_to_image,
+    initial_noise,
+    preprocess,
+    sample_from,
 )
 from ip2p_lib.images import to_pil
 from ip2p_lib.rng import integers, key, normal
@@ -35,7 +35,7 @@ from ip2p_lib.rng import integers, key, normal
 
 @dataclass(frozen=True)
 class Stage:
-    """How long something is trained, and how fast."""
+    """How long and how fast a stage trains."""
 
     steps: int
     learning_rate: float
@@ -44,35 +44,35 @@ class Stage:
 
 # For the miniature; for Stable Diffusion as in diffusers' community pipeline.
 EMBEDDING, UNET = Stage(100, 1e-2), Stage(60, 1e-4)
-OF_SD = {"embedding": Stage(500, 1e-3, 1), "unet": Stage(1000, 2e-6, 1)}
+SD_STAGES = {"embedding": Stage(500, 1e-3, 1), "unet": Stage(1000, 2e-6, 1)}
 
 
 @dataclass(frozen=True)
 class Imagic:
-    """A model that knows one picture; from ``fit_imagic``."""
+    """A model fine-tuned on one image; from ``fit_imagic``."""
 
-    backbone: Backbone  # its U-Net is the fine-tuned copy
-    wanted: Tensor  # (1, L, D) hidden states of the edited caption
-    found: Tensor  # (1, L, D) of the picture
-    latent: Tensor  # (1, 4, h, w) the picture's
+    finetuned: StableDiffusion  # its U-Net is the fine-tuned copy
+    target_embedding: Tensor  # (1, L, D) of the edited caption
+    optimized_embedding: Tensor  # (1, L, D) of the image
+    latent: Tensor  # (1, 4, h, w) of the image
     losses: tuple[float, ...]  # of all steps, first those of the embedding
 
     def edit(self, eta: float, *, cfg_scale: float, steps: int, seed: int = 0) -> Image:
-        """Draw what lies between the picture (eta 0) and the caption (eta 1), its size.
+        """Sample between the image (eta 0) and the edited caption (eta 1), stage 3.
 
         Args:
-            eta: share of the caption's embedding; the paper has 0.6 to 0.8.
-            cfg_scale: guidance by the mixed embedding.
-            steps: of the walk from pure noise.
+            eta: weight of the caption's embedding; the paper has 0.6 to 0.8.
+            cfg_scale: guidance scale of the interpolated embedding.
+            steps: of the trajectory from pure noise.
             seed: another seed is another attempt.
         """
-        text = torch.lerp(self.found, self.wanted, eta)
-        noise = start_noise([seed], self.latent)
-        return to_pil(denoised(self.backbone, noise, text, cfg_scale, steps, 0))[0]
+        text = torch.lerp(self.optimized_embedding, self.target_embedding, eta)
+        noise = initial_noise([seed], self.latent)
+        return to_pil(sample_from(self.finetuned, noise, text, cfg_scale, steps))[0]
 
 
 def fit_imagic(
-    backbone: Backbone,
+    backbone: StableDiffusion,
     image: Image,
     edited_caption: str,
     *,
@@ -80,54 +80,53 @@ def fit_imagic(
     unet: Stage = UNET,
     seed: int = 0,
 ) -> Imagic:
-    """Stages 1 and 2. The backbone stays as it is; a copy of its U-Net is trained.
+    """Stages 1 and 2. The model stays as it is; a copy of its U-Net is trained.
 
     Args:
         backbone: a text-to-image model; the copy is float32.
-        image: fitted to the backbone's resolution, keeping its aspect.
-        edited_caption: what the edited picture shows.
-        embedding: stage 1.
-        unet: stage 2.
+        image: fitted to the model's resolution, keeping its aspect.
+        edited_caption: what the edited image shows.
+        embedding, unet: settings of stage 1 and stage 2.
         seed: of the noise that is drawn while training.
 
     Raises:
         ValueError: the U-Net is an editor's.
     """
-    require_text_to_image(backbone)
-    latent = backbone.scaling * backbone.encode(prepared(backbone, image)).float()
-    tuned = copy.deepcopy(backbone.unet).float().requires_grad_(False)
-    bent = replace(backbone, unet=tuned)
-    wanted = backbone.encode_text([edited_caption]).float()
-    found = wanted.clone().requires_grad_()
-    losses = [*_train(bent, latent, found, [found], embedding, seed)]
-    found = found.detach()
-    weights = [*tuned.requires_grad_().parameters()]
-    losses += _train(bent, latent, found, weights, unet, seed + 1)
-    tuned.requires_grad_(False)
-    return Imagic(bent, wanted, found, latent, tuple(losses))
+    check_text_to_image(backbone)
+    clean = backbone.encode(preprocess(backbone, image)).float()
+    latent = backbone.scaling_factor * clean
+    network = copy.deepcopy(backbone.unet).float().requires_grad_(False)
+    finetuned = replace(backbone, unet=network)
+    target = backbone.encode_text([edited_caption]).float()
+    text = target.clone().requires_grad_()
+    losses = [*_train(finetuned, latent, text, [text], embedding, seed)]
+    text = text.detach()
+    weights = [*network.requires_grad_().parameters()]
+    losses += _train(finetuned, latent, text, weights, unet, seed + 1)
+    network.requires_grad_(False)
+    return Imagic(finetuned, target, text, latent, tuple(losses))
 
 
 def _train(
-    backbone: Backbone,
+    backbone: StableDiffusion,
     latent: Tensor,
     text: Tensor,
     weights: Iterable[Tensor],
     stage: Stage,
     seed: int,
 ) -> Iterator[float]:
-    """Have some weights explain one latent by one text; yields the loss of a step."""
+    """Minimise the denoising loss of one latent and one text; yields it each step."""
     optimizer = torch.optim.Adam(weights, stage.learning_rate)
-    schedule = backbone.schedule.to(latent.device)
-    levels = len(schedule.alphas_cumprod)
-    rows = latent.expand(stage.batch, -1, -1, -1)
+    schedule, n = backbone.schedule.to(latent.device), stage.batch
+    ids = torch.arange(n, device=latent.device)
     for step in range(stage.steps):
-        ids = torch.arange(stage.batch, device=latent.device)
+        levels = len(schedule.alphas_cumprod)
         t = integers(key("imagic", "timestep", seed, step), ids, levels)
         noise = normal(key("imagic", "noise", seed, step), ids, tuple(latent.shape[1:]))
-        told = text.expand(stage.batch, -1, -1)
-        x = add_noise(schedule, rows, noise, t)
-        guess = backbone.unet(x, t, encoder_hidden_states=told, return_dict=False)[0]
-        loss = (guess.float() - noise).square().mean()
+        x = add_noise(schedule, latent.expand(n, -1, -1, -1), noise, t)
+        rows = text.expand(n, -1, -1)
+        eps = backbone.unet(x, t, encoder_hidden_states=rows, return_dict=False)[0]
+        loss = (eps.float() - noise).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,12 +1,10 @@
-"""What an instruction editor has to beat (section 4.1, figures 8 and 9).
+"""SDEdit, and text-to-image: what an instruction editor has to beat (section 4.1).
 
-Three ways to edit without training. ``sdedit`` is told what the whole edited picture
-shows, not what to change: it noises the input part of the way and denoises towards the
-edited caption. The other two bound every metric: ``copy_input`` keeps all and edits
-nothing, ``ignore_input`` follows the caption and keeps nothing.
+Neither is trained to edit. SDEdit noises the input part of the way and denoises it
+towards a caption of the *edited* image; it is given the whole image in words, not the
+change. ``text_to_image`` ignores the input: the lower end of every consistency metric.
 
-All take a text-to-image ``Backbone``, whose U-Net has 4 channels. ``*_tensors`` are the
-same for a batch. ``imagic`` and ``text2live`` train anew for every edit.
+Both take a text-to-image ``StableDiffusion``, whose U-Net has 4 channels.
 """
 
 from __future__ import annotations
@@ -17,46 +15,18 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ip2p_lib.diffusion.denoising import caption_denoiser
-from ip2p_lib.diffusion.samplers import add_noise, sample, timesteps
-from ip2p_lib.diffusion.stable_diffusion import Backbone
+from ip2p_lib.diffusion.guidance import caption_denoiser
+from ip2p_lib.diffusion.samplers import sample, timesteps
+from ip2p_lib.diffusion.schedule import add_noise
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 from ip2p_lib.images import fit, load, to_pil, to_tensor
 from ip2p_lib.rng import key, normal
 
 SAMPLER = "ddim"
 
 
-def copy_input(image: Image) -> Image:
-    """Return the picture unchanged: the best consistency, no edit at all."""
-    return load(image)
-
-
-def ignore_input(
-    backbone: Backbone,
-    image: Image,
-    edited_caption: str,
-    *,
-    cfg_scale: float,
-    steps: int,
-    seed: int = 0,
-) -> Image:
-    """Draw the edited caption afresh at the picture's size: all edit, no consistency.
-
-    Arguments and errors as ``sdedit``.
-    """
-    after = ignore_input_tensors(
-        backbone,
-        prepared(backbone, image),
-        [edited_caption],
-        cfg_scale=cfg_scale,
-        steps=steps,
-        seeds=[seed],
-    )
-    return to_pil(after)[0]
-
-
 def sdedit(
-    backbone: Backbone,
+    backbone: StableDiffusion,
     image: Image,
     edited_caption: str,
     *,
@@ -65,23 +35,10 @@ def sdedit(
     steps: int,
     seed: int = 0,
 ) -> Image:
-    """Edit one picture by noising and denoising it (Meng et al., arXiv 2108.01073).
-
-    Args:
-        backbone: a text-to-image model.
-        image: fitted to the backbone's resolution, keeping its aspect.
-        edited_caption: what the edited picture shows.
-        strength: share of the steps taken, in (0, 1]; figure 8 has 0.3 to 0.9.
-        cfg_scale: guidance by the caption.
-        steps: of the whole walk from pure noise.
-        seed: another seed is another attempt.
-
-    Raises:
-        ValueError: the strength lies outside (0, 1], or the U-Net is an editor's.
-    """
+    """Edit one image, fitted to the model's resolution; see ``sdedit_tensors``."""
     after = sdedit_tensors(
         backbone,
-        prepared(backbone, image),
+        preprocess(backbone, image),
         [edited_caption],
         strength=strength,
         cfg_scale=cfg_scale,
@@ -92,7 +49,7 @@ def sdedit(
 
 
 def sdedit_tensors(
-    backbone: Backbone,
+    backbone: StableDiffusion,
     before: Tensor,
     edited_captions: Sequence[str],
     *,
@@ -101,65 +58,84 @@ def sdedit_tensors(
     steps: int,
     seeds: Sequence[int],
 ) -> Tensor:
-    """``sdedit`` of (B, 3, H, W) in [-1, 1], with a caption and a seed for each."""
+    """Edit images by adding and removing noise (Meng et al., arXiv 2108.01073).
+
+    Args:
+        backbone: a text-to-image model.
+        before: (B, 3, H, W) in [-1, 1].
+        edited_captions: what each edited image shows.
+        strength: fraction of the steps taken, in (0, 1]; figure 8 has 0.3 to 0.9.
+        cfg_scale: guidance scale of the captions.
+        steps: of the whole trajectory from pure noise.
+        seeds: one an image; another seed is another attempt.
+
+    Returns:
+        (B, 3, H, W) in [-1, 1].
+
+    Raises:
+        ValueError: the strength lies outside (0, 1], or the U-Net is an editor's.
+    """
     if not 0 < strength <= 1:
-        raise ValueError(f"strength is the share of steps, in (0, 1], not {strength}.")
+        raise ValueError(f"strength is the part of steps, in (0, 1], not {strength}.")
     start = steps - max(1, round(steps * strength))
-    latent = backbone.scaling * backbone.encode(before).float()
-    noise = start_noise(seeds, latent)
+    latent = backbone.scaling_factor * backbone.encode(before).float()
     t = timesteps(backbone.schedule, steps, SAMPLER)[start]
     rows = torch.full((len(latent),), t, device=latent.device)
-    noisy = add_noise(backbone.schedule.to(latent.device), latent, noise, rows)
+    schedule = backbone.schedule.to(latent.device)
+    noisy = add_noise(schedule, latent, initial_noise(seeds, latent), rows)
     text = backbone.encode_text(edited_captions)
-    return denoised(backbone, noisy, text, cfg_scale, steps, start)
+    return sample_from(backbone, noisy, text, cfg_scale, steps, start)
 
 
-def ignore_input_tensors(
-    backbone: Backbone,
+def text_to_image(
+    backbone: StableDiffusion,
     before: Tensor,
-    edited_captions: Sequence[str],
+    captions: Sequence[str],
     *,
     cfg_scale: float,
     steps: int,
     seeds: Sequence[int],
 ) -> Tensor:
-    """``ignore_input`` of (B, 3, H, W), of which only the size is used."""
-    noise = start_noise(seeds, backbone.encode(before).float())
-    text = backbone.encode_text(edited_captions)
-    return denoised(backbone, noise, text, cfg_scale, steps, 0)
+    """Generate images of the captions; of ``before`` (B, 3, H, W) only the size counts.
+
+    Arguments, result and errors as ``sdedit_tensors``.
+    """
+    noise = initial_noise(seeds, backbone.encode(before).float())
+    text = backbone.encode_text(captions)
+    return sample_from(backbone, noise, text, cfg_scale, steps)
 
 
-def require_text_to_image(backbone: Backbone) -> None:
-    """Raise ValueError if the U-Net is an editor's."""
-    if (channels := backbone.unet.config.in_channels) != 4:
-        raise ValueError(
-            f"This baseline needs a text-to-image U-Net of 4 channels, not {channels}: "
-            "load the backbone the editor was made from."
-        )
-
-
-def prepared(backbone: Backbone, image: Image) -> Tensor:
-    """(1, 3, H, W): a picture at the backbone's resolution, in its own aspect."""
+def preprocess(backbone: StableDiffusion, image: Image) -> Tensor:
+    """(1, 3, H, W): an image at the model's resolution, its aspect kept."""
     side = backbone.resolution
     return to_tensor(fit(load(image), side, multiple=side // 8))
 
 
-def start_noise(seeds: Sequence[int], like: Tensor) -> Tensor:
+def initial_noise(seeds: Sequence[int], like: Tensor) -> Tensor:
     """Unit normal noise, each row a function of its own seed."""
     ids = torch.tensor(list(seeds), device=like.device)
     return normal(key("baseline", "start"), ids, tuple(like.shape[1:]))
 
 
-def denoised(
-    backbone: Backbone,
+def sample_from(
+    backbone: StableDiffusion,
     noisy: Tensor,
     text: Tensor,
     cfg_scale: float,
     steps: int,
-    start: int,
+    start: int = 0,
 ) -> Tensor:
-    """Walk from step ``start`` to the end, guided by (B, L, D) captions, and decode."""
-    require_text_to_image(backbone)
+    """Sample from step ``start`` on, guided by (B, L, D) captions, and decode."""
+    check_text_to_image(backbone)
     denoise = caption_denoiser(backbone.unet, text, backbone.null_text, cfg_scale)
     latent = sample(SAMPLER, denoise, noisy, backbone.schedule, steps, start=start)
     return backbone.decode(latent)
+
+
+def check_text_to_image(backbone: StableDiffusion) -> None:
+    """Raise ValueError if the U-Net is an editor's."""
+    if (channels := backbone.unet.config.in_channels) != 4:
+        raise ValueError(
+            f"This baseline needs a text-to-image U-Net of 4 channels, not {channels}: "
+            "load the model that the editor was made from."
+        )

@@ -1,4 +1,4 @@
-"""Sky, land and light of the miniature world, batched over scenes."""
+"""Sky, land, light and weather of the miniature world, batched over scenes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RESOLUTION = 128
 _TAU = 2 * math.pi
 
 # A place is four layers from back to front: shape, height of its top edge (0 = top of
-# the picture), amplitude, repeats across the picture, colour in clear daylight.
+# the image), amplitude, repeats across the image, colour in clear daylight.
 _LAND: dict[str, tuple[tuple[str, float, float, float, tuple], ...]] = {
     "meadow": (
         ("hills", 0.52, 0.05, 1.5, (0.62, 0.80, 0.52)),
@@ -157,25 +157,25 @@ def scatter(pattern: Tensor, index: int) -> tuple[Tensor, Tensor]:
     return torch.frac(step * 0.7548777) * 128, torch.frac(step * 0.5698403) * 128
 
 
-def _lights(picture: Tensor, time: Tensor, variation: Tensor) -> Tensor:
+def _lights(image: Tensor, time: Tensor, variation: Tensor) -> Tensor:
     """Sun, low sun, or moon and stars."""
-    device = picture.device
+    device = image.device
     x = 20 + 88 * torch.frac(variation * 0.618034)
     y = rgb((20.0, 50.0, 22.0), device)[time]
     radius = rgb((8.0, 13.0, 9.0), device)[time]
     colour = rgb(((1.0, 0.93, 0.55), (1.0, 0.82, 0.38), (0.95, 0.95, 0.85)), device)
     body = disc(x, y, radius, radius)[:, None]
-    picture = torch.lerp(picture, colour[time][..., None, None], body)
+    image = torch.lerp(image, colour[time][..., None, None], body)
     night = (time == 2).float()[:, None, None, None]
     for index in range(7):
         sx, sy = scatter(variation % PATTERNS, index)
         size = torch.full_like(sx, 1.8)
         star = disc(sx, sy * 0.4, size, size)[:, None] * night
-        picture = torch.lerp(picture, torch.ones_like(picture), star)
-    return picture
+        image = torch.lerp(image, torch.ones_like(image), star)
+    return image
 
 
-def _windows(picture: Tensor, mask: Tensor, code: Tensor) -> Tensor:
+def _windows(image: Tensor, mask: Tensor, code: Tensor) -> Tensor:
     """Light the windows of the city's nearer houses; others have none."""
     place, time = code[:, 0], code[:, 1]
     axis = torch.arange(RESOLUTION, device=code.device) % 16
@@ -185,7 +185,7 @@ def _windows(picture: Tensor, mask: Tensor, code: Tensor) -> Tensor:
     # The pavement begins at 0.72: nothing is lit below it.
     panes = panes * (torch.arange(RESOLUTION, device=code.device) < 88)[:, None]
     lit = rgb(((0.78, 0.88, 0.96), (1.0, 0.84, 0.55), (0.98, 0.82, 0.40)), code.device)
-    return torch.lerp(picture, lit[time][..., None, None], 0.8 * panes[:, None])
+    return torch.lerp(image, lit[time][..., None, None], 0.8 * panes[:, None])
 
 
 def land(code: Tensor) -> tuple[Tensor, Tensor]:
@@ -202,7 +202,7 @@ def land(code: Tensor) -> tuple[Tensor, Tensor]:
     device, variation = code.device, seed.float()
     ground, things = rgb(_SKY, device)[time][:, 2:].unbind(1)
     tint, shares = _veils(weather, device)
-    picture = _sky(time, weather, variation)
+    image = _sky(time, weather, variation)
     shapes, numbers, colours = (table[place] for table in _table(device))
     for layer in range(4):
         height, amplitude, repeats = numbers[:, layer].unbind(1)
@@ -215,11 +215,11 @@ def land(code: Tensor) -> tuple[Tensor, Tensor]:
         # Far layers take more of the weather than near ones.
         share = (shares[:, :1] * (1.15 - 0.1 * layer)).clamp(max=1)
         colour = torch.lerp(colours[:, layer], tint[:, 0], share) * ground
-        picture = torch.lerp(picture, colour[..., None, None], mask[:, None])
+        image = torch.lerp(image, colour[..., None, None], mask[:, None])
         if layer == 1:
-            picture = _windows(picture, mask, code)
+            image = _windows(image, mask, code)
     bright = shares[:, 2, None, None, None]
-    return picture * bright, (things[..., None, None] * bright)
+    return image * bright, (things[..., None, None] * bright)
 
 
 def _veils(weather: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -240,6 +240,39 @@ def _sky(time: Tensor, weather: Tensor, variation: Tensor) -> Tensor:
     # Veils of weather are lit too, or a snowy night would be as bright as day.
     veil = (tint[:, 1] * ground)[..., None, None]
     share = shares[:, 1, None, None, None]
-    picture = torch.lerp(sky, veil, share).expand(-1, -1, -1, RESOLUTION)
+    image = torch.lerp(sky, veil, share).expand(-1, -1, -1, RESOLUTION)
     lit = 1 - share.clamp(min=0.4) + 0.4
-    return torch.lerp(picture, _lights(picture, time, variation), lit)
+    return torch.lerp(image, _lights(image, time, variation), lit)
+
+
+# What falls: number, radius in pixels (x, y), colour, opacity.
+_FALLING = {
+    "snow": (22, (2.6, 2.6), (1.0, 1.0, 1.0), 0.95),
+    "rain": (20, (0.9, 6.5), (0.72, 0.82, 0.95), 0.75),
+    "autumn": (12, (3.6, 2.4), (0.88, 0.34, 0.08), 0.95),
+    "spring": (14, (3.0, 2.2), (1.0, 0.56, 0.72), 0.95),
+}
+
+
+def weather_layers(image: Tensor, code: Tensor) -> Tensor:
+    """Add what falls in front of everything, and the fog's veil.
+
+    Args:
+        image: (B, 3, 128, 128) in [0, 1].
+        code: (B, 20) from ``render.encode``.
+    """
+    time, weather, seed = code[:, 1], code[:, 2], code[:, 5]
+    glow = rgb((1.0, 0.95, 0.75), image.device)[time][:, None, None, None]
+    fog = (weather == list(words.WEATHERS).index("fog")).float()[:, None, None, None]
+    image = torch.lerp(image, 0.82 * glow.expand_as(image), 0.3 * fog)
+    for name, (count, radii, tone, opacity) in _FALLING.items():
+        chosen = (weather == list(words.WEATHERS).index(name)).nonzero()[:, 0]
+        pattern, part = seed[chosen] % PATTERNS, image[chosen]
+        colour = rgb(tone, image.device)[:, None, None] * glow[chosen]
+        for index in range(count):
+            x, y = scatter(pattern, index)
+            wide, tall = torch.full_like(x, radii[0]), torch.full_like(x, radii[1])
+            flake = disc(x, y, wide, tall)[:, None] * opacity
+            part = torch.lerp(part, colour.expand_as(part), flake)
+        image = image.index_copy(0, chosen, part)
+    return image

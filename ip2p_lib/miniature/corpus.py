@@ -1,20 +1,64 @@
-"""Scenes, captions and edits in bulk, as the training stages read them."""
+"""Samples scenes, edits and captions in bulk, as the training stages read them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ip2p_lib.miniature.parsing import find_difference, read_caption
 from ip2p_lib.miniature.render import encode
-from ip2p_lib.miniature.scenes import Scene
+from ip2p_lib.miniature.scenes import Edit, Scene
 from ip2p_lib.miniature.world import caption, sample_edit, sample_scene
 from ip2p_lib.triplets.record import Triplet, is_unchanged
 
-_CHINESE = 0.2  # share of captions in Chinese
+# The language of a sample's captions, from its seed and its edit.
+CaptionLanguage = Callable[[int, Edit], str]
+
+
+@dataclass(frozen=True)
+class SceneEdit:
+    """A scene, one edit of it, and the captions of the scene and of its target."""
+
+    scene: Scene
+    edit: Edit
+    triplet: Triplet
+
+
+def _english(seed: int, edit: Edit) -> str:
+    return "en"
+
+
+def _sometimes_chinese(seed: int, edit: Edit) -> str:
+    return "zh" if random.Random(f"language {seed}").random() < 0.2 else "en"
+
+
+def _half_of_chinese_edits(seed: int, edit: Edit) -> str:
+    chinese = edit.language == "zh" and random.Random(f"zh {seed}").random() < 0.5
+    return "zh" if chinese else "en"
+
+
+def sample_edits(
+    seeds: Iterable[int],
+    wording: str = "train",
+    language: CaptionLanguage = _english,
+) -> Iterator[SceneEdit]:
+    """Draw one scene with one edit for each seed, and describe both.
+
+    Args:
+        seeds: of scenes; ``config.HELD_OUT`` and above are never trained on.
+        wording: ``"train"`` or ``"held-out"`` phrasings of the instructions.
+        language: of both captions; English by default.
+    """
+    for seed in seeds:
+        scene = sample_scene(seed)
+        edit = sample_edit(scene, seed, wording=wording)
+        spoken = language(seed, edit)
+        before, after = (caption(s, seed, spoken) for s in (scene, edit.target))
+        triplet = Triplet(before, edit.instruction, after, edit.language)
+        yield SceneEdit(scene, edit, triplet)
 
 
 @dataclass(frozen=True)
@@ -32,7 +76,7 @@ class Corpus:
 
 
 def build_corpus(first_seed: int, n: int, wording: str = "train") -> Corpus:
-    """Draw ``n`` scenes with one edit each.
+    """Draw ``n`` scenes with one edit each; a fifth of the captions is Chinese.
 
     One process draws thousands a second: others would take longer to start.
 
@@ -41,51 +85,43 @@ def build_corpus(first_seed: int, n: int, wording: str = "train") -> Corpus:
         n: number of edits.
         wording: phrasings of the instructions, as in ``world.sample_edit``.
     """
-    scenes, texts = list[Scene](), list[tuple[str, str, str]]()
-    for seed in range(first_seed, first_seed + n):
-        scene = sample_scene(seed)
-        edit = sample_edit(scene, seed, wording=wording)
-        chinese = random.Random(f"language {seed}").random() < _CHINESE
-        language = "zh" if chinese else "en"
-        captions = caption(scene, seed, language), caption(edit.target, seed, language)
-        scenes += [scene, edit.target]
-        texts.append((*captions, edit.instruction))
-    codes = encode(scenes).view(n, 2, -1)
-    return Corpus(codes[:, 0], codes[:, 1], *map(list, zip(*texts, strict=True)))
+    seeds = range(first_seed, first_seed + n)
+    samples = list(sample_edits(seeds, wording, _sometimes_chinese))
+    triplets = [sample.triplet for sample in samples]
+    return Corpus(
+        encode([sample.scene for sample in samples]),
+        encode([sample.edit.target for sample in samples]),
+        [triplet.caption for triplet in triplets],
+        [triplet.edited_caption for triplet in triplets],
+        [triplet.instruction for triplet in triplets],
+    )
 
 
 def grammar_triplets(first_seed: int, n: int, wording: str = "train") -> list[Triplet]:
     """Triplets of the world's grammar, from ``n`` scenes with one edit each.
 
     Captions of half of the Chinese edits are Chinese too. An edit that its captions do
-    not show (they may leave out "in clear weather") is passed over.
+    not show (they may leave out "in clear weather") is left out.
     """
-    found = []
-    for seed in range(first_seed, first_seed + n):
-        scene = sample_scene(seed)
-        edit = sample_edit(scene, seed, wording=wording)
-        chinese = edit.language == "zh" and random.Random(f"zh {seed}").random() < 0.5
-        language = "zh" if chinese else "en"
-        before = caption(scene, seed, language)
-        after = caption(edit.target, seed, language)
-        if not is_unchanged(before, after):
-            found.append(Triplet(before, edit.instruction, after, edit.language))
-    return found
+    seeds = range(first_seed, first_seed + n)
+    samples = sample_edits(seeds, wording, _half_of_chinese_edits)
+    triplets = (sample.triplet for sample in samples)
+    return [t for t in triplets if not is_unchanged(t.caption, t.edited_caption)]
 
 
-def fewer_whole(triplets: Sequence[Triplet], share: float) -> list[Triplet]:
-    """Leave out some of the edits of a whole scene: its medium, place, time or weather.
+def subsample_scene_edits(triplets: Sequence[Triplet], share: float) -> list[Triplet]:
+    """Leave out some edits of the whole scene: its medium, place, time or weather.
 
     Args:
         triplets: the same ones are left out whenever they come in the same order.
         share: of these edits that stays, from 0 to 1.
     """
 
-    def stays(place: int, triplet: Triplet) -> bool:
-        said = read_caption(triplet.caption), read_caption(triplet.edited_caption)
-        found = find_difference(*said)
-        # What a caption says of the scene has names of its own, not those of a thing.
-        whole = found is not None and found.attribute in vars(said[0])
-        return not whole or random.Random(f"whole {place}").random() < share
+    def stays(index: int, triplet: Triplet) -> bool:
+        before = read_caption(triplet.caption)
+        difference = find_difference(before, read_caption(triplet.edited_caption))
+        # Attributes of the scene have names of their own, not those of an object.
+        of_scene = difference is not None and difference.attribute in vars(before)
+        return not of_scene or random.Random(f"whole {index}").random() < share
 
-    return [t for place, t in enumerate(triplets) if stays(place, t)]
+    return [t for index, t in enumerate(triplets) if stays(index, t)]

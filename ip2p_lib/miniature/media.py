@@ -1,4 +1,4 @@
-"""The artistic media of the miniature world, as filters over rendered pictures."""
+"""The artistic media of the miniature world, as filters over rendered images."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _watercolour(x: Tensor) -> Tensor:
 def _oil_painting(x: Tensor) -> Tensor:
     # Kuwahara: of four windows around a pixel take the mean of the calmest one. Windows
     # often tie, so all four are weighed, as Papari et al. (2007) do: else the rounding
-    # of another device would choose, and the picture differ.
+    # of another device would choose, and the image differ.
     mean, square = _blur(x, 5), _blur(x.square(), 5)
     calm = (square - mean.square()).sum(1, keepdim=True).clamp(min=0)
     both = F.pad(torch.cat([mean, calm], 1), (2, 2, 2, 2), mode="replicate")
@@ -85,15 +85,15 @@ _FILTERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def apply_media(picture: Tensor, medium: Tensor) -> Tensor:
-    """Show each picture in its medium.
+def apply_media(image: Tensor, medium: Tensor) -> Tensor:
+    """Show each image in its medium.
 
     Args:
-        picture: (B, 3, H, W) in [0, 1].
+        image: (B, 3, H, W) in [0, 1].
         medium: (B,) index into ``vocabulary.MEDIA``; a photo is left as it is.
     """
     for name, paint in _FILTERS.items():
         chosen = (medium == list(words.MEDIA).index(name)).nonzero()[:, 0]
         if len(chosen):
-            picture = picture.index_copy(0, chosen, paint(picture[chosen].clamp(0, 1)))
-    return picture
+            image = image.index_copy(0, chosen, paint(image[chosen].clamp(0, 1)))
+    return image

@@ -1,157 +1,214 @@
-"""The phrasings of captions and instructions, in English and Chinese.
+"""Reads the phrasings of captions and instructions from ``data/phrasings``.
 
-Captions have six phrasings in English and three in Chinese; each kind of edit has nine
-English and four Chinese phrasings, of which the last two and the last one are held out.
+The files are the wordings, one phrasing a line; ``en.txt`` explains their format. A
+fifth of the instructions' phrasings carries a mark and is held out: no model is trained
+on them.
 """
 
 from __future__ import annotations
 
-# {m} medium, {o} objects, {p} place, {t} time, {w} weather; empty parts close up.
-CAPTIONS = (
-    ("{m}", "of {o}", "{p}", "{t}", "{w}"),
-    ("{o}", "{p}", "{w}", "{t}", ", {m}"),
-    ("{o}", "{p}", "{t}", "{w}", ", {m}"),
-    ("{p}", "{t}", "{w}", ": {o}", ", {m}"),
-    ("{m}", "showing {o}", "{p}", "{w}", "{t}"),
-    ("{t}", "{w}", "{p}", "there is {o}", ", {m}"),
-)
-CAPTIONS_ZH = ("{t}{w}{p}的{o}{m}", "{p}有{o}{t}{w}{m}", "{m}{t}{w}{p}的{o}")
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
 
-# {x} object, {ax} with its article, {n} new value (a noun), {an} with its article.
-INSTRUCTIONS: dict[str, tuple[str, ...]] = {
-    "replace": (
-        "replace the {x} with {an}",
-        "turn the {x} into {an}",
-        "swap the {x} for {an}",
-        "change the {x} to {an}",
-        "make the {x} {an}",
-        "put {an} in place of the {x}",
-        "have {an} instead of the {x}",
-        "have {an} in place of the {x}",
-        "let the {x} be {an}",
-    ),
-    "add": (
-        "add {an}",
-        "put {an} next to the {x}",
-        "add {an} beside the {x}",
-        "place {an} in the picture",
-        "have {an} stand by the {x}",
-        "let there be {an} too",
-        "include {an}",
-        "put in {an} too",
-        "have {an} by the {x}",
-    ),
-    "remove": (
-        "remove the {x}",
-        "take the {x} away",
-        "delete the {x}",
-        "get rid of the {x}",
-        "make the {x} disappear",
-        "leave only the {o}",
-        "erase the {x}",
-        "the {x} should disappear",
-        "take out the {x}",
-    ),
-    "place": (
-        "change the background to {n}",
-        "put it in {n}",
-        "move it to {n}",
-        "make the background {n}",
-        "set the scene in {n}",
-        "replace the background with {n}",
-        "have it take place in {n}",
-        "as if it were in {n}",
-        "turn the background into {n}",
-    ),
-    "time": (
-        "make it {n}",
-        "turn it into {n}",
-        "change the time to {n}",
-        "it should be {n}",
-        "as if it were {n}",
-        "what if it were {n}",
-        "have it take place at {n}",
-        "set it at {n}",
-        "let it be {n}",
-    ),
-    "weather": (
-        "make it {n}",
-        "turn it into {n}",
-        "change the weather to {n}",
-        "as if it were {n}",
-        "what if it were {n}",
-        "change the season to {n}",
-        "have it be {n}",
-        "it should be {n}",
-        "let it be {n}",
-    ),
-    "medium": (
-        "turn it into {n}",
-        "make it {n}",
-        "in the style of {n}",
-        "as {n}",
-        "change the style to {n}",
-        "convert it to {n}",
-        "have it look like {n}",
-        "it should be {n}",
-        "make the picture look like {n}",
-    ),
-    "material": (
-        "make the {x} out of {n}",
-        "turn the {x} into {n}",
-        "change the {x} to {n}",
-        "have the {x} made of {n}",
-        "make the {x} look like {n}",
-        "replace the {x} with one made of {n}",
-        "as if the {x} were made of {n}",
-        "the {x} should be made of {n}",
-        "let the {x} be {n}",
-    ),
-    "colour": (
-        "make the {x} {n}",
-        "turn the {x} {n}",
-        "change the colour of the {x} to {n}",
-        "paint the {x} {n}",
-        "colour the {x} {n}",
-        "have the {x} be {n}",
-        "as if the {x} were {n}",
-        "the {x} should be {n}",
-        "let the {x} be {n}",
-    ),
-    "accessory": (
-        "give the {x} {n}",
-        "put {n} on the {x}",
-        "add {n} to the {x}",
-        "make the {x} wear {n}",
-        "have the {x} wear {n}",
-        "dress the {x} with {n}",
-        "the {x} with {n}",
-        "the {x} should wear {n}",
-        "let the {x} have {n}",
-    ),
-    "take off": (
-        "take the {n} off the {x}",
-        "remove the {n} from the {x}",
-        "the {x} without the {n}",
-        "take away the {n} of the {x}",
-        "get rid of the {n} on the {x}",
-        "make the {n} disappear from the {x}",
-        "delete the {n} of the {x}",
-        "take the {n} away from the {x}",
-        "erase the {n} on the {x}",
-    ),
+from ip2p_lib.config import DATA
+from ip2p_lib.miniature import vocabulary as words
+
+FOLDER = DATA / "phrasings"
+LANGUAGES = ("en", "zh")
+FORMS = ("plain", "polite", "terse", "noun", "question", "wish", "implied")
+# The values that words and headers may speak of.
+TABLES: dict[str, dict] = {
+    "object": words.OBJECTS,
+    "side": {"left": None, "right": None},
+    "place": words.PLACES,
+    "time": words.TIMES,
+    "weather": words.WEATHERS,
+    "medium": words.MEDIA,
+    "material": words.MATERIALS,
+    "colour": words.COLOURS,
+    "accessory": words.ACCESSORIES,
+    "take off": words.ACCESSORIES,
 }
-INSTRUCTIONS_ZH: dict[str, tuple[str, ...]] = {
-    "replace": ("把{x}换成{n}", "用{n}代替{x}", "把{x}变成{n}", "让{x}变成{n}"),
-    "add": ("加上{n}", "添加{n}", "在{x}旁边加上{n}", "在{x}旁边放上{n}"),
-    "remove": ("去掉{x}", "把{x}去掉", "移除{x}", "把{x}移除"),
-    "place": ("把背景换成{n}", "背景变成{n}", "把它放到{n}", "让背景变成{n}"),
-    "time": ("变成{n}", "改成{n}", "如果是{n}", "换成{n}"),
-    "weather": ("变成{n}", "改成{n}", "如果是{n}", "换成{n}"),
-    "medium": ("变成{n}", "改成{n}风格", "画成{n}", "换成{n}"),
-    "material": ("把{x}变成{n}做的", "用{n}做{x}", "{x}改成{n}做的", "让{x}变成{n}的"),
-    "colour": ("把{x}变成{n}", "{x}改成{n}", "把{x}涂成{n}", "让{x}变成{n}"),
-    "accessory": ("给{x}戴上{n}", "让{x}戴上{n}", "{x}戴上{n}", "给{x}加上{n}"),
-    "take off": ("去掉{x}的{n}", "把{x}的{n}去掉", "移除{x}的{n}", "把{x}的{n}移除"),
+# The fields of each edit type's phrasings, beside the words of its new value.
+FIELDS = {
+    "replace": {"x", "it", "name", "o", "n"},
+    "add": {"x", "n", "side"},
+    "remove": {"x", "name", "o"},
+    **{kind: {"all"} for kind in ("place", "time", "weather", "medium")},
+    **{kind: {"x", "it", "name"} for kind in ("material", "colour", "accessory")},
+    "take off": {"x", "it", "name"},
 }
-HELD_OUT_PHRASINGS = {"en": 2, "zh": 1}  # phrasings at the end of each list
+_FIELD = re.compile(r"\{([^{}]*)\}")
+
+
+@dataclass(frozen=True)
+class Phrasing:
+    """One way of asking for an edit, or an opener that goes round one at "..."."""
+
+    kind: str  # an edit type, "take off" or "openers"
+    form: str
+    text: str
+    held_out: bool
+    values: tuple[str, ...]  # the new values it can lead to; none: any
+    before: str  # the value that the scene must have; "": any
+
+    @cached_property
+    def fields(self) -> frozenset[str]:
+        """Names of the fields in the text."""
+        return frozenset(_FIELD.findall(self.text))
+
+
+class Phrasebook:
+    """The instructions' phrasings in one language.
+
+    Attributes:
+        phrasings: of each edit type (and of openers), in the order of the file.
+        words: for each table and form, such as ``("weather", "adj")``, the words of
+            each value, the commonest first.
+        references: weighted ways to refer to one object or two, such as ``("x", 2)``.
+    """
+
+    def __init__(self, language: str) -> None:
+        english = language == "en"
+        nouns = {n: (n if english else zh,) for n, (_, zh) in words.OBJECTS.items()}
+        self.phrasings = defaultdict[str, list[Phrasing]](list)
+        self.words: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {}
+        self.words["object", "n"] = {**nouns}
+        self.references = defaultdict[tuple[str, int], list[tuple[int, str]]](list)
+
+    def add(self, header: str, line: str) -> None:
+        """Take in one line of the file.
+
+        Raises:
+            ValueError: the line cannot be used under this header.
+        """
+        section, _, name = header.partition(" ")
+        if section == "words":
+            self._add_words(name, line)
+        elif section == "refer":
+            field, _, count = name.partition(" ")
+            self.references[field, int(count)].append(_to_share(line))
+        else:
+            phrasing = _to_phrasing(header, line)
+            self._check_fields(phrasing)
+            if phrasing in self.phrasings[phrasing.kind]:
+                raise ValueError(f"{line!r} stands in [{header}] twice.")
+            self.phrasings[phrasing.kind].append(phrasing)
+
+    def _add_words(self, name: str, line: str) -> None:
+        """Take in ``value = word, word`` under ``words table form``."""
+        table, form = (name, "n") if name in TABLES else name.rsplit(" ", 1)
+        value, equals, rest = (part.strip() for part in line.partition("="))
+        if value not in TABLES.get(table, {}) or not equals or not rest:
+            raise ValueError(f"{line!r} is not 'value = word, word' of [words {name}].")
+        said = tuple(word.strip() for word in rest.split(","))
+        self.words.setdefault((table, form), {})[value] = said
+
+    def _check_fields(self, phrasing: Phrasing) -> None:
+        """Refuse a phrasing with fields that its edit type cannot fill."""
+        kind, text = phrasing.kind, phrasing.text
+        values = set(phrasing.values or TABLES.get(kind, ()))
+        forms = {
+            f
+            for (t, f), said in self.words.items()
+            if t == kind and values <= set(said)
+        }
+        known = FIELDS.get(kind, set()) | forms
+        if phrasing.fields - known or {*"{}"} & {*_FIELD.sub("", text)}:
+            raise ValueError(
+                f"{text!r}: {kind} has the fields {', '.join(sorted(known))}."
+            )
+        if kind == "openers" and text.count("...") != 1:
+            raise ValueError(f"An opener has '...' once, not {text!r}.")
+
+
+def _to_phrasing(header: str, line: str) -> Phrasing:
+    """Read ``form  phrasing`` under a header such as ``weather: clear < rain``."""
+    match = re.fullmatch(r"(\w+)(\*?)\s+(.+)", line)
+    if match is None or match[1] not in FORMS:
+        raise ValueError(f"{line!r} is not 'form  phrasing', form: {', '.join(FORMS)}.")
+    kind, _, rest = header.partition(":")
+    names, _, before = (part.strip() for part in rest.partition("<"))
+    values = tuple(name.strip() for name in names.split(",") if name)
+    if kind not in (*FIELDS, "openers"):
+        raise ValueError(f"{kind!r} is no edit type: {', '.join(FIELDS)}.")
+    unknown = {*values, before} - {"", *TABLES.get(kind, ())}
+    if unknown:
+        raise ValueError(f"[{header}]: {kind} has no value {', '.join(unknown)}.")
+    return Phrasing(kind, match[1], match[3], bool(match[2]), values, before)
+
+
+def _to_share(line: str) -> tuple[int, str]:
+    share, _, text = line.partition(" ")
+    if not share.isdigit() or not text:
+        raise ValueError(f"{line!r} is not 'share text'.")
+    return int(share), text.strip()
+
+
+def _read_lines(path: Path) -> Iterator[tuple[str, str, str]]:
+    """(where it stands, header, text) of every line that is not a comment."""
+    header = ""
+    for number, raw in enumerate(path.read_text("utf-8").splitlines(), 1):
+        line, where = raw.strip(), f"{path.name}, line {number}"
+        if line.startswith("[") and line.endswith("]"):
+            header = line[1:-1]
+        elif line and not line.startswith("#"):
+            yield where, header, line
+
+
+@lru_cache
+def load_phrasebook(language: str, folder: Path = FOLDER) -> Phrasebook:
+    """Read the phrasings of instructions in one language.
+
+    Args:
+        language: ``"en"`` or ``"zh"``.
+        folder: with ``en.txt`` and ``zh.txt``.
+
+    Raises:
+        ValueError: a line that cannot be used, with its file and number.
+    """
+    book, lines = Phrasebook(language), _read_lines(folder / f"{language}.txt")
+    # Phrasings last: words say which fields they may have.
+    for where, header, line in sorted(lines, key=lambda x: x[1][:6] != "words "):
+        try:
+            book.add(header, line)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    return book
+
+
+@dataclass(frozen=True)
+class CaptionPhrasings:
+    """Patterns of captions in one language."""
+
+    patterns: list[tuple[str, ...]]  # parts, each with a field
+    objects: list[tuple[int, str, str]]  # share, of two objects, of one
+
+
+@lru_cache
+def load_captions(language: str, folder: Path = FOLDER) -> CaptionPhrasings:
+    """Read the patterns of captions in one language from ``captions.txt``.
+
+    Raises:
+        ValueError: a line that cannot be used, with its file and number.
+    """
+    book = CaptionPhrasings([], [])
+    for where, header, line in _read_lines(folder / "captions.txt"):
+        parts = tuple(part.strip() for part in line.split("|"))
+        if header == language:
+            if {*_FIELD.findall(line)} != {*"moptw"}:
+                raise ValueError(
+                    f"{where}: {line!r} needs {{m}} {{o}} {{p}} {{t}} {{w}}."
+                )
+            book.patterns.append(parts)
+        elif header == f"objects {language}":
+            try:
+                share, two = _to_share(parts[0])
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            book.objects.append((share, two, (*parts, "{left}")[1]))
+    return book

@@ -1,4 +1,4 @@
-"""Renders scenes as 128 x 128 pictures, batched, the same on CPU and GPU.
+"""Renders scenes as 128 x 128 images, batched, the same on CPU and GPU.
 
 A scene becomes a row of integers (``encode``); everything after that is tensor
 arithmetic over the whole batch: sky and land, sprites, light, weather, medium. No pixel
@@ -20,17 +20,17 @@ from torch import Tensor
 
 from ip2p_lib.config import DATA
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.backdrop import RESOLUTION, land
+from ip2p_lib.miniature.backdrop import RESOLUTION, land, weather_layers
 from ip2p_lib.miniature.media import apply_media
 from ip2p_lib.miniature.scenes import Scene
-from ip2p_lib.miniature.weather import weather_layers
-from jobs.miniature.build_sprites import COLUMNS, SIZE
 
+SIZE = 64  # pixels of a sprite's side
+COLUMNS = 16  # sprites in one row of an atlas
 _OBJECTS = list(words.OBJECTS)
 _FINISHES = list(words.FINISHES)
 _ACCESSORIES = list(words.ACCESSORIES)
-# Columns of a code: the scene, then seven numbers for each of two things.
-SCENE_COLUMNS, THING_COLUMNS = 6, 7
+# Columns of a code: the scene, then seven numbers for each of two objects.
+SCENE_COLUMNS, OBJECT_COLUMNS = 6, 7
 
 # Colour of a finish in its shadows, middle tones and lights (RGB, 0..1).
 _GRADIENTS = {
@@ -146,12 +146,12 @@ def _tint(sprite: Tensor, finish: Tensor) -> Tensor:
     return torch.where((finish >= 0)[:, None, None, None], tinted, sprite)
 
 
-def _over(picture: Tensor, layer: Tensor, light: Tensor) -> Tensor:
-    return picture * (1 - layer[:, 3:]) + layer[:, :3] * light
+def _over(image: Tensor, layer: Tensor, light: Tensor) -> Tensor:
+    return image * (1 - layer[:, 3:]) + layer[:, :3] * light
 
 
-def _thing_layers(code: Tensor, thing: Tensor, sprites: Tensor) -> list[Tensor]:
-    """Layers of one thing and of what it wears, (B, 4, 128, 128) each."""
+def _object_layers(code: Tensor, thing: Tensor, sprites: Tensor) -> list[Tensor]:
+    """Layers of one object and of what it wears, (B, 4, 128, 128) each."""
     name, x, base, size, mirrored, finish, worn = thing.unbind(1)
     art, shown = code[:, 4], (name >= 0)
     chosen = sprites[art, name.clamp(min=0)]
@@ -185,14 +185,14 @@ def render_codes(code: Tensor, sprites: Tensor | None = None) -> Tensor:
     """
     atlas = load_sprites() if sprites is None else sprites
     atlas = atlas.to(code.device)
-    picture, light = land(code)
-    for start in (SCENE_COLUMNS, SCENE_COLUMNS + THING_COLUMNS):
-        thing = code[:, start : start + THING_COLUMNS]
-        for layer in _thing_layers(code, thing, atlas):
-            picture = _over(picture, layer, light)
-    picture = weather_layers(picture, code)
-    picture = apply_media(picture, code[:, 3])
-    return picture.clamp(0, 1) * 2 - 1
+    image, light = land(code)
+    for start in (SCENE_COLUMNS, SCENE_COLUMNS + OBJECT_COLUMNS):
+        thing = code[:, start : start + OBJECT_COLUMNS]
+        for layer in _object_layers(code, thing, atlas):
+            image = _over(image, layer, light)
+    image = weather_layers(image, code)
+    image = apply_media(image, code[:, 3])
+    return image.clamp(0, 1) * 2 - 1
 
 
 def render(
@@ -204,13 +204,13 @@ def render(
 
     Args:
         scenes: any number of scenes.
-        device: where to render; the pictures stay there.
+        device: where to render; the images stay there.
         sprites: other artwork, (4, sprites, 4, 64, 64) in [0, 1] with premultiplied
             alpha in the order of ``vocabulary.SPRITES``, or one such (sprites, ...)
             tensor for each art set by name.
 
     Returns:
-        (B, 3, 128, 128) float32 in [-1, 1]. A picture does not depend on its batch.
+        (B, 3, 128, 128) float32 in [-1, 1]. An image does not depend on its batch.
     """
     if isinstance(sprites, Mapping):
         sprites = torch.stack([sprites[name] for name in words.ART_SETS])

@@ -1,18 +1,18 @@
-"""Scenes and edits as data: everything a picture of the miniature world shows."""
+"""Scenes and edits as data: everything an image of the miniature world shows."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Left, middle and right of the picture, in pixels; two objects stand left and right.
+# Left, middle and right of the image, in pixels; two objects stand left and right.
 CENTRES = (32, 64, 96)
 SIZES = (48, 56, 64)  # a single object; two objects take the smaller ones
 BASES = (104, 112, 120)  # the line an object stands on, in pixels from the top
-VARIATIONS = 64  # lie of the land, sun, flakes: what captions do not mention
+VARIATIONS = 64  # of land, sun and flakes, which captions do not mention
 
 
 @dataclass(frozen=True)
-class Thing:
+class SceneObject:
     """One object of a scene: a sprite, where it stands and what it looks like."""
 
     name: str
@@ -26,22 +26,22 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything a picture of the miniature world shows."""
+    """Everything an image of the miniature world shows."""
 
-    things: tuple[Thing, ...]  # one or two, from left to right
+    things: tuple[SceneObject, ...]  # one or two, from left to right
     place: str
     time: str
     weather: str
     medium: str
-    art: str  # the emoji set the sprites come from
+    art: str  # the emoji set of the sprites, one of ``vocabulary.ART_SETS``
     variation: int  # 0 .. VARIATIONS - 1
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One change of a scene: in words, and as the scene it leads to."""
+    """One change of a scene: as an instruction, and as the scene it leads to."""
 
-    kind: str
+    kind: str  # edit type, one of ``world.KINDS``
     instruction: str
     target: Scene
     language: str = "en"

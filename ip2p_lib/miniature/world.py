@@ -1,8 +1,8 @@
-"""Scenes as data, and edits that change one attribute of a scene.
+"""Samples scenes of the miniature world, and edits that change one attribute.
 
-A scene says everything a picture shows, so the exact result of an edit can be rendered:
+A scene says everything an image shows, so the exact result of an edit can be rendered:
 ``render([edit.target])`` is the ground truth. Captions and instructions are put into
-words by ``phrases``, pixels by ``render``.
+words by ``grammar``, pixels by ``render``.
 
 Seeds from ``config.HELD_OUT`` (10^9) on are never trained on.
 """
@@ -10,24 +10,26 @@ Seeds from ``config.HELD_OUT`` (10^9) on are never trained on.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.edits import CHANGES, KINDS, draw_thing
 from ip2p_lib.miniature.grammar import describe, instruct
 from ip2p_lib.miniature.scenes import (
+    BASES,
     CENTRES,
     SIZES,
     VARIATIONS,
     Edit,
     Scene,
-    Thing,
+    SceneObject,
 )
 
 __all__ = [
     "KINDS",
     "Edit",
     "Scene",
-    "Thing",
+    "SceneObject",
     "caption",
     "possible_kinds",
     "sample_edit",
@@ -35,19 +37,33 @@ __all__ = [
 ]
 
 
-def _things(rng: random.Random) -> tuple[Thing, ...]:
+def _draw_object(
+    rng: random.Random, name: str, x: int, sizes: tuple[int, ...]
+) -> SceneObject:
+    """One object of a given name and centre, everything else drawn."""
+    return SceneObject(
+        name=name,
+        x=x,
+        base=rng.choice(BASES),
+        size=rng.choice(sizes),
+        mirrored=rng.random() < 0.5,
+        finish=rng.choice(list(words.FINISHES)) if rng.random() < 0.2 else None,
+        accessory=rng.choice(list(words.ACCESSORIES)) if rng.random() < 0.2 else None,
+    )
+
+
+def _draw_objects(rng: random.Random) -> tuple[SceneObject, ...]:
     if rng.random() < 0.6:
         name = rng.choice(list(words.OBJECTS))
-        return (draw_thing(rng, name, rng.choice(CENTRES), SIZES),)
-    names = rng.sample(list(words.OBJECTS), 2)
-    places = (CENTRES[0], CENTRES[2])
-    pairs = zip(names, places, strict=True)
-    return tuple(draw_thing(rng, name, x, SIZES[:2]) for name, x in pairs)
+        return (_draw_object(rng, name, rng.choice(CENTRES), SIZES),)
+    pairs = zip(rng.sample(list(words.OBJECTS), 2), CENTRES[::2], strict=True)
+    return tuple(_draw_object(rng, name, x, SIZES[:2]) for name, x in pairs)
 
 
-def _often(rng: random.Random, values: list[str], usual: float) -> str:
+def _draw_value(rng: random.Random, table: dict, usual: float) -> str:
     """The first value with probability ``usual``, else any of the others."""
-    return values[0] if rng.random() < usual else rng.choice(values[1:])
+    first, *others = table
+    return first if rng.random() < usual else rng.choice(others)
 
 
 def sample_scene(seed: int) -> Scene:
@@ -59,18 +75,108 @@ def sample_scene(seed: int) -> Scene:
     """
     rng = random.Random(f"scene {seed}")
     return Scene(
-        things=_things(rng),
+        things=_draw_objects(rng),
         place=rng.choice(list(words.PLACES)),
-        time=_often(rng, list(words.TIMES), 0.5),
-        weather=_often(rng, list(words.WEATHERS), 0.4),
-        medium=_often(rng, list(words.MEDIA), 0.5),
+        time=_draw_value(rng, words.TIMES, 0.5),
+        weather=_draw_value(rng, words.WEATHERS, 0.4),
+        medium=_draw_value(rng, words.MEDIA, 0.5),
         art=rng.choice(words.ART_SETS),
         variation=rng.randrange(VARIATIONS),
     )
 
 
+# What an edit leads to, and what its instruction speaks of (see ``grammar.instruct``).
+Change = tuple[Scene, dict[str, str]]
+
+
+def _draw_other(rng: random.Random, table: dict, *taken: str | None) -> str:
+    return rng.choice([name for name in table if name not in taken])
+
+
+def _with_object(scene: Scene, index: int, changed: SceneObject) -> Scene:
+    things = list(scene.things)
+    things[index] = changed
+    return replace(scene, things=tuple(things))
+
+
+def _replace(rng: random.Random, scene: Scene) -> Change:
+    index = rng.randrange(len(scene.things))
+    old = scene.things[index]
+    new = _draw_other(rng, words.OBJECTS, *(thing.name for thing in scene.things))
+    target = _with_object(scene, index, replace(old, name=new))
+    return target, {"object": old.name, "new": new}
+
+
+def _add(rng: random.Random, scene: Scene) -> Change:
+    (old,) = scene.things
+    name = _draw_other(rng, words.OBJECTS, old.name)
+    # The free side; beside an object in the middle that is the right, further out.
+    x = CENTRES[0] if old.x == CENTRES[2] else CENTRES[2] + (old.x == CENTRES[1]) * 8
+    new = replace(_draw_object(rng, name, x, SIZES[:1]), finish=None, accessory=None)
+    things = sorted((old, new), key=lambda thing: thing.x)
+    change = {"new": name, "side": "left" if x < old.x else "right"}
+    return replace(scene, things=tuple(things)), change
+
+
+def _remove(rng: random.Random, scene: Scene) -> Change:
+    index = rng.randrange(2)
+    target = replace(scene, things=(scene.things[1 - index],))
+    return target, {"object": scene.things[index].name}
+
+
+def _change_scene(
+    attribute: str, table: dict
+) -> Callable[[random.Random, Scene], Change]:
+    """An edit of one attribute of the whole scene."""
+
+    def change(rng: random.Random, scene: Scene) -> Change:
+        new = _draw_other(rng, table, getattr(scene, attribute))
+        return replace(scene, **{attribute: new}), {"new": new}  # type: ignore[arg-type]
+
+    return change
+
+
+def _change_finish(table: dict) -> Callable[[random.Random, Scene], Change]:
+    """An edit of the material or colour of one object."""
+
+    def change(rng: random.Random, scene: Scene) -> Change:
+        index = rng.randrange(len(scene.things))
+        thing = scene.things[index]
+        new = _draw_other(rng, table, thing.finish)
+        target = _with_object(scene, index, replace(thing, finish=new))
+        return target, {"object": thing.name, "new": new}
+
+    return change
+
+
+def _change_accessory(rng: random.Random, scene: Scene) -> Change:
+    index = rng.randrange(len(scene.things))
+    thing = scene.things[index]
+    if thing.accessory and rng.random() < 0.5:
+        target = _with_object(scene, index, replace(thing, accessory=None))
+        return target, {"object": thing.name, "old": thing.accessory}
+    new = _draw_other(rng, words.ACCESSORIES, thing.accessory)
+    target = _with_object(scene, index, replace(thing, accessory=new))
+    return target, {"object": thing.name, "new": new}
+
+
+_CHANGES: dict[str, Callable[[random.Random, Scene], Change]] = {
+    "replace": _replace,
+    "add": _add,
+    "remove": _remove,
+    "place": _change_scene("place", words.PLACES),
+    "time": _change_scene("time", words.TIMES),
+    "weather": _change_scene("weather", words.WEATHERS),
+    "medium": _change_scene("medium", words.MEDIA),
+    "material": _change_finish(words.MATERIALS),
+    "colour": _change_finish(words.COLOURS),
+    "accessory": _change_accessory,
+}
+KINDS = tuple(_CHANGES)  # the edit types
+
+
 def possible_kinds(scene: Scene) -> tuple[str, ...]:
-    """The kinds of edit a scene allows.
+    """The edit types a scene allows.
 
     Adding needs one object, removing two; a drawing without colours shows neither a
     colour nor a material.
@@ -84,7 +190,7 @@ def possible_kinds(scene: Scene) -> tuple[str, ...]:
 def sample_edit(
     scene: Scene, seed: int, kind: str | None = None, wording: str = "train"
 ) -> Edit:
-    """Draw one edit of a scene, with its instruction and its exact result.
+    """Draw one edit of a scene, with its instruction and its ground truth.
 
     Args:
         scene: the scene to edit.
@@ -100,13 +206,13 @@ def sample_edit(
     chosen = rng.choice(allowed) if kind is None else kind
     if chosen not in allowed:
         raise ValueError(
-            f"An edit of kind {chosen!r} is not possible here: this scene is a "
+            f"An edit of type {chosen!r} is not possible here: this scene is a "
             f"{scene.medium} of {len(scene.things)} object(s). Choose one of "
             f"{', '.join(allowed)}."
         )
-    target, change = CHANGES[chosen](rng, scene)
+    target, change = _CHANGES[chosen](rng, scene)
     language = "zh" if rng.random() < 0.25 else "en"
-    instruction = instruct(chosen, change, rng, wording, language)
+    instruction = instruct(scene, chosen, change, rng, wording, language)
     return Edit(chosen, instruction, target, language)
 
 

@@ -1,1 +1,22 @@
-"""Room."""
+"""What the notebooks show things with: figures, tables, sources, exercises, panels.
+
+No section of the paper is here. Read ``lesson`` (sources, tables, exercises,
+parameters), ``figures`` (images and plots), ``style`` (sizes, fonts, colours), then
+``panel`` (what the widget panels share).
+"""
+
+from ip2p_lib.notebook.lesson import (
+    ParameterError,
+    check_exercise,
+    check_parameters,
+    show_source,
+    show_table,
+)
+
+__all__ = [
+    "ParameterError",
+    "check_exercise",
+    "check_parameters",
+    "show_source",
+    "show_table",
+]

@@ -1,10 +1,8 @@
-"""What the notebooks need to teach with: sources, exercises, checked parameters.
+"""What the notebooks teach with: source listings, tables, exercises, parameters.
 
-No section of the paper stands here. ``show_source`` puts the library's own code into a
-notebook, so that the code a reader studies is the code that runs; ``show_table`` sets
-out what a cell computed; ``check`` marks an exercise; ``check_parameters`` refuses a
-misspelt or impossible parameter before a model is loaded, however it came in: typed by
-hand, or passed with ``papermill -p``.
+``show_source`` displays the library's own code, so what a reader studies is what runs.
+``check_parameters`` refuses a misspelt or impossible parameter before a model is
+loaded, whether it was typed by hand or passed with ``papermill -p``.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import difflib
 import html
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from IPython.display import display
@@ -28,39 +25,36 @@ class ParameterError(ValueError):
     """A notebook parameter that cannot be used; the message says what to do."""
 
 
-def show_source(thing: Callable[..., Any] | type) -> None:
-    """Display the source of a library function or class as highlighted Python.
-
-    The output is Markdown, which JupyterLab, Colab, GitHub and exported HTML all
-    colour without JavaScript; its first line says where the code lives.
+def show_source(code: Callable[..., Any] | type) -> None:
+    """Display the source of a function or class as Markdown, with its file and line.
 
     Raises:
-        TypeError: ``thing`` has no Python source (a built-in, or not a function).
+        TypeError: ``code`` has no Python source (a built-in, or not a function).
     """
     try:
-        lines, first = inspect.getsourcelines(thing)
-        file = Path(inspect.getsourcefile(inspect.unwrap(thing)) or "")
+        lines, first = inspect.getsourcelines(code)
     except (TypeError, OSError) as error:
         raise TypeError(
-            f"show_source needs a function or class written in Python, got {thing!r}."
+            f"show_source needs a function or class written in Python, got {code!r}."
         ) from error
     source = inspect.cleandoc("\n" + "".join(lines))
-    where = f"# {file.parent.name}/{file.name}, line {first}"
-    text = f"{where}\n{source}"
+    file = f"{inspect.unwrap(code).__module__.replace('.', '/')}.py"
+    text = f"# {file}, line {first}\n{source}"
     display({"text/markdown": f"```python\n{text}\n```", "text/plain": text}, raw=True)
 
 
 def show_table(
-    header: Sequence[str], rows: Iterable[Sequence[object]], *, words: bool = False
+    header: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    align_left: bool = False,
 ) -> None:
-    """Display a table: the first column holds names, the others numbers as text.
-
-    Like ``show_source`` it is Markdown, and plain text where Markdown is not drawn.
+    """Display a table as Markdown, and as plain text where Markdown is not drawn.
 
     Args:
         header: the columns' names.
-        rows: as long as the header; what is no text is shown by ``str``.
-        words: every column holds words, which stand on the left.
+        rows: as long as the header; a cell that is not text is shown by ``str``.
+        align_left: align every column to the left, not only the first.
 
     Raises:
         ValueError: a row has another number of columns.
@@ -68,35 +62,34 @@ def show_table(
     texts = [[" ".join(str(cell).split()) for cell in row] for row in (header, *rows)]
     if {len(row) for row in texts} != {len(header)}:
         raise ValueError(f"Every row must have {len(header)} columns: {list(header)}.")
-    rule = ["---", *["---" if words else "--:"] * (len(header) - 1)]
-    marked = [[_as_markdown(cell) for cell in row] for row in texts]
-    lines = [f"| {' | '.join(row)} |" for row in (marked[0], rule, *marked[1:])]
+    rule = ["---", *["---" if align_left else "--:"] * (len(header) - 1)]
+    # Captions come from anywhere and must not become markup.
+    escaped = [
+        [html.escape(cell, quote=False).replace("|", "\\|") for cell in row]
+        for row in texts
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in (escaped[0], rule, *escaped[1:])]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     plain = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in texts]
-    shown = {"text/markdown": "\n".join(lines), "text/plain": "\n".join(plain)}
-    display(shown, raw=True)
+    bundle = {"text/markdown": "\n".join(lines), "text/plain": "\n".join(plain)}
+    display(bundle, raw=True)
 
 
-def _as_markdown(cell: str) -> str:
-    """Text as text: captions come from anywhere and must not become part of a page."""
-    return html.escape(cell, quote=False).replace("|", "\\|")
-
-
-def check(attempt: Callable[..., Any], spec: Callable[[Any], None]) -> str:
-    """Mark an exercise; a stub that nobody has filled in yet is no failure.
+def check_exercise(solution: Callable[..., Any], test: Callable[[Any], None]) -> str:
+    """Mark an exercise; an unfilled stub is not a failure.
 
     Args:
-        attempt: the reader's function; the stub raises ``NotImplementedError``.
-        spec: calls its argument, the attempt, and asserts what must hold, each
+        solution: the reader's function; the stub raises ``NotImplementedError``.
+        test: calls its argument, the solution, and asserts what must hold, each
             assertion with a message that helps.
 
     Returns:
         ``"passed"``, ``"not attempted: ..."`` or ``"not yet: <the message>"``. Errors
-        inside the attempt itself are raised, with their traceback.
+        inside the solution itself are raised, with their traceback.
     """
-    name = getattr(attempt, "__name__", "the function")
+    name = getattr(solution, "__name__", "the function")
     try:
-        spec(attempt)
+        test(solution)
     except NotImplementedError:
         return f"not attempted: fill in {name} and run this cell again"
     except AssertionError as error:
@@ -107,11 +100,7 @@ def check(attempt: Callable[..., Any], spec: Callable[[Any], None]) -> str:
 def check_parameters(
     namespace: Mapping[str, Any], **allowed: Allowed
 ) -> dict[str, Any]:
-    """Check every parameter of a notebook, before anything is loaded.
-
-    Call it right after the cell tagged ``parameters``::
-
-        check_parameters(globals(), SCALE=SCALES, STEPS=(1, 200), PROMPT=str)
+    """Check every parameter of a notebook, right after its cell tagged ``parameters``.
 
     Args:
         namespace: the notebook's ``globals()``.
@@ -134,10 +123,10 @@ def check_parameters(
 
 
 def check_names(names: Iterable[str], known: Collection[str]) -> None:
-    """Refuse names that are not known, and names that look like a secret.
+    """Refuse unknown parameter names, and names that look like a secret.
 
     Raises:
-        ParameterError: names the first offender and what to use instead. A secret is
+        ParameterError: names the first such name and what to use instead. A secret is
             refused since papermill writes every parameter into the output notebook.
     """
     for name in names:
@@ -159,14 +148,14 @@ def check_value(name: str, value: Any, allowed: Allowed) -> Any:
     Raises:
         ParameterError: says what the parameter may be.
     """
-    fits, wanted = _test(value, allowed)
-    if not fits:
-        raise ParameterError(f"{name} must be {wanted}, got {value!r}.")
+    valid, expected = _validate(value, allowed)
+    if not valid:
+        raise ParameterError(f"{name} must be {expected}, got {value!r}.")
     return value
 
 
-def _test(value: Any, allowed: Allowed) -> tuple[bool, str]:
-    """Whether the value fits, and what would, in words."""
+def _validate(value: Any, allowed: Allowed) -> tuple[bool, str]:
+    """Whether the value is allowed, and a text that says what is."""
     if allowed is bool:
         return isinstance(value, bool), "True or False"
     if allowed is str:
@@ -174,17 +163,14 @@ def _test(value: Any, allowed: Allowed) -> tuple[bool, str]:
     if isinstance(allowed, type):
         raise TypeError(f"Only bool and str stand for a whole type, not {allowed!r}.")
     if isinstance(allowed, tuple) and len(allowed) == 2 and _is_number(*allowed):
-        return _in_interval(value, *allowed)
+        low, high = allowed
+        whole = isinstance(low, int) and isinstance(high, int)
+        number = _is_number(value) and (isinstance(value, int) or not whole)
+        text = f"a {'whole ' if whole else ''}number from {low} to {high}"
+        return number and low <= value <= high, text
     choices = list(allowed)
     hint = f" (nearest: {_nearest(value, choices)!r})" if isinstance(value, str) else ""
     return value in choices, f"one of {', '.join(map(repr, choices))}{hint}"
-
-
-def _in_interval(value: Any, low: float, high: float) -> tuple[bool, str]:
-    whole = isinstance(low, int) and isinstance(high, int)
-    kind = int if whole else (int, float)
-    fits = _is_number(value) and isinstance(value, kind) and low <= value <= high
-    return fits, f"a {'whole ' if whole else ''}number from {low} to {high}"
 
 
 def _is_number(*values: Any) -> bool:
@@ -192,7 +178,7 @@ def _is_number(*values: Any) -> bool:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    """The known name that looks most like this one, whatever its case."""
+    """The most similar known name, whatever its case."""
     by_lower = {str(k).lower(): str(k) for k in known}
     close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.0)
     return by_lower[close[0]] if close else "none: this notebook takes no parameters"

@@ -1,10 +1,10 @@
-"""Candidates: attempts at a triplet, each with what it is drawn with (section 3.1.2).
+"""Draw the random settings with which a triplet is generated many times (3.1.2).
 
-No single setting suits every edit: sharing attention for many steps keeps the picture
-and blocks the edit, sharing for few loses the picture. So each triplet is rendered as
-many ``Candidate``s, each with its own share p of shared steps, guidance scale and seed
-(``draw_candidates``), and CLIP chooses later. ``lend_words`` adds the original
-Prompt-to-Prompt to some of them.
+No single setting suits every edit: sharing attention for many steps preserves the image
+and blocks the edit, sharing for few steps loses the image. So each triplet becomes many
+``Candidate``s, each with its own fraction p of steps with shared attention, guidance
+scale and seed (``draw_candidates``), and CLIP selects among the results later.
+``add_cross_attention_edit`` adds the original Prompt-to-Prompt to some of them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from ip2p_lib import rng
 from ip2p_lib.rendering.word_edits import LocalBlend, WordEdit
 from ip2p_lib.triplets.record import Triplet
 
-TAUS = (0.2, 0.8)  # ours: of words, share of steps in which maps are borrowed
-SEED_BITS = 48  # a seed survives any JSON reader, also one that reads floats
+TAU_RANGE = (0.2, 0.8)  # ours: fraction of steps with edited cross-attention
+SEED_BITS = 48  # so that a JSON reader that parses numbers as floats keeps a seed
 
 
 class Ranges(Protocol):
-    """What ``draw_candidates`` reads of ``config.Rendering``."""
+    """The fields of ``config.Rendering`` that ``draw_candidates`` reads."""
 
     @property
     def p_min(self) -> float: ...
@@ -38,26 +38,26 @@ class Ranges(Protocol):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One attempt at a triplet: all that its two pictures depend on, but the steps."""
+    """A triplet with the settings that determine its two images, all but the steps."""
 
     triplet: Triplet
-    seed: int  # of the initial and the ancestral noise, the same for both pictures
-    p: float  # share of steps with shared self-attention, in [0, 1]
-    cfg_scale: float  # guidance scale of both pictures
-    words: WordEdit | None = None  # of the original Prompt-to-Prompt; not the paper's
+    seed: int  # of the initial and the ancestral noise, the same for both images
+    p: float  # fraction of steps with shared self-attention, in [0, 1]
+    cfg_scale: float  # guidance scale of both images
+    word_edit: WordEdit | None = None  # original Prompt-to-Prompt; not the paper's
 
     @property
-    def after_leads(self) -> bool:
-        """Whether the picture after lends its maps to the one before."""
-        return self.words is not None and self.words.lead == "after"
+    def source_is_after(self) -> bool:
+        """Whether attention maps go from the image after to the image before."""
+        return self.word_edit is not None and self.word_edit.source == "after"
 
-    def in_order(self) -> Candidate:
-        """The same with the picture first that lends its maps (``WordEdit.lead``)."""
-        if self.words is None or not self.after_leads:
+    def source_first(self) -> Candidate:
+        """Swap the captions, if needed, so that the source image comes first."""
+        if self.word_edit is None or not self.source_is_after:
             return self
         t = self.triplet
-        turned = replace(t, caption=t.edited_caption, edited_caption=t.caption)
-        return replace(self, triplet=turned, words=self.words.turned())
+        swapped = replace(t, caption=t.edited_caption, edited_caption=t.caption)
+        return replace(self, triplet=swapped, word_edit=self.word_edit.swapped())
 
 
 def draw_candidates(
@@ -66,8 +66,8 @@ def draw_candidates(
     """Draw n candidates for each triplet (3.1.2; released ``generate_img_dataset.py``).
 
     Args:
-        triplets: in any order; the draws hang on a triplet's words, not on its place.
-        n: candidates of one triplet; the paper takes 100.
+        triplets: in any order; the draws depend on a triplet's texts, not its index.
+        n: candidates per triplet; the paper takes 100.
         run_seed: another one gives other candidates.
         settings: ranges of the uniform draws; the paper has p in [0.1, 0.9], the
             released code a guidance scale in [7.5, 15].
@@ -90,39 +90,39 @@ def draw_candidates(
 
 
 def _seed(triplet: Triplet, index: int, run_seed: int) -> int:
-    words = (triplet.caption, triplet.instruction, triplet.edited_caption)
-    return rng.key(run_seed, "candidate", *words, index) % 2**SEED_BITS
+    texts = (triplet.caption, triplet.instruction, triplet.edited_caption)
+    return rng.key(run_seed, "candidate", *texts, index) % 2**SEED_BITS
 
 
-def lend_words(
-    candidates: Sequence[Candidate], share: float, run_seed: int
+def add_cross_attention_edit(
+    candidates: Sequence[Candidate], fraction: float, run_seed: int
 ) -> list[Candidate]:
-    """Give some candidates the original Prompt-to-Prompt beside p.
+    """Add Prompt-to-Prompt's cross-attention edit to a random part of the candidates.
 
-    The words that both captions have borrow their maps for a share tau of the steps,
-    and outside the places of the other words the pictures stay one. The longer caption
-    leads: what it names and the other does not has a place that can be marked.
+    Tokens common to both captions take the source image's maps for a fraction tau of
+    the steps, and a local blend keeps the latents equal away from the other words. The
+    longer caption is the source, because what it alone names has a map to blend by.
 
     Args:
         candidates: of ``draw_candidates``.
-        share: of them, in [0, 1], drawn at random.
-        run_seed: another one chooses others.
+        fraction: of the candidates that get an edit, in [0, 1].
+        run_seed: another one selects others.
     """
     ids = torch.tensor([c.seed for c in candidates], dtype=torch.int64)
-    u_some, u_tau = (
+    u_select, u_tau = (
         rng.uniform(rng.key(run_seed, "words", name), ids).tolist()
         for name in ("share", "tau")
     )
-    low, high = TAUS
+    low, high = TAU_RANGE
     return [
-        replace(c, words=_word_edit(c.triplet, low + (high - low) * u))
-        if v < share
+        replace(c, word_edit=_word_edit(c.triplet, low + (high - low) * u))
+        if v < fraction
         else c
-        for c, u, v in zip(candidates, u_tau, u_some, strict=True)
+        for c, u, v in zip(candidates, u_tau, u_select, strict=True)
     ]
 
 
 def _word_edit(triplet: Triplet, tau: float) -> WordEdit:
     longer = len(triplet.edited_caption) > len(triplet.caption)
-    lead = "after" if longer else "before"
-    return WordEdit("refine", tau, blend=LocalBlend(), lead=lead)
+    source = "after" if longer else "before"
+    return WordEdit("refine", tau, blend=LocalBlend(), source=source)

@@ -1,10 +1,10 @@
-"""One walk for both pictures of N pairs, with attention shared on the way (3.1.2).
+"""Sample both images of N pairs in one batch, with shared attention (3.1.2).
 
-Two kinds of sharing stand side by side and may be combined: self-attention for a share
-p of the steps, which is the released InstructPix2Pix code's (``prompt_to_prompt``), and
-cross-attention by words for a share tau (``cross_attention``), which is the original's.
-The original shares self-attention too, but only of small maps and of the conditional
-half; p means the same here with and without words, so that the two can be compared.
+Two kinds of attention-map injection may be combined: self-attention for a fraction p of
+the steps, which is the released InstructPix2Pix code's (``shared_attention``), and
+cross-attention by words for a fraction tau (``cross_attention``), the original's. The
+original shares self-attention too, but only small maps and only in the conditional
+half. Here p means the same with and without word edits, so the two can be compared.
 """
 
 from __future__ import annotations
@@ -15,11 +15,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ip2p_lib.diffusion.sampler_steps import advance, begin, step_table
-from ip2p_lib.diffusion.samplers import Denoiser, Schedule, StepNoise, sample
-from ip2p_lib.rendering.cross_attention import WordControl, keep_outside, word_control
-from ip2p_lib.rendering.shared_attention import Sharing, is_active, sharing, source_rows
-from ip2p_lib.rendering.word_edits import Plan
+from ip2p_lib.diffusion.samplers import (
+    Denoiser,
+    StepNoise,
+    initial_latent,
+    sampler_coefficients,
+    sampler_step,
+)
+from ip2p_lib.diffusion.schedule import Schedule
+from ip2p_lib.rendering.cross_attention import blend_latents, edit_cross_attention
+from ip2p_lib.rendering.shared_attention import (
+    is_active,
+    share_self_attention,
+    source_rows,
+)
+from ip2p_lib.rendering.word_edits import EditTensors
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -34,77 +44,43 @@ def sample_pairs(
     steps: int,
     sampler: str,
     p: Tensor,
-    plan: Plan | None = None,
+    edits: EditTensors | None = None,
 ) -> Tensor:
-    """Walk to the end: (2N, C, h, w) latents, all first pictures first.
+    """Sample (2N, C, h, w) latents, all first images first.
 
     Args:
-        unet: what ``denoise`` asks, in rows [u0 | u1 | c0 | c1].
+        unet: the network that ``denoise`` calls, in rows [u0 | u1 | c0 | c1].
         denoise: of the 2N latents.
-        noise: (2N, C, h, w) by step, equal for both pictures; -1 is the beginning.
-        schedule, steps, sampler: as in ``diffusion.trajectory``.
-        p: (N,) float64, share of steps with shared self-attention.
-        plan: what to do with words, or None for plain cross-attention.
+        noise: (2N, C, h, w) by step, equal for both images; -1 is the initial one.
+        schedule, steps, sampler: as in ``samplers.trajectory``.
+        p: (N,) float64, fraction of steps with shared self-attention.
+        edits: of cross-attention, or None for none.
     """
-    x = noise(-1)
+    coefficients = sampler_coefficients(schedule, steps, sampler)
+    x = x0 = initial_latent(noise(-1), coefficients, sampler)
     height, width = x.shape[-2:]
-    with ExitStack() as stack:
-        shared = stack.enter_context(sharing(unet)) if p.any() else None
-        words = None
-        if plan:
-            control = word_control(unet, plan, steps, (height, width))
-            words = stack.enter_context(control)
-        told = _told(denoise, p, steps, shared, words, x.device)
-        if words and plan and plan.blends:
-            return _blended(words, told, noise, schedule, steps, sampler)
-        return sample(sampler, told, x, schedule, steps, step_noise=noise)
-
-
-def _blended(
-    words: WordControl,
-    denoise: Denoiser,
-    noise: StepNoise,
-    schedule: Schedule,
-    steps: int,
-    sampler: str,
-) -> Tensor:
-    """A walk that puts picture 0 back outside the words' places, after every step.
-
-    So does Algorithm 1 of Hertz et al. A sampler that remembers its last prediction is
-    given the first picture's there: what a mask keeps has walked as picture 0 did.
-    """
-    table = step_table(schedule, steps, sampler)
-    x = x0 = begin(noise(-1), table, sampler)
-    height, width = x.shape[-2:]
-    for i, numbers in enumerate(table.to(x.device)):
-        rows = numbers.expand(len(x), -1)
-        z = noise(i) if sampler == "euler_ancestral" else None
-        x, x0 = advance(x, denoise(x, rows[:, 0].to(x.dtype)), x0, z, rows)
-        mask = words.mask((height, width))
-        x, x0 = keep_outside(mask, x), keep_outside(mask, x0)
-    return x
-
-
-def _told(
-    denoise: Denoiser,
-    p: Tensor,
-    steps: int,
-    shared: Sharing | None,
-    words: WordControl | None,
-    device: torch.device,
-) -> Denoiser:
-    """``denoise``, which is called once a step, in order, told what to share in it."""
-    # All steps' row indices go to the device at once; none is waited for later.
+    # Copied to the device once, so that no step waits for it.
     sources = torch.stack([source_rows(is_active(p, i, steps)) for i in range(steps)])
-    by_step = iter(enumerate(sources.to(device)))
-
-    def tell(x: Tensor, t: Tensor) -> Tensor:
-        """Set what this step shares, then predict; called once a step, in order."""
-        step, source = next(by_step)
-        if shared:
-            shared.source = source
-        if words:
-            words.begin(step)
-        return denoise(x, t)
-
-    return tell
+    sources, on_device = sources.to(x.device), coefficients.to(x)
+    with ExitStack() as stack:
+        shared = control = None
+        if p.any():
+            shared = stack.enter_context(share_self_attention(unet))
+        if edits:
+            editing = edit_cross_attention(unet, edits, steps, (height, width))
+            control = stack.enter_context(editing)
+        for i in range(steps):
+            if shared:
+                shared.source = sources[i]
+            if control:
+                control.set_step(i)
+            t = x.new_full(x.shape[:1], coefficients[i, 0].item())
+            z = noise(i) if coefficients[i, 5] > 0 else None
+            x, x0 = sampler_step(x, denoise(x, t), x0, z, on_device[i])
+            if control and edits and edits.blends:
+                # Algorithm 1 of Hertz et al. restores the first image outside the
+                # edited region. The predicted x0 goes along: a sampler that
+                # extrapolates then continues there as the first image does.
+                mask = control.blend_mask((height, width))
+                x, x0 = blend_latents(mask, x), blend_latents(mask, x0)
+    return x

@@ -1,12 +1,13 @@
-"""Prompt-to-Prompt as Hertz et al. meant it: what to do with a caption's words.
+"""Prompt-to-Prompt's edits of cross-attention, per pair of captions (Hertz et al.).
 
-A ``WordEdit`` says how the second picture of a pair borrows cross-attention; ``plan``
-turns the edits of a batch, each with two captions of its own, into tensors that
-``cross_attention`` applies. The paper's section 3.1.2 describes this method, its
-appendix A.2 and the released code use another (see ``prompt_to_prompt``).
+A ``WordEdit`` says how the second image of a pair uses the first one's cross-attention.
+``build_edit_tensors`` turns the edits of a batch, each with two captions of its own,
+into tensors that ``cross_attention`` applies. The InstructPix2Pix paper's section 3.1.2
+describes this method; its appendix A.2 and the released code share self-attention
+instead (see ``shared_attention``).
 
-    M0, M1   cross-attention maps of the two pictures       tau   share of the steps
-    w, w*    a word of the first and of the second caption  c     weight of a word
+    M0, M1   cross-attention maps of the two images   tau   fraction of steps, the first
+    w, w*    a word of the first and of the second caption   c     weight of a word
 """
 
 from __future__ import annotations
@@ -20,28 +21,30 @@ import torch
 from torch import Tensor
 
 from ip2p_lib.rendering.token_alignment import (
+    Block,
+    ColumnMapping,
     align,
-    changed,
-    positions,
-    refinement,
-    replacement,
+    changed_tokens,
+    find_tokens,
+    get_refinement_mapper,
+    get_replacement_mapper,
 )
 
 if TYPE_CHECKING:
-    from ip2p_lib.diffusion.stable_diffusion import Backbone
+    from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 
-ROUTINGS = {"replace": replacement, "refine": refinement}
-EVERYWHERE = -1.0  # a threshold that every place passes
+MAPPERS = {"replace": get_replacement_mapper, "refine": get_refinement_mapper}
+NO_BLEND = -1.0  # a threshold that every position exceeds
 
 
 @dataclass(frozen=True)
 class LocalBlend:
-    """Keep the first picture outside the words' places (section 3.2, Algorithm 1).
+    """Keep the first image away from the words (Hertz et al., 3.2, Algorithm 1).
 
     Attributes:
-        before, after: words w and w* of the two captions, whose maps mark the places to
-            change. With neither, all words in which the captions differ.
-        threshold: k, share of a map's maximum from which a place is marked.
+        before, after: words w and w* of the two captions, whose maps select the region
+            to change. With neither, all words in which the captions differ.
+        threshold: k, fraction of a map's maximum above which a position is selected.
     """
 
     before: tuple[str, ...] = ()
@@ -51,83 +54,84 @@ class LocalBlend:
 
 @dataclass(frozen=True)
 class WordEdit:
-    """How the second picture uses the first one's cross-attention (section 3.2).
+    """How one image of a pair uses the other's cross-attention (Hertz et al., 3.2).
 
     Attributes:
-        kind: "replace", words swapped one for one, all maps are M0's; or "refine",
+        mode: "replace", words swapped one for one, all columns are M0's; or "refine",
             words added or changed, which keep their columns of M1.
-        tau: share of steps in which it does so, in [0, 1], the first ones.
-        weights: (w*, c) pairs: the map of w* is multiplied by c, which Hertz et al.
-            take from [-2, 2]. Alone, between equal captions, this is re-weighting.
-        blend: None changes the whole picture.
-        lead: whose picture lends its maps: "before", as Hertz et al. have it, or
-            "after", and then the picture before is the one that borrows, by the
-            weights of words of its caption.
+        tau: fraction of the steps with edited attention, in [0, 1], the first ones.
+        weights: (w*, c) pairs: the column of w* is multiplied by c, which Hertz et al.
+            take from [-2, 2]. Between equal captions this alone is re-weighting.
+        blend: None lets the whole image change.
+        source: whose maps are injected: "before", as in Hertz et al., or "after"; then
+            the image before is the edited one, and weights are of its caption's words.
     """
 
-    kind: str
+    mode: str
     tau: float = 0.8
     weights: tuple[tuple[str, float], ...] = ()
     blend: LocalBlend | None = None
-    lead: str = "before"
+    source: str = "before"
 
     def __post_init__(self) -> None:
-        if self.kind not in ROUTINGS:
-            raise ValueError(f"kind is one of {list(ROUTINGS)}, not {self.kind!r}.")
+        if self.mode not in MAPPERS:
+            raise ValueError(f"mode is one of {list(MAPPERS)}, not {self.mode!r}.")
         if not 0 <= self.tau <= 1:
-            raise ValueError(f"tau is a share of steps in [0, 1], not {self.tau}.")
-        if self.lead not in ("before", "after"):
-            raise ValueError(f"lead is 'before' or 'after', not {self.lead!r}.")
+            raise ValueError(f"tau is a fraction in [0, 1], not {self.tau}.")
+        if self.source not in ("before", "after"):
+            raise ValueError(f"source is 'before' or 'after', not {self.source!r}.")
 
-    def turned(self) -> WordEdit:
-        """The same edit with the captions, and what leads, exchanged."""
-        lead = "before" if self.lead == "after" else "after"
+    def swapped(self) -> WordEdit:
+        """The same edit with the two captions exchanged, hence also the source."""
+        source = "before" if self.source == "after" else "after"
         b = self.blend
         blend = b and replace(b, before=b.after, after=b.before)
-        return replace(self, blend=blend, lead=lead)
+        return replace(self, blend=blend, source=source)
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As JSON values, for the record of a pair."""
-        facts: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return facts
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        # Stored data sets name these two "kind" and "lead".
+        values["kind"], values["lead"] = values.pop("mode"), values.pop("source")
+        return values
 
     @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> WordEdit:
-        """The edit that ``facts`` told of."""
-        weights = tuple((word, c) for word, c in facts["weights"])
-        told = facts["blend"]
-        blend = told and LocalBlend(
-            tuple(told["before"]), tuple(told["after"]), told["threshold"]
-        )
-        return cls(**{**facts, "weights": weights, "blend": blend})
+    def from_dict(cls, values: Mapping[str, Any]) -> WordEdit:
+        """Inverse of ``to_dict``."""
+        weights = tuple((word, c) for word, c in values["weights"])
+        b = values["blend"]
+        blend = b and LocalBlend(tuple(b["before"]), tuple(b["after"]), b["threshold"])
+        return cls(values["kind"], values["tau"], weights, blend, values["lead"])
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The edits of N pairs with captions of L tokens. A pair without has tau 0.
+class EditTensors:
+    """The edits of N pairs with captions of L tokens. A pair without one has tau 0.
 
     Attributes:
         tau: (N,) float64.
-        route, own: (N, L, L) and (N, L), as in ``Routing``, the weights multiplied in.
-        words: (2N, L), 1 for the words that mark places, first captions first.
-        threshold: (N,); where it is ``EVERYWHERE`` nothing is blended.
+        mapper, keep: (N, L, L) and (N, L), as in ``ColumnMapping``, with the
+            weights multiplied in.
+        blend_tokens: (2N, L), 1 for the tokens whose maps select the region to change,
+            first captions first.
+        threshold: (N,); ``NO_BLEND`` where nothing is blended.
         blends: whether any pair blends.
     """
 
     tau: Tensor
-    route: Tensor
-    own: Tensor
-    words: Tensor
+    mapper: Tensor
+    keep: Tensor
+    blend_tokens: Tensor
     threshold: Tensor
     blends: bool
 
 
-def plan(
-    backbone: Backbone,
+def build_edit_tensors(
+    backbone: StableDiffusion,
     edits: Sequence[WordEdit | None],
     before: Sequence[str],
     after: Sequence[str],
-) -> Plan:
+) -> EditTensors:
     """Align N pairs of captions and write their edits as tensors, on the CPU.
 
     Args:
@@ -136,69 +140,65 @@ def plan(
         before, after: N captions each.
     Raises:
         ValueError: "replace" for captions that differ by more than swapped words, a
-            word to weigh or to blend that its caption lacks, a blend between equal
+            word to re-weight or to blend that its caption lacks, a blend between equal
             captions that names no words, or a caption too long.
     """
-    ids = backbone.tokenize([*before, *after]).tolist()
-    n = len(edits)
-    rows = [
-        _plan_one(backbone, edit, (before[i], after[i]), ids[i], ids[n + i])
-        for i, edit in enumerate(edits)
-    ]
-    route, own, first, second = (torch.stack(part) for part in zip(*rows, strict=True))
-    blends = [edit.blend if edit else None for edit in edits]
-    thresholds = [blend.threshold if blend else EVERYWHERE for blend in blends]
-    return Plan(
+    ids = backbone.tokenize([*before, *after])
+    n, length = len(edits), ids.shape[1]
+    tensors = EditTensors(
         tau=torch.tensor([e.tau if e else 0.0 for e in edits], dtype=torch.float64),
-        route=route,
-        own=own,
-        words=torch.cat((first, second)),
-        threshold=torch.tensor(thresholds),
-        blends=any(blends),
+        mapper=torch.zeros(n, length, length),
+        keep=torch.ones(n, length),
+        blend_tokens=torch.zeros(2 * n, length),
+        threshold=torch.full((n,), NO_BLEND),
+        blends=any(edit and edit.blend for edit in edits),
     )
+    for i, edit in enumerate(edits):
+        if edit is None:
+            continue
+        captions, end = (before[i], after[i]), backbone.tokenizer.eos_token_id
+        blocks = align(ids[i].tolist(), ids[n + i].tolist(), end)
+        columns = _map_columns(backbone, edit, captions, blocks)
+        tensors.mapper[i], tensors.keep[i] = columns.mapper, columns.keep
+        if edit.blend:
+            tensors.threshold[i] = edit.blend.threshold
+            first, second = _blend_tokens(backbone, edit.blend, captions, blocks)
+            tensors.blend_tokens[i, first] = 1
+            tensors.blend_tokens[n + i, second] = 1
+    return tensors
 
 
-def _plan_one(
-    backbone: Backbone,
-    edit: WordEdit | None,
+def _map_columns(
+    backbone: StableDiffusion,
+    edit: WordEdit,
     captions: tuple[str, str],
-    before: list[int],
-    after: list[int],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """route (L, L), own (L,), and the marking words of either caption, (L,) each."""
-    length = len(before)
-    nothing = torch.zeros(length)
-    if edit is None:
-        return torch.zeros(length, length), torch.ones(length), nothing, nothing
-    blocks = align(before, after, backbone.tokenizer.eos_token_id)
+    blocks: Sequence[Block],
+) -> ColumnMapping:
+    """Columns of one pair's edited maps, weights multiplied in."""
     try:
-        routing = ROUTINGS[edit.kind](blocks)
+        columns = MAPPERS[edit.mode](blocks)
     except ValueError as error:
         raise ValueError(f"{error} Captions: {captions}.") from error
-    weight = torch.ones(length)
+    weight = torch.ones(len(columns.keep))
     for word, c in edit.weights:
-        weight[positions(backbone.tokenizer, captions[1], word)] = c
-    first, second = nothing, nothing
-    if edit.blend:
-        marked = _marking(backbone, edit.blend, captions, changed(blocks))
-        first, second = (
-            nothing.index_fill(0, torch.tensor(at).long(), 1) for at in marked
-        )
-    return routing.route * weight, routing.own * weight, first, second
+        weight[find_tokens(backbone.tokenizer, captions[1], word)] = c
+    return ColumnMapping(columns.mapper * weight, columns.keep * weight)
 
 
-def _marking(
-    backbone: Backbone,
+def _blend_tokens(
+    backbone: StableDiffusion,
     blend: LocalBlend,
     captions: tuple[str, str],
-    differing: tuple[list[int], list[int]],
-) -> list[list[int]]:
-    """Positions in either caption of the words that mark what may change."""
+    blocks: Sequence[Block],
+) -> tuple[list[int], list[int]]:
+    """Indices in either caption of the tokens that select the region to change."""
     if not blend.before and not blend.after:
-        if not any(differing):
+        changed = changed_tokens(blocks)
+        if not any(changed):
             raise ValueError(f"{captions[0]!r} stays as it is: name words to blend by.")
-        return list(differing)
-    return [
-        [i for word in words for i in positions(backbone.tokenizer, caption, word)]
+        return changed
+    first, second = (
+        [i for word in words for i in find_tokens(backbone.tokenizer, caption, word)]
         for words, caption in zip((blend.before, blend.after), captions, strict=True)
-    ]
+    )
+    return first, second

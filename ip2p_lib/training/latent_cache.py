@@ -1,13 +1,12 @@
-"""Latents of a data set on disk, encoded by all processes of a run together (3.2).
+"""Latents of a dataset on disk, encoded by all processes of a run together (3.2).
 
 The VAE costs as much as the network that is trained, so its output is kept: each
-process encodes its share of the pairs, once, and all of them read all shares. A run
-that is resumed, or repeated with another learning rate, encodes nothing.
+process encodes its shard of the pairs once, and all of them read all shards. A run that
+is resumed, or repeated with another learning rate, encodes nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,55 +21,48 @@ from ip2p_lib import checkpoint
 from ip2p_lib.config import Source
 from ip2p_lib.dataset.dataset import MANIFEST, PairDataset
 from ip2p_lib.dataset.pairs import Pair
-from ip2p_lib.diffusion.stable_diffusion import Backbone
-from ip2p_lib.distributed import processes, rank
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
+from ip2p_lib.distributed import rank, world_size
+from ip2p_lib.files import sha256_of
 from ip2p_lib.images import to_tensor
-from ip2p_lib.training.latents import Latents, encode_pairs
+from ip2p_lib.training.latents import Latents, encode_pairs, index_distinct
 
-AT_ONCE = 16  # pairs that the VAE sees in one call
-PATIENCE = 0.5  # seconds between looks for the shares of other processes
+VAE_BATCH = 16  # pairs encoded in one call
+POLL_SECONDS = 0.5  # between two looks for the shards of other processes
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is to be encoded: two equal orders have the same latents."""
+class CacheKey:
+    """What is encoded: two equal keys have the same latents."""
 
     data: Path  # folder of the pairs
     rows: tuple[int, int]  # first and one past the last
     backbone: Source  # of the frozen networks
-    resolution: int  # side of the squares, pixels
+    resolution: int  # side of the square images, pixels
 
-    def facts(self) -> dict[str, Any]:
-        """What says the same of the same order, wherever the folders lie."""
+    def to_dict(self) -> dict[str, Any]:
+        """The key as JSON values that do not depend on where the folders are."""
+        vae = sorted(Path(self.backbone.path_or_id).glob("vae/*.safetensors"))
         return {
-            "data": _sha256([self.data / MANIFEST]),
+            "data": sha256_of(self.data / MANIFEST),
             "rows": list(self.rows),
-            "backbone": self.backbone.revision or _sha256(_weights_of(self.backbone)),
+            "backbone": self.backbone.revision or sha256_of(*vae),
             "resolution": self.resolution,
-            "processes": processes(),
+            "processes": world_size(),
         }
 
 
-def _sha256(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+def cached_latents(
+    backbone: StableDiffusion, cache_key: CacheKey, folder: str | Path
+) -> Latents:
+    """Encode what ``folder`` does not hold yet, then read all of it.
 
-
-def _weights_of(source: Source) -> list[Path]:
-    return sorted(Path(source.path_or_id).glob("vae/*.safetensors"))
-
-
-def latents_of(backbone: Backbone, order: Order, folder: str | Path) -> Latents:
-    """Encode what ``folder`` does not hold yet, and read the whole.
-
-    Every process of the run must call it; each waits for the others' shares.
+    Every process of the run must call it; each waits for the others' shards.
 
     Args:
         backbone: the frozen networks, on this process's device.
-        order: the same in every process.
-        folder: of the shares; made if missing.
+        cache_key: the same in every process.
+        folder: of the shards; created if missing.
 
     Returns:
         On the CPU, in half precision, with token ids for text: hidden states of many
@@ -78,31 +70,32 @@ def latents_of(backbone: Backbone, order: Order, folder: str | Path) -> Latents:
 
     Raises:
         DatasetError: a pair is damaged.
-        FileNotFoundError: there is no data set.
+        FileNotFoundError: there is no dataset.
         OSError: the disk is full.
     """
-    folder, facts = Path(folder), order.facts()
+    folder, wanted = Path(folder), cache_key.to_dict()
     folder.mkdir(parents=True, exist_ok=True)
-    if _kept(folder, rank(), facts) is None:
-        _encode(backbone, order, folder / _name(rank()), facts)
-    parts = [_wait_for(folder, share, facts) for share in range(processes())]
-    texts = [text for part in parts for text in part.state["instructions"]]
+    if _read(folder, rank(), wanted) is None:
+        _encode(backbone, cache_key, folder, wanted)
+    parts = [_wait_for(folder, shard, wanted) for shard in range(world_size())]
     names = ("target_mean", "target_logvar", "condition")
-    row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    distinct, index = index_distinct(
+        [text for part in parts for text in part.state["instructions"]]
+    )
     return Latents(
         **{name: torch.cat([part.tensors[name] for part in parts]) for name in names},
-        instruction=torch.tensor([row[text] for text in texts]),
-        text=backbone.tokenize(list(row), truncate=True).cpu(),
+        instruction=index,
+        text=backbone.tokenize(distinct, truncate=True).cpu(),
         null_text=backbone.null_text.cpu(),
-        scaling=backbone.scaling,
+        scaling_factor=backbone.scaling_factor,
     )
 
 
-def squares(pairs: Sequence[Pair], resolution: int) -> tuple[Tensor, Tensor]:
-    """Both pictures of B pairs, each (B, 3, resolution, resolution) in [-1, 1].
+def crop_to_squares(pairs: Sequence[Pair], resolution: int) -> tuple[Tensor, Tensor]:
+    """Both images of B pairs, each (B, 3, resolution, resolution) in [-1, 1].
 
-    What exceeds the square is cut evenly and alike; Lanczos, as the released
-    ``edit_dataset.py`` resizes.
+    Resized with Lanczos, as the released ``edit_dataset.py`` does, and cropped at the
+    centre.
     """
     size, method = (resolution, resolution), Image.Resampling.LANCZOS
     before, after = (
@@ -112,40 +105,43 @@ def squares(pairs: Sequence[Pair], resolution: int) -> tuple[Tensor, Tensor]:
     return before, after
 
 
-def _name(share: int) -> str:
-    return f"share-{share:03d}"
+def _shard_folder(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:03d}"
 
 
 def _encode(
-    backbone: Backbone, order: Order, folder: Path, facts: dict[str, Any]
+    backbone: StableDiffusion, cache_key: CacheKey, folder: Path, wanted: dict[str, Any]
 ) -> None:
-    """This process's share, checked and kept."""
-    dataset, texts = PairDataset(order.data), list[str]()
+    """Encode and store this process's shard."""
+    dataset, texts = PairDataset(cache_key.data), list[str]()
 
-    def batches(rows: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        for part in rows:
-            pairs = [dataset[i] for i in part.tolist()]
+    def batches(parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows in parts:
+            pairs = [dataset[i] for i in rows.tolist()]
             texts.extend(pair.instruction for pair in pairs)
-            yield squares(pairs, order.resolution)
+            yield crop_to_squares(pairs, cache_key.resolution)
 
-    mine = torch.arange(*order.rows).tensor_split(processes())[rank()]
-    coded = encode_pairs(backbone, batches(mine.split(AT_ONCE)))
-    checkpoint.save(folder, coded, facts | {"instructions": texts})
+    own_rows = torch.arange(*cache_key.rows).tensor_split(world_size())[rank()]
+    encoded = encode_pairs(backbone, batches(own_rows.split(VAE_BATCH)))
+    state = wanted | {"instructions": texts}
+    checkpoint.save(_shard_folder(folder, rank()), encoded, state)
 
 
-def _kept(
-    folder: Path, share: int, facts: dict[str, Any]
+def _read(
+    folder: Path, shard: int, wanted: dict[str, Any]
 ) -> checkpoint.Checkpoint | None:
-    """A share that is there, whole, and of this order."""
+    """Read a shard if it is there, intact and of this cache key."""
     try:
-        found = checkpoint.load(folder / _name(share))
+        stored = checkpoint.load(_shard_folder(folder, shard))
     except (FileNotFoundError, checkpoint.CheckpointError):
         return None
-    return found if facts.items() <= found.state.items() else None
+    return stored if wanted.items() <= stored.state.items() else None
 
 
-def _wait_for(folder: Path, share: int, facts: dict[str, Any]) -> checkpoint.Checkpoint:
-    """A process that fails ends the run, its launcher sees to that."""
-    while (found := _kept(folder, share, facts)) is None:
-        time.sleep(PATIENCE)
-    return found
+def _wait_for(
+    folder: Path, shard: int, wanted: dict[str, Any]
+) -> checkpoint.Checkpoint:
+    """Read a shard that another process writes (if it fails, the launcher stops)."""
+    while (stored := _read(folder, shard, wanted)) is None:
+        time.sleep(POLL_SECONDS)
+    return stored

@@ -1,14 +1,13 @@
-"""Training pairs as stored latents, and which of them a step meets (section 3.2).
+"""Training pairs as stored latents, and the examples of each step (section 3.2).
 
-The VAE and the text encoder are frozen, so ``store_latents`` runs them once over the
-training set, on both flips of every picture: flipping a latent only resembles flipping
-its picture. What the VAE says of the edited picture is a Gaussian, kept as mean and
-log-variance so that training still draws from it.
+VAE and text encoder are frozen, so ``store_latents`` runs them once over the training
+set, on both flips of every image: flipping a latent only resembles flipping its image.
+The VAE's answer for the edited image is a Gaussian, stored as mean and log-variance so
+that training still samples from it.
 
-A *visit* is one use of one example, numbered ``epoch * N + example``. Which visits a
-step makes, and every draw for a visit, are functions of (run seed, purpose, step,
-visit): the number of a step is all that is needed to go on after a stop, and cutting a
-batch into smaller parts changes nothing.
+A *sample id* numbers one use of one example, ``epoch * N + example``. The sample ids of
+a step, and every draw for a sample, are functions of (run seed, purpose, step, sample
+id): so the step is all that a resumed run needs, and splitting a batch changes nothing.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from ip2p_lib.rng import integers, key, uniform
 
 
 class Encoders(Protocol):
-    """The frozen parts of a ``Backbone``."""
+    """The frozen parts of a ``StableDiffusion``."""
 
     @property
-    def scaling(self) -> float: ...
+    def scaling_factor(self) -> float: ...
     @property
     def null_text(self) -> Tensor: ...
     def encode_text(self, texts: Sequence[str]) -> Tensor: ...
@@ -41,13 +40,13 @@ class Encoders(Protocol):
 class Latents:
     """N training pairs as the U-Net meets them; F is 2 if flips are stored, else 1."""
 
-    target_mean: Tensor  # (N, F, 4, h, w) of the edited picture's latent, unscaled
+    target_mean: Tensor  # (N, F, 4, h, w) of the edited image's latent, unscaled
     target_logvar: Tensor  # (N, F, 4, h, w)
     condition: Tensor  # (N, F, 4, h, w) mode of the input's latent, never scaled
     instruction: Tensor  # (N,) int64, each example's row of text
     text: Tensor  # distinct instructions: states (M, L, D), or token ids (M, L)
     null_text: Tensor  # (1, L, D) hidden states of the empty text
-    scaling: float  # the VAE's scaling factor, for the target alone
+    scaling_factor: float  # of the VAE, for the target alone
 
     def __len__(self) -> int:
         """Count the examples."""
@@ -61,6 +60,12 @@ class Latents:
         return replace(self, **moved)
 
 
+def index_distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
+    """The distinct texts, and for each text (N,) its row among them."""
+    row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    return list(row), torch.tensor([row[text] for text in texts])
+
+
 @torch.no_grad()
 def encode_pairs(
     encoders: Encoders,
@@ -69,10 +74,10 @@ def encode_pairs(
     flips: bool = True,
     dtype: torch.dtype = torch.float16,
 ) -> dict[str, Tensor]:
-    """Run the frozen VAE once over N pairs of pictures.
+    """Encode N pairs of images with the frozen VAE.
 
     Args:
-        encoders: a backbone; the latents stay on its device.
+        encoders: a text-to-image model; the latents stay on its device.
         batches: (before, after), each (B, 3, H, W) in [-1, 1].
         flips: also encode every pair mirrored.
         dtype: of the stored numbers.
@@ -82,8 +87,8 @@ def encode_pairs(
     parts: list[tuple[Tensor, ...]] = []
     for before, after in batches:
         pairs = [(before, after), (before.flip(-1), after.flip(-1))][: 1 + flips]
-        coded = [(*encoders.encode_moments(y), encoders.encode(x)) for x, y in pairs]
-        stacked = (torch.stack(c, 1).to(dtype) for c in zip(*coded, strict=True))
+        encoded = [(*encoders.encode_moments(y), encoders.encode(x)) for x, y in pairs]
+        stacked = (torch.stack(c, 1).to(dtype) for c in zip(*encoded, strict=True))
         parts.append(tuple(stacked))
     names = ("target_mean", "target_logvar", "condition")
     whole = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -91,13 +96,13 @@ def encode_pairs(
 
 
 @torch.no_grad()
-def with_instructions(
+def add_instructions(
     encoders: Encoders, pairs: dict[str, Tensor], instructions: Sequence[str]
 ) -> Latents:
     """Join encoded pairs with their instructions, each distinct one encoded once.
 
     Args:
-        encoders: a backbone; its text encoder runs.
+        encoders: a text-to-image model; its text encoder runs.
         pairs: from ``encode_pairs``.
         instructions: one for each pair, in the same order.
 
@@ -110,16 +115,15 @@ def with_instructions(
             f"{len(condition)} pairs came with {len(instructions)} instructions; each "
             "pair needs one."
         )
-    row = {text: i for i, text in enumerate(dict.fromkeys(instructions))}
-    index = torch.tensor([row[text] for text in instructions], device=condition.device)
-    distinct = [list(row)[i : i + 256] for i in range(0, len(row), 256)]
-    text = [encoders.encode_text(part).to(condition.dtype) for part in distinct]
+    distinct, index = index_distinct(instructions)
+    parts = [distinct[i : i + 256] for i in range(0, len(distinct), 256)]
+    text = [encoders.encode_text(part).to(condition.dtype) for part in parts]
     return Latents(
         **pairs,
-        instruction=index,
+        instruction=index.to(condition.device),
         text=torch.cat(text),
         null_text=encoders.null_text.to(condition.dtype),
-        scaling=encoders.scaling,
+        scaling_factor=encoders.scaling_factor,
     )
 
 
@@ -131,12 +135,9 @@ def store_latents(
     flips: bool = True,
     dtype: torch.dtype = torch.float16,
 ) -> Latents:
-    """Run the frozen VAE and text encoder once over the whole training set.
-
-    Arguments and errors as in ``encode_pairs`` and ``with_instructions``.
-    """
+    """Encode a training set once: ``encode_pairs``, then ``add_instructions``."""
     pairs = encode_pairs(encoders, batches, flips=flips, dtype=dtype)
-    return with_instructions(encoders, pairs, instructions)
+    return add_instructions(encoders, pairs, instructions)
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ class Batch:
     condition: Tensor  # (B, 4, h, w)
     text: Tensor  # (B, L, D)
     null_text: Tensor  # (1, L, D)
-    scaling: float
-    visits: Tensor  # (B,) int64
+    scaling_factor: float
+    sample_ids: Tensor  # (B,) int64
 
 
 @lru_cache(maxsize=2)  # a step usually meets one epoch, at most two
@@ -158,16 +159,16 @@ def _epoch_order(run_seed: int, epoch: int, n: int, device: torch.device) -> Ten
     return uniform(key(run_seed, "order", epoch), ids).argsort(stable=True)
 
 
-def visits_of_step(
+def sample_ids_of_step(
     run_seed: int,
     step: int,
     batch_size: int,
     n: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """List a step's visits: (batch_size,) int64, each ``epoch * n + example``.
+    """Sample ids of a step, (batch_size,) int64, each ``epoch * n + example``.
 
-    Every one of the ``n`` examples is met once an epoch, each epoch in its own order.
+    Each of the ``n`` examples is used once an epoch, each epoch in its own order.
     """
     first, last = step * batch_size, (step + 1) * batch_size
     parts = []
@@ -178,18 +179,27 @@ def visits_of_step(
 
 
 @torch.no_grad()
-def select(
+def gather_batch(
     latents: Latents,
-    visits: Tensor,
+    sample_ids: Tensor,
     *,
     run_seed: int,
     step: int,
     device: torch.device | str,
     encode: Callable[[Tensor], Tensor] | None = None,
 ) -> Batch:
-    """Gather the examples of some visits, each mirrored or not by its own draw."""
-    rows = visits % len(latents)
-    flip = integers(key(run_seed, "flip", step), visits, latents.condition.shape[1])
+    """Gather the examples of some sample ids, each mirrored or not by its own draw.
+
+    Args:
+        latents: the training set.
+        sample_ids: (B,) int64, on the device of ``latents``.
+        run_seed: with ``step`` and the ids, determines the flips.
+        step: number of the optimiser step.
+        device: of the batch.
+        encode: makes hidden states (B, L, D) of token ids, if ``latents`` holds ids.
+    """
+    rows = sample_ids % len(latents)
+    flip = integers(key(run_seed, "flip", step), sample_ids, latents.condition.shape[1])
     text = to_device_async(latents.text[latents.instruction[rows]], device)
     return Batch(
         to_device_async(latents.target_mean[rows, flip], device).float(),
@@ -197,6 +207,6 @@ def select(
         to_device_async(latents.condition[rows, flip], device).float(),
         (encode(text) if encode else text).float(),
         to_device_async(latents.null_text, device).float(),
-        latents.scaling,
-        to_device_async(visits, device),
+        latents.scaling_factor,
+        to_device_async(sample_ids, device),
     )

@@ -1,29 +1,24 @@
-"""Train the editor's U-Net by LoRA, for cards that cannot hold its AdamW (3.2; ours).
+"""Train the editor's U-Net by LoRA, for GPUs too small for full training (3.2; ours).
 
-The paper trains all 860 M weights. Here attention layers get matrices of low rank
-instead (see ``lora``), and the widened first convolution is trained whole: its new
-weights start at zero, so that nothing of the picture could be seen through it else.
+The paper trains all 860 M weights. Here the attention layers get matrices of low rank
+(see ``diffusion.lora``), and the widened first convolution is trained as a whole: its
+new weights start at zero, so that otherwise nothing of the image could be seen.
 
-    unet = add_editor_lora(widen_conv_in(unet), rank=16)   # then ``training.start``
-    save_editor_lora(unet, "runs/editor", base)            # some MB
-    unet = load_editor_lora(text_to_image_unet, "runs/editor", base)
+    unet = add_editor_lora(widen_conv_in(unet), rank=16)   # then ``train.start``
+    save_lora(unet, "runs/adapter", base)                  # some MB
+    unet = load_editor_lora(text_to_image_unet, "runs/adapter", base)
     merge_editor_lora(unet).save_pretrained(...)           # a stock U-Net
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
 from torch import nn
 
-from ip2p_lib.diffusion.adapters import WEIGHTS, load_lora, save_lora
-from ip2p_lib.diffusion.lora import add_lora, lora_layers, merge_lora
-from ip2p_lib.files import atomic_write
+from ip2p_lib.diffusion.lora import add_lora, load_lora, lora_layers, merge_lora
 from ip2p_lib.training.surgery import widen_conv_in
 
 if TYPE_CHECKING:
@@ -31,7 +26,6 @@ if TYPE_CHECKING:
 
     from ip2p_lib.config import Source
 
-CONV_IN = "conv_in.safetensors"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -40,80 +34,44 @@ def add_editor_lora(
     *,
     rank: int = 16,
     alpha: float | None = None,
-    everywhere: bool = False,
+    all_layers: bool = False,
     frozen: torch.dtype | None = None,
     run_seed: int = 0,
 ) -> UNet2DConditionModel:
-    """Freeze a widened U-Net but for ``conv_in``, and give it matrices to train.
-
-    Until the first step it computes what it did before, bit for bit.
+    """Freeze a widened U-Net but for ``conv_in``, and add LoRA matrices to train.
 
     Args:
         unet: from ``widen_conv_in``; changed in place.
         rank: of the matrices.
-        alpha: their product counts alpha / rank times; None is once.
-        everywhere: on all linear layers and convolutions, not only on attention.
-        frozen: precision in which to keep the frozen weights, such as the autocast's;
-            it halves their memory and rounds them once. None leaves them as they are.
-        run_seed: another seed draws other matrices.
+        alpha: their product is scaled by alpha / rank; None is by 1.
+        all_layers: on all linear layers and convolutions, not on attention alone.
+        frozen: data type of the frozen weights, such as the autocast's; it halves their
+            memory and rounds them once. None leaves them as they are.
+        run_seed: determines the matrices.
     Returns:
-        ``unet``.
+        ``unet``, which computes what it did before.
     Raises:
-        ValueError: the U-Net was not widened, or as ``lora.add_lora``.
+        ValueError: the U-Net was not widened, or as ``add_lora``.
     """
-    _require_widened(unet)
-    if frozen is not None:
-        nn.Module.to(unet, dtype=frozen)
-    layers = _all_layers(unet) if everywhere else ATTENTION
-    add_lora(unet, rank=rank, alpha=alpha or rank, targets=layers, run_seed=run_seed)
-    return _with_conv_in(unet)
-
-
-def _require_widened(unet: Any) -> None:
     if unet.config.in_channels == unet.config.out_channels:
         raise ValueError(
-            "This U-Net reads no picture yet: pass it through widen_conv_in first."
+            "This U-Net takes no input image yet: pass it through widen_conv_in first."
         )
-
-
-def _all_layers(unet: nn.Module) -> list[str]:
-    """Names of all linear layers and convolutions but the first."""
-    return [
+    if frozen is not None:
+        nn.Module.to(unet, dtype=frozen)
+    targets = [
         name
         for name, module in unet.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d) and name != "conv_in"
     ]
-
-
-def _with_conv_in(unet: Any) -> Any:
-    """The first convolution is trained, so it is float32."""
-    unet.conv_in.float().requires_grad_(True)
-    return unet
-
-
-def save_editor_lora(unet: Any, folder: str | Path, base: str | Path | Source) -> Path:
-    """Write what was trained: an adapter as ``save_lora`` writes it, and ``conv_in``.
-
-    Args:
-        unet: from ``add_editor_lora``; for the average, ``state.ema.copy_to`` first.
-        folder: made if missing; an adapter there is replaced.
-        base: what the text-to-image U-Net was loaded from.
-    Returns:
-        ``folder``.
-    Raises:
-        ValueError: there is no LoRA, or the folder holds a whole model.
-    """
-    folder = save_lora(unet, folder, base)
-    first = unet.conv_in.state_dict().items()
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in first}
-    with atomic_write(folder / CONV_IN) as file:
-        file.write(save(weights, {"format": "pt", "adapter": _digest(folder)}))
-    return folder
-
-
-def _digest(folder: Path) -> str:
-    """SHA-256 of the adapter's weights, which ``conv_in`` was trained with."""
-    return hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    return add_lora(
+        unet,
+        rank=rank,
+        alpha=alpha or rank,
+        targets=targets if all_layers else ATTENTION,
+        modules_to_save=["conv_in"],
+        run_seed=run_seed,
+    )
 
 
 def load_editor_lora(
@@ -123,34 +81,18 @@ def load_editor_lora(
 
     Args:
         unet: the one that was trained, not widened; it stays as it is.
-        folder: written by ``save_editor_lora``.
+        folder: written by ``save_lora``.
         base: what ``unet`` was loaded from.
     Returns:
         A new U-Net with LoRA, to be trained further, used or merged.
     Raises:
-        FileNotFoundError: the folder lacks a file.
-        ValueError: the files are not of one saving, or of another base; or as
-            ``widen_conv_in``.
+        FileNotFoundError, ValueError: as ``load_lora`` and ``widen_conv_in``.
     """
-    folder = Path(folder)
-    if not (folder / CONV_IN).is_file():
-        raise FileNotFoundError(
-            f"There is no editor's adapter in {folder}: it lacks {CONV_IN}. Check the "
-            "path, or train one and save_editor_lora it."
-        )
-    wide = load_lora(widen_conv_in(unet), folder, base)
-    with safe_open(folder / CONV_IN, "pt") as file:
-        adapter = (file.metadata() or {}).get("adapter")
-    if adapter != _digest(folder):
-        raise ValueError(
-            f"The files in {folder} are not of one saving. Use another copy of it."
-        )
-    _with_conv_in(wide).conv_in.load_state_dict(load_file(folder / CONV_IN))
-    return wide
+    return load_lora(widen_conv_in(unet), folder, base)
 
 
 def merge_editor_lora(unet: Any) -> UNet2DConditionModel:
-    """Add the matrices to the weights for good, in float32: a stock 8-channel U-Net.
+    """Add the LoRA matrices to the weights, in float32: a stock 8-channel U-Net.
 
     Args:
         unet: from ``add_editor_lora`` or ``load_editor_lora``; changed in place.

@@ -1,65 +1,66 @@
-"""What the loss is at each noise level, and what it counts there (section 3.2).
+"""The training loss by timestep: bins to read it, weights to change it (section 3.2).
 
-A batch's loss says first of all which timesteps were drawn: with little noise the noise
-is hard to guess, with much it is easy (equation 1). So training sums its losses up in
-bands of timesteps too, on the device and without waiting for it; a band's mean tells
-learning where the batch's mean tells luck. ``min_snr`` weighs the timesteps, which the
-paper does not do.
+A batch's mean loss depends mostly on which timesteps were drawn: noise is hard to
+predict at small t and easy at large t. The mean within a bin of timesteps shows
+learning. The paper weighs all timesteps alike; ``LOSS_WEIGHTINGS`` holds alternatives,
+for ``train(weights=...)``. In all of them SNR = a / (1 - a) with a = alphas_cumprod.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from ip2p_lib.diffusion.samplers import Schedule
+from ip2p_lib.diffusion.schedule import Schedule
 
-BANDS = 4  # of equal width, from least to most noise
-
-
-def band_names(T: int = 1000, bands: int = BANDS) -> list[str]:
-    """What the bands of T timesteps are called, such as ``"t 0-249"``."""
-    edges = [-(-i * T // bands) for i in range(bands + 1)]
-    return [f"t {edges[i]}-{edges[i + 1] - 1}" for i in range(bands)]
+NUM_BINS = 4  # of equal width, from least to most noise
 
 
-def by_band(t: Tensor, losses: Tensor, T: int = 1000, bands: int = BANDS) -> Tensor:
-    """Sum losses up by band.
+def bin_names(T: int = 1000, bins: int = NUM_BINS) -> list[str]:
+    """Names of the timestep bins, such as ``"t 0-249"``."""
+    edges = [-(-i * T // bins) for i in range(bins + 1)]
+    return [f"t {edges[i]}-{edges[i + 1] - 1}" for i in range(bins)]
 
-    Args:
-        t: (B,) timesteps in [0, T - 1].
-        losses: (B,) of the same examples.
-        T: number of timesteps.
-        bands: of equal width.
+
+def bin_losses(
+    t: Tensor, losses: Tensor, T: int = 1000, bins: int = NUM_BINS
+) -> Tensor:
+    """Sum the losses (B,) of examples within each bin of their timesteps t (B,).
+
     Returns:
-        (2, bands) float32 on the device of ``losses``: sums, and numbers of examples.
+        (2, bins) float32 on the device of ``losses``: sums, and numbers of examples.
     """
-    band = torch.arange(bands, device=t.device)[:, None]
-    inside = ((t * bands).long() // T == band).float()
+    number = torch.arange(bins, device=t.device)[:, None]
+    inside = ((t * bins).long() // T == number).float()
     return torch.stack([inside @ losses.float(), inside.sum(1)])
 
 
-def band_means(sums: Tensor, window: int = 1) -> Tensor:
-    """Mean loss of every band over the last steps.
+def bin_means(sums: Tensor, window: int = 1) -> Tensor:
+    """Running mean of the loss within each bin.
 
     Args:
-        sums: (n, 2, bands), for each of n steps, at least 1, what ``by_band`` gave.
-        window: steps that a mean reaches back, its own included; at least 1.
+        sums: (n, 2, bins), from ``bin_losses`` for each of n >= 1 steps.
+        window: number of steps averaged, the current one included; at least 1.
     Returns:
-        (n, bands) float64 on the CPU; NaN where no example has fallen into the band.
+        (n, bins) float64 on the CPU; NaN where no example fell into the bin.
     """
     early = sums.new_zeros(min(window, len(sums)) - 1, *sums.shape[1:])
     steps = torch.cat([early, sums]).double().cpu()
-    summed, count = steps.unfold(0, len(early) + 1, 1).sum(-1).unbind(1)
-    return summed / count
+    total, count = steps.unfold(0, len(early) + 1, 1).sum(-1).unbind(1)
+    return total / count
+
+
+def _snr(schedule: Schedule) -> Tensor:
+    return schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
 
 
 def min_snr(schedule: Schedule, gamma: float = 5.0) -> Tensor:
-    """Weights of timesteps that spare those with little noise (Hang et al., 2023).
+    """Min-SNR weights, min(SNR, gamma) / SNR (Hang et al., arXiv 2303.09556).
 
-    min(SNR, gamma) / SNR with SNR = a / (1 - a), for a network that predicts the noise.
-    Almost clean latents then no longer take most of the gradient. Section 3.2 has no
-    weighting; gamma 5 is the authors' choice.
+    They lower the weight of small timesteps, whose latents are almost clean and would
+    take most of the gradient.
 
     Returns:
         (T,) float64 in (0, 1], on the schedule's device.
@@ -67,7 +68,29 @@ def min_snr(schedule: Schedule, gamma: float = 5.0) -> Tensor:
         ValueError: ``gamma`` is not positive.
     """
     if gamma <= 0:
-        raise ValueError(f"gamma must be positive, not {gamma}; its authors take 5.")
-    a = schedule.alphas_cumprod
-    snr = a / (1 - a)
+        raise ValueError(f"gamma must be positive, not {gamma}; the paper's is 5.")
+    snr = _snr(schedule)
     return snr.clamp(max=gamma) / snr
+
+
+def truncated_snr(schedule: Schedule, maximum: float = 30.0) -> Tensor:
+    """Truncated SNR weights, max(SNR, 1) / SNR (Salimans and Ho, arXiv 2202.00512).
+
+    They turn the error of the noise into the error of x0 where noise prevails (SNR < 1)
+    and raise the weight of large timesteps, where an image gets its layout.
+
+    Args:
+        schedule: the noise schedule.
+        maximum: larger weights are set to this before they are scaled to mean 1.
+    Returns:
+        (T,) float64 with mean 1, on the schedule's device.
+    """
+    snr = _snr(schedule)
+    weights = (snr.clamp(min=1) / snr).clamp(max=maximum)
+    return weights / weights.mean()
+
+
+LOSS_WEIGHTINGS: dict[str, Callable[[Schedule], Tensor]] = {
+    "min-snr": min_snr,
+    "truncated-snr": truncated_snr,
+}

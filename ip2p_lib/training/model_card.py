@@ -1,76 +1,117 @@
-"""The card of a trained editor: what it learnt from, how, and how well (section 3.2).
+"""Save a trained editor with its model card, and upload it to the Hub (section 3.2).
 
-Every number comes from the run; none is typed in. ``publishing`` puts the card beside
-the weights.
+``model_card`` fills a template with numbers that come from the run. ``save_editor``
+writes weights and card as one folder, which stock ``diffusers`` reads, and
+``push_to_hub`` uploads that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ip2p_lib.config import Source
-from ip2p_lib.training.loss_weighting import band_means, band_names
-from ip2p_lib.training.validation import Look
+from ip2p_lib.files import atomic_directory
+from ip2p_lib.training.lora import merge_editor_lora
+from ip2p_lib.training.loss_weighting import bin_means, bin_names
+from ip2p_lib.training.state import TrainState
+from ip2p_lib.training.validation import ValidationResult
 
 if TYPE_CHECKING:
     from ip2p_lib.config import Training
 
-ENDS = 0.1  # share of the steps at either end whose mean loss the card gives
-_LOADING = """\
+WINDOW = 0.1  # share of the steps at either end whose mean loss the card gives
+UPLOADED = ("README.md", "unet/*.json", "unet/*.safetensors")  # and nothing else
+TEMPLATE = """\
+---
+{{ card_data }}
+---
+
+# {{ model_name }}
+
+Edits an image by an instruction (InstructPix2Pix, arXiv 2211.09800): `{{ base }}`,
+whose U-Net was given four more input channels and trained on {{ pairs }} pairs of
+images.
+
+## Training
+
+| what | value |
+| --- | --- |
+{% for name, value in training %}| {{ name }} | {{ value }} |
+{% endfor %}
+## Loss by timestep
+
+| timesteps | first {{ window }} steps | last {{ window }} steps |
+| --- | --- | --- |
+{% for name, first, last in losses %}| {{ name }} | {{ first }} | {{ last }} |
+{% endfor %}
+## Validation
+{% if validation %}
+Means over the same fixed edits: similarity to the input, and of the change to that of
+the captions.
+
+| step | CLIP image similarity | CLIP directional similarity |
+| --- | --- | --- |
+{% for r in validation -%}
+| {{ r.step }} | {{ "%.4f" % r.image_similarity }} |{{ " " -}}
+{{ "%.4f" % r.directional_similarity }} |
+{% endfor %}{% else %}
+The run had no validation.
+{% endif %}
+## Loading
+
+`FOLDER` is where this file is.
+
 ```python
 from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
 
 unet = UNet2DConditionModel.from_pretrained("FOLDER", subfolder="unet")
-pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained({base}, unet=unet)
-edited = pipe("make it winter", image=picture, guidance_scale={text_scale},
-              image_guidance_scale={image_scale}).images[0]
+pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained("{{ base }}", unet=unet)
+edited = pipe("make it winter", image=picture, guidance_scale={{ text_scale }},
+              image_guidance_scale={{ image_scale }}).images[0]
 ```
+
+## Licence
+
+{{ licence }} {{ attribution }}
 """
 
 
 @dataclass(frozen=True)
-class RunFacts:
-    """What a card tells of a run."""
+class RunSummary:
+    """What a model card says about a run."""
 
     base: Source  # the text-to-image model that training started from
-    data: str  # name of the data set: as on the Hub, or in words
+    data: str  # name of the dataset: as on the Hub, or in words
     pairs: int
     settings: Training
     run_seed: int
-    bands: Tensor  # (n, 2, K) of all n steps, as ``recovery.Run.bands``
-    looks: Sequence[Look]
-    text_scale: float  # to edit with
+    bins: Tensor  # (n, 2, K) of all n steps, as ``Run.bins``
+    validation: Sequence[ValidationResult]
+    text_scale: float  # recommended for editing
     image_scale: float
-    made: Mapping[str, Any]  # ``results.provenance``
+    provenance: Mapping[str, Any]  # from ``results.provenance``
 
 
-def _is_on_hub(source: Source) -> bool:
-    return source.revision is not None
-
-
-def _named(source: Source) -> str:
-    """A Hub id, or the last part of a folder: where that lies is nobody's business."""
-    return source.path_or_id if _is_on_hub(source) else Path(source.path_or_id).name
-
-
-def card(
-    facts: RunFacts,
+def model_card(
+    run: RunSummary,
     *,
     name: str,
     license: str,
     license_link: str | None = None,
-    attribution: str = "Nobody is to be named.",
+    attribution: str = "No attribution required.",
 ) -> str:
-    """Write the card, Markdown under a YAML header.
+    """Markdown under a YAML header, as the Hub reads it.
 
     Args:
-        facts: of the run.
-        name: of the editor, for people.
+        run: what was trained, how, and how well.
+        name: of the editor.
         license: as the Hub spells it; weights usually inherit that of their base.
         license_link: where its text is; needed with ``license="other"``.
         attribution: whom to name, and for what.
@@ -78,106 +119,154 @@ def card(
     Raises:
         ValueError: the license is ``"other"``, without a link; or no step was taken.
     """
+    from huggingface_hub import ModelCard
+
     if license == "other" and license_link is None:
         raise ValueError("license='other' needs a license_link to its text.")
-    if not len(facts.bands):
-        raise ValueError("The run has taken no step yet, so there is nothing to tell.")
-    fields = {"model_name": name, "license": license, "license_link": license_link}
-    about = (
-        f"Edits a picture as an instruction says (InstructPix2Pix, arXiv 2211.09800): "
-        f"`{_named(facts.base)}`, whose U-Net was given four more input channels and "
-        f"trained on {facts.pairs:,} pairs of pictures.\n"
+    if not len(run.bins):
+        raise ValueError("The run has taken no step yet: there is nothing to report.")
+    window = max(1, round(WINDOW * len(run.bins)))
+    means = bin_means(run.bins, window)[[window - 1, -1]]
+    on_hub = run.base.revision is not None
+    card = ModelCard.from_template(
+        _metadata(run, name, license, license_link),
+        template_str=TEMPLATE,
+        base=run.base.path_or_id if on_hub else Path(run.base.path_or_id).name,
+        pairs=f"{run.pairs:,}",
+        training=_training_rows(run),
+        window=window,
+        losses=[
+            (bin_name, f"{first:.4f}", f"{last:.4f}")
+            for bin_name, first, last in zip(bin_names(), *means, strict=True)
+        ],
+        validation=run.validation,
+        text_scale=run.text_scale,
+        image_scale=run.image_scale,
+        licence=f"{license_link or license}.",
+        attribution=attribution,
     )
-    head = f"---\n{_header(facts, fields)}\n---\n\n# {name}\n\n{about}"
-    licence = f"{license_link or license}. {attribution}\n"
-    sections = _sections(facts) | {"Licence": licence}
-    return "\n".join([head, *(f"## {title}\n\n{t}" for title, t in sections.items())])
+    return str(card)
 
 
-def _sections(facts: RunFacts) -> dict[str, str]:
-    loading = _LOADING.format(
-        base=f'"{_named(facts.base)}"',
-        text_scale=facts.text_scale,
-        image_scale=facts.image_scale,
-    )
-    return {
-        "Training": _table(("what", "value"), _training(facts)),
-        "Loss by noise level": _losses(facts.bands),
-        "Validation": _validation(facts.looks),
-        "Loading": f"`FOLDER` is where this file is.\n\n{loading}",
-    }
-
-
-def _header(facts: RunFacts, fields: dict[str, Any]) -> str:
-    """The YAML that the Hub reads."""
+def _metadata(
+    run: RunSummary, name: str, license: str, license_link: str | None
+) -> Any:
+    """YAML header with license, base model (no local path) and similarities."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    kinds = ("image_similarity", "directional_similarity")
     results = [
         EvalResult(
             task_type="image-to-image",
             dataset_type="fixed-edits",
             dataset_name="fixed validation edits",
             metric_type="clip",
-            metric_name=f"CLIP {kind.replace('_', ' ')}",
-            metric_value=round(getattr(look, kind), 4),
+            metric_name=f"CLIP {kind} similarity",
+            metric_value=round(getattr(result, f"{kind}_similarity"), 4),
         )
-        for look in facts.looks[-1:]
-        for kind in kinds
+        for result in run.validation[-1:]
+        for kind in ("image", "directional")
     ]
-    data = ModelCardData(
+    return ModelCardData(
+        model_name=name,
+        license=license,
+        license_link=license_link,
         language="en",
         library_name="diffusers",
         pipeline_tag="image-to-image",
         tags=["instruct-pix2pix", "image-editing"],
-        base_model=facts.base.path_or_id if _is_on_hub(facts.base) else None,
+        base_model=run.base.path_or_id if run.base.revision is not None else None,
         eval_results=results or None,
-        **fields,
     )
-    return str(data.to_yaml()).rstrip()
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
-def _training(facts: RunFacts) -> list[tuple[str, Any]]:
-    settings, taken = facts.settings, len(facts.bands)
-    revision = facts.base.revision or "no revision"
-    steps = f"{taken:,} of {settings.steps:,} of {settings.batch_size:,} examples"
-    end = "falls along half a cosine" if settings.decay else "constant"
+def _training_rows(run: RunSummary) -> list[tuple[str, Any]]:
+    settings, steps = run.settings, f"{len(run.bins):,} of {run.settings.steps:,}"
+    decay = "half a cosine down to 0" if settings.decay else "constant"
+    facts = dict(run.provenance)
+    versions = facts.pop("versions", {})
     return [
-        ("started from", f"`{_named(facts.base)}` at {revision}"),
-        ("data", f"{facts.data}, {facts.pairs:,} pairs"),
-        ("steps", steps),
+        ("base revision", run.base.revision or "none"),
+        ("data", f"{run.data}, {run.pairs:,} pairs"),
+        ("steps", f"{steps} of {settings.batch_size:,} examples"),
         ("learning rate", f"{settings.learning_rate:g}, warm-up {settings.warmup}"),
-        ("rate after that", end),
-        ("average of the weights", f"decay {settings.ema_decay:g}, once a step"),
-        ("conditions hidden", f"{settings.drop:.0%} text, both, image each"),
+        ("learning rate after warm-up", decay),
+        ("EMA of the weights", f"decay {settings.ema_decay:g}, once a step"),
+        ("conditioning dropout", f"{settings.drop:.0%} text, both, image each"),
         ("resolution", f"{settings.resolution} px"),
-        ("seed of the run", facts.run_seed),
-        *((key, value) for key, value in facts.made.items() if key != "versions"),
-        *facts.made.get("versions", {}).items(),
+        ("run seed", run.run_seed),
+        *facts.items(),
+        *versions.items(),
     ]
 
 
-def _losses(bands: Tensor) -> str:
-    """Mean loss of the first and of the last steps, by band of timesteps."""
-    window = max(1, round(ENDS * len(bands)))
-    means = band_means(bands, window)
-    rows = zip(
-        band_names(bands=means.shape[1]), means[window - 1], means[-1], strict=True
-    )
-    head = ("timesteps", f"first {window} steps", f"last {window} steps")
-    return _table(head, [(name, f"{a:.4f}", f"{b:.4f}") for name, a, b in rows])
+def save_editor(
+    folder: str | Path,
+    state: TrainState,
+    card: str,
+    *,
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """Write the averaged U-Net and its card, both or neither.
+
+    Args:
+        folder: missing, empty, or of an older editor, which is replaced.
+        state: of a run; not changed. LoRA is merged into the saved weights.
+        card: from ``model_card``.
+        dtype: of the saved weights.
+
+    Raises:
+        FileExistsError: ``folder`` holds something else.
+        FloatingPointError: a weight is not finite.
+        OSError: the disk is full or write-protected.
+    """
+    state.require_finite()
+    unet: Any = copy.deepcopy(state.unet)
+    state.ema.copy_to(unet)
+    if state.options.lora_rank:
+        merge_editor_lora(unet)
+    unet = unet.to("cpu", memory_format=torch.contiguous_format).type(dtype)
+    size = sum(w.numel() * w.element_size() for w in unet.parameters())
+    folder, own = Path(folder), r"unet|README\.md"
+    with atomic_directory(folder, needed=size, replaces=own) as partial:
+        unet.save_pretrained(partial / "unet")
+        (partial / "README.md").write_text(card, "utf-8")
+    return folder
 
 
-def _validation(looks: Sequence[Look]) -> str:
-    if not looks:
-        return "No edits were looked at.\n"
-    head = ("step", "CLIP image similarity", "CLIP directional similarity")
-    kinds = ("image_similarity", "directional_similarity")
-    rows = [(k.step, *(f"{getattr(k, kind):.4f}" for kind in kinds)) for k in looks]
-    told = "Means over the same fixed edits: nearness to the input, and to the wish."
-    return f"{told}\n\n{_table(head, rows)}"
+def push_to_hub(
+    folder: str | Path, repo_id: str, *, dry_run: bool, private: bool = True
+) -> list[str]:
+    """Upload what ``save_editor`` wrote, and nothing else that may lie beside it.
+
+    ``huggingface_hub`` finds the token (``hf auth login``, or the environment); it is
+    never an argument, so that no notebook can show it.
+
+    Args:
+        folder: with ``README.md`` and ``unet``.
+        repo_id: ``"user/name"``; created if missing.
+        dry_run: only list the files, and contact nobody.
+        private: whether a new repository is.
+
+    Returns:
+        The files, by their names in the repository.
+    Raises:
+        FileNotFoundError: ``folder`` holds no saved editor.
+    """
+    folder = Path(folder)
+    files = [path for pattern in UPLOADED for path in sorted(folder.glob(pattern))]
+    if len({path.suffix for path in files}) < len(UPLOADED):
+        raise FileNotFoundError(
+            f"{folder} holds no editor with its card; save_editor writes one."
+        )
+    if not dry_run:
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=str(folder),
+            allow_patterns=list(UPLOADED),
+            commit_message="InstructPix2Pix editor with its model card",
+        )
+    return [path.relative_to(folder).as_posix() for path in files]

@@ -1,14 +1,11 @@
-"""A run as one picture that grows: losses by noise level, similarities, newest edits.
+"""Progress of a training run in a notebook: one figure that is redrawn (section 3.2).
 
-``Board`` shows it in one display of a notebook, which it replaces as training goes on
-(section 3.2), and keeps it as a file too; a run under papermill is left with its last
-state. Everything is drawn by ``figures``.
+It is kept as a file too, so that a run under papermill is left with its last state.
 """
 
 from __future__ import annotations
 
 import base64
-import io
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +17,11 @@ from IPython.display import display
 from PIL import Image
 from torch import Tensor
 
-from ip2p_lib.files import atomic_write
+from ip2p_lib.files import write_bytes
 from ip2p_lib.notebook import figures
-from ip2p_lib.training.loss_weighting import band_means, band_names
+from ip2p_lib.training.loss_weighting import bin_means, bin_names
 from ip2p_lib.training.train import TrainStep
-from ip2p_lib.training.validation import Look, Validation
+from ip2p_lib.training.validation import COLUMNS, Validation, ValidationResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,63 +29,57 @@ if TYPE_CHECKING:
 HALF = (figures.PAGE / 2, 2.9)  # inches of a plot of which two stand side by side
 
 
-def plot_bands(bands: Tensor, *, window: int = 20, first: int = 1) -> Figure:
-    """Running mean loss of each band of timesteps.
+def plot_loss_bins(bins: Tensor, *, window: int = 20, first: int = 1) -> Figure:
+    """Running mean loss of each timestep bin.
 
     Args:
-        bands: (n, 2, K), what each of n steps, at least 1, had as ``bands``.
-        window: steps that a mean reaches back.
+        bins: (n, 2, K), ``TrainStep.bins`` of n >= 1 steps.
+        window: number of steps averaged.
         first: number of the first step.
     """
-    means = band_means(bands, window)
-    lines = dict(zip(band_names(bands=means.shape[1]), means.T, strict=True))
+    means = bin_means(bins, window)
+    lines = dict(zip(bin_names(bins=means.shape[1]), means.T, strict=True))
     steps = torch.arange(first, first + len(means))
     figure = figures.plot_lines(steps, lines, x_label="step", y_label="loss")
     figure.axes[0].set_yscale("log")
     return figure
 
 
-def plot_looks(looks: Sequence[Look], bounds: Mapping[str, Look]) -> Figure:
-    """Both similarities by step; dotted, what the trivial edits of ``bounds`` get."""
-    steps = [look.step for look in looks]
-    names = ("image_similarity", "directional_similarity")
-    lines = {n.replace("_", " "): [getattr(k, n) for k in looks] for n in names}
+def plot_validation(
+    results: Sequence[ValidationResult], references: Mapping[str, ValidationResult]
+) -> Figure:
+    """Both similarities by step; dotted, those of the trivial edits ``references``."""
+    steps = [result.step for result in results]
+    lines = {c.replace("_", " "): [getattr(r, c) for r in results] for c in COLUMNS[1:]}
     labels = {"x_label": "step", "y_label": "mean over the fixed edits"}
     figure = figures.plot_lines(steps, lines, **labels)
     axes = figure.axes[0]
     for line in axes.lines:
         line.set_marker("o")
-    for name, bound in bounds.items():
-        for key, colour in zip(names, figures.COLOURS, strict=False):
-            level = getattr(bound, key)
+    for name, reference in references.items():
+        for column, colour in zip(COLUMNS[1:], figures.COLOURS, strict=False):
+            level = getattr(reference, column)
             axes.axhline(level, color=colour, linestyle=":", linewidth=1)
             axes.text(steps[0], level, name, va="bottom", fontsize=7, color="#555")
     return figure
 
 
-def picture_of(figure: Figure) -> Image.Image:
-    """Draw a figure as the notebook would."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=figure.dpi, bbox_inches="tight")
-    return Image.open(file).convert("RGB")
-
-
-def stacked(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Set pictures in rows, from the left, on white."""
+def stack_images(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Put images in rows, from the left, on white."""
     sizes = [(sum(p.width for p in r), max(p.height for p in r)) for r in rows]
     whole = (max(w for w, _ in sizes), sum(h for _, h in sizes))
     sheet, y = Image.new("RGB", whole, "white"), 0
     for row, (_, height) in zip(rows, sizes, strict=True):
         x = 0
-        for picture in row:
-            sheet.paste(picture, (x, y))
-            x += picture.width
+        for image in row:
+            sheet.paste(image, (x, y))
+            x += image.width
         y += height
     return sheet
 
 
-def told_time(seconds: float) -> str:
-    """A length of time in words, to the accuracy a reader needs."""
+def format_duration(seconds: float) -> str:
+    """A duration in words, such as ``"45 s"``, ``"12 min"`` or ``"1 h 30 min"``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -96,79 +87,75 @@ def told_time(seconds: float) -> str:
 
 
 @dataclass
-class Board:
-    """One display of a run; ``show`` it every step, and it draws itself now and then.
+class ProgressFigure:
+    """One figure of a run. Call ``show`` at every step; it redraws now and then.
 
-    After a resume, ``bands`` and ``looks`` of the earlier sittings may be passed in.
+    After a resume, ``bins`` and ``results`` of the earlier sessions may be passed in.
     """
 
     validation: Validation
     last: int  # number of the run's last step
-    file: Path | None = None  # the picture, replaced whole at every drawing
+    file: Path | None = None  # the image, replaced at every drawing
     every_seconds: float = 10.0
-    bands: list[Tensor] = field(default_factory=list)
-    looks: list[Look] = field(default_factory=list)
+    bins: list[Tensor] = field(default_factory=list)
+    results: list[ValidationResult] = field(default_factory=list)
     _began: float = field(default_factory=lambda: time.monotonic())
     _drawn: float = 0.0
-    _taken: int = 0  # steps of this sitting
-    _bounds: dict[str, Look] = field(default_factory=dict)
+    _taken: int = 0  # steps of this session
+    _references: dict[str, ValidationResult] = field(default_factory=dict)
     _handle: Any = None
 
-    def show(self, step: TrainStep, look: Look | None = None) -> None:
-        """Note a step; draw anew if there is a look, or the picture has grown old."""
-        self.bands.append(step.bands)
+    def show(self, step: TrainStep, result: ValidationResult | None = None) -> None:
+        """Add a step; redraw after validation, or if the figure is old."""
+        self.bins.append(step.bins)
         self._taken += 1
-        if look:
-            self.looks.append(look)
+        if result:
+            self.results.append(result)
         old = time.monotonic() - self._drawn > self.every_seconds
-        if look or old or step.step == self.last:
+        if result or old or step.step == self.last:
             self.draw(step.step)
 
-    def words(self, step: int) -> str:
-        """Where the run stands, and how long it will still take."""
+    def caption(self, step: int) -> str:
+        """Steps taken, and the time left."""
         spent = time.monotonic() - self._began
         if step >= self.last:
             return f"{self.last} steps taken"
         left = spent / max(self._taken, 1) * (self.last - step)
-        return f"step {step} of {self.last}, about {told_time(left)} left"
+        return f"step {step} of {self.last}, about {format_duration(left)} left"
 
     def draw(self, step: int) -> None:
-        """Draw, show and keep the picture."""
-        sheet, file = self.sheet(self.words(step)), io.BytesIO()
-        sheet.save(file, "PNG", optimize=True)
-        shown = {
-            "image/png": base64.b64encode(file.getvalue()).decode(),
-            "text/plain": self.words(step),
-        }
+        """Draw, display and save the figure."""
+        png = figures.to_png(self.figure(self.caption(step)))
+        encoded = base64.b64encode(png).decode()
+        data = {"image/png": encoded, "text/plain": self.caption(step)}
         if self._handle is None:
-            self._handle = display(shown, raw=True, display_id=True)
+            self._handle = display(data, raw=True, display_id=True)
         else:
-            self._handle.update(shown, raw=True)
+            self._handle.update(data, raw=True)
         if self.file:
-            with atomic_write(self.file) as whole:
-                whole.write(file.getvalue())
+            write_bytes(self.file, png)
         self._drawn = time.monotonic()
 
-    def sheet(self, title: str) -> Image.Image:
-        """The picture: the plots there is something to plot for, then the edits."""
+    def figure(self, title: str) -> Image.Image:
+        """The plots that have data, above the sample grid."""
         plots = []
-        if self.bands:
-            plots.append(plot_bands(torch.stack([b.cpu() for b in self.bands])))
-        if self.looks:
-            self._bounds = self._bounds or self.validation.bounds()
-            plots.append(plot_looks(self.looks, self._bounds))
+        if self.bins:
+            plots.append(plot_loss_bins(torch.stack([b.cpu() for b in self.bins])))
+        if self.results:
+            self._references = self._references or self.validation.reference_results()
+            plots.append(plot_validation(self.results, self._references))
         for plot in plots:
             plot.set_size_inches(*HALF)
         plots[0].axes[0].set_title(title, fontsize=9)
-        rows = [[picture_of(plot) for plot in plots]]
-        if any(look.edits is not None for look in self.looks):
-            rows.append([picture_of(self.strip())])
-        return stacked(rows)
+        rows = [[figures.to_image(plot) for plot in plots]]
+        if any(result.edits is not None for result in self.results):
+            rows.append([figures.to_image(self.sample_grid())])
+        return stack_images(rows)
 
-    def strip(self) -> Figure:
+    def sample_grid(self) -> Figure:
         """The inputs above the first and the newest edits."""
-        made = {k.step: k.edits for k in self.looks if k.edits is not None}
-        shown = {f"step {n}": made[n] for n in sorted({min(made), max(made)})}
+        edits = {r.step: r.edits for r in self.results if r.edits is not None}
+        shown = {f"step {n}": edits[n] for n in sorted({min(edits), max(edits)})}
         examples = self.validation.examples
         rows = [examples.before, *shown.values()]
         return figures.show_grid(rows, ["input", *shown], examples.instructions)

@@ -1,231 +1,313 @@
-"""Keep a training run safe: whatever stops it, it goes on and ends in the same bits.
+"""Checkpoints of a training run, and exact resuming after any stop (ours).
 
-    with recoverable(state, "runs/editor", mirror=drive) as run:
-        print(run.banner)
+    with resumable_run(state, "runs/editor", backup_dir=drive) as run:
+        print(run.status)
         for step in train(state, latents, schedule, settings, run_seed=0):
-            run.record(step)
+            run.log_step(step)
 
-Run it again after any stop. A kill (SIGKILL, power, a lost machine) costs the steps
-since the last save at most; Ctrl-C, a notebook's stop button and SIGTERM save first.
-The log of losses is part of the checkpoint, so that no step is ever missing from it or
-in it twice; ``losses.csv`` is written from it, whole, at every save.
+Run it again after any stop; it ends in the same bits. A kill (SIGKILL, power, a lost
+machine) costs at most the steps since the last save; Ctrl-C, a notebook's stop button
+and SIGTERM save first. The log of losses is part of the checkpoint, so that it has
+every step exactly once; ``losses.csv`` is written from it at every save.
 """
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor
 
 from ip2p_lib import checkpoint
-from ip2p_lib.distributed import agree, processes, rank
-from ip2p_lib.files import atomic_write, explain_disk_errors, require_room
-from ip2p_lib.run_lock import run_lock
-from ip2p_lib.training import train as training
-from ip2p_lib.training.loss_weighting import BANDS, band_means, band_names
-from ip2p_lib.training.signals import Interruption, exception_of, noted_signals
-from ip2p_lib.training.state import CHECK_EVERY, TrainState
-from ip2p_lib.training.train import LOG, TrainStep
+from ip2p_lib.distributed import broadcast_scalar, rank, world_size
+from ip2p_lib.files import remove_partials, require_room, run_lock, write_bytes
+from ip2p_lib.training.loss_weighting import NUM_BINS, bin_means, bin_names
+from ip2p_lib.training.state import CHECK_EVERY, TrainingOptions, TrainState
+from ip2p_lib.training.train import TrainStep
 
 LOSSES = "losses.csv"
-FIRST = ("step", "loss", "grad_norm", "lr")  # of the log's columns; then those by band
-WIDTH = len(FIRST) + 2 * BANDS
+LOG = "log"  # the tensor in a checkpoint that is not part of the TrainState
+COLUMNS = ("step", "loss", "grad_norm", "lr")  # of the log; then those by timestep bin
+WIDTH = len(COLUMNS) + 2 * NUM_BINS
+
+
+def save(
+    root: str | Path, state: TrainState, *, keep: int = 2, log: Tensor | None = None
+) -> Path:
+    """Write ``root/step-0000123``, then delete all but the ``keep`` newest checkpoints.
+
+    Args:
+        root: folder of the run's checkpoints.
+        state: at the end of a step, as ``train`` yields it.
+        keep: at least 1.
+        log: the run's log, of any shape.
+
+    Raises:
+        FloatingPointError: a tensor is not finite; nothing is written.
+        OSError, CheckpointError: as ``checkpoint.save``; older checkpoints stay.
+    """
+    state.require_finite()
+    tensors = state.tensors() | ({} if log is None else {LOG: log})
+    folder = Path(root) / f"step-{state.step:07d}"
+    checkpoint.save(folder, tensors, state.metadata())
+    checkpoint.prune(root, keep)
+    return folder
+
+
+def resume(
+    root: str | Path, state: TrainState, *, backup_dir: str | Path | None = None
+) -> checkpoint.Checkpoint | None:
+    """Load the newest intact checkpoint into ``state``; None if there is none.
+
+    A warning says if it was saved under other options, where resuming is possible.
+
+    Args:
+        root: folder of the run's checkpoints.
+        state: of the same U-Net, from ``start``; changed in place.
+        backup_dir: a second folder of checkpoints, used if it holds a newer one.
+
+    Raises:
+        CheckpointError: there are checkpoints, but every one is damaged.
+        ValueError: the checkpoint is of another U-Net.
+    """
+    newest = checkpoint.latest(*(folder for folder in (root, backup_dir) if folder))
+    if newest is None:
+        return None
+    tensors = {name: t for name, t in newest.tensors.items() if name != LOG}
+    try:
+        state.restore(tensors, newest.state)
+    except ValueError as error:
+        raise ValueError(
+            f"{newest.folder} cannot be resumed: {error} Resume with the U-Net that "
+            "was trained, or choose another folder."
+        ) from error
+    saved = TrainingOptions.from_dict(newest.state["options"])
+    if saved != state.options:
+        warnings.warn(
+            f"{newest.folder} was saved under other options ({saved.describe()}); from "
+            f"here on {state.options.describe()}, which rounds otherwise.",
+            stacklevel=2,
+        )
+    return newest
+
+
+class StopRequest:
+    """Whether the run was asked to stop, and by which signal."""
+
+    number: int | None = None
+
+    def handle(self, number: int, frame: FrameType | None = None) -> None:
+        """Signal handler: note the first signal, and stop at once at the second."""
+        if self.number is not None:
+            raise stop_exception(number, "Stopped at once: the last step is not saved.")
+        self.number = number
+
+
+def stop_exception(number: int, message: str) -> BaseException:
+    """KeyboardInterrupt for SIGINT, else an exit with code 128 + number.
+
+    Python and shells do the same: 143 tells a scheduler that it was SIGTERM.
+    """
+    if number == signal.SIGINT:
+        return KeyboardInterrupt(message)
+    return SystemExit(128 + number)
+
+
+@contextmanager
+def catch_stop_signals() -> Iterator[StopRequest]:
+    """Note SIGINT and SIGTERM within the block instead of stopping in mid-step.
+
+    Python would act on a signal between any two instructions, such as those that change
+    the weights and those that change their average. Ignored signals stay ignored, and
+    earlier handlers return afterwards. Only the main thread receives signals.
+    """
+    request, previous = StopRequest(), {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                previous[number] = signal.signal(number, request.handle)
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 @dataclass
 class Run:
-    """A run being kept safe; made by ``recoverable``.
+    """A resumable run; made by ``resumable_run``.
 
     ``log`` (n, 4 + 2 K) float64 holds step, loss, gradient norm, learning rate and
-    ``bands`` of every step up to the last save, whichever sitting took it.
+    ``TrainStep.bins`` of every step up to the last save, over all sessions.
     """
 
     state: TrainState
     root: Path
-    mirror: Path | None
+    backup_dir: Path | None
     keep: int
     every_steps: int
     every_seconds: float
-    interruption: Interruption
-    mark: Path
+    stop_request: StopRequest
     log: Tensor = field(default_factory=lambda: torch.empty(0, WIDTH).double())
-    banner: str = ""
+    status: str = ""  # where the run resumed from, in words
     _unsaved: list[TrainStep] = field(default_factory=list)
     _saved_at: float = field(default_factory=time.monotonic)
 
     @property
-    def bands(self) -> Tensor:
-        """(n, 2, K) of the log: sums of losses and numbers of examples by band."""
-        return self.log[:, len(FIRST) :].unflatten(1, (2, BANDS))
+    def bins(self) -> Tensor:
+        """(n, 2, K) of the log: sums of losses and numbers of examples by bin."""
+        return self.log[:, len(COLUMNS) :].unflatten(1, (2, NUM_BINS))
 
-    def record(self, step: TrainStep) -> None:
-        """Note a step that ``train`` yielded; save if it is time, or a stop was asked.
+    def log_step(self, step: TrainStep) -> None:
+        """Log a step that ``train`` yielded; save if one is due; stop if requested.
 
         Raises:
             KeyboardInterrupt: after SIGINT; everything up to this step is saved.
             SystemExit: the same after SIGTERM, with code 143.
-            OSError, CheckpointError, FloatingPointError: as ``training.save``.
+            OSError, CheckpointError, FloatingPointError: as ``save``.
         """
         self._unsaved.append(step)
-        stop = self._is_stop_asked(step.step)
+        stop = self._is_stop_requested(step.step)
         waited = time.monotonic() - self._saved_at
         if stop or step.step % self.every_steps == 0 or waited > self.every_seconds:
             self.save()
         if stop:
-            self.obey()
+            self.stop_if_requested()
 
-    def _is_stop_asked(self, step: int) -> bool:
-        """Whether to stop; of several processes the first decides, for all of them.
-
-        They meet only every ``CHECK_EVERY`` steps, since an answer waits for the GPU.
-        """
-        if processes() > 1:
+    def _is_stop_requested(self, step: int) -> bool:
+        """Whether to stop; process 0 decides for all, every ``CHECK_EVERY`` steps."""
+        if world_size() > 1:
             if step % CHECK_EVERY:
                 return False
-            told = agree(self.interruption.number or 0, self.state.failed.device)
-            self.interruption.number = int(told) or None
-        return self.interruption.number is not None
+            number = self.stop_request.number or 0
+            number = int(broadcast_scalar(number, self.state.device))
+            self.stop_request.number = number or None
+        return self.stop_request.number is not None
 
     def save(self) -> None:
-        """Save now, in the mirror too; process 0 does it. Errors as ``record``."""
-        new = [_row(step) for step in self._unsaved]
+        """Save now, in the backup folder too; process 0 does it. Errors as ``save``."""
+        new = [
+            [
+                s.step,
+                float(s.loss),
+                float(s.grad_norm),
+                s.lr,
+                *s.bins.flatten().tolist(),
+            ]
+            for s in self._unsaved
+        ]
         self.log = torch.cat([self.log, self.log.new_tensor(new).reshape(-1, WIDTH)])
         self._unsaved.clear()
         if rank() == 0:
-            training.save(self.root, self.state, keep=self.keep, log=self.log)
+            save(self.root, self.state, keep=self.keep, log=self.log)
             self.write_losses()
-            self._copy_to_mirror()
-            self.mark.touch()
+            self._save_backup()
         self._saved_at = time.monotonic()
 
-    def _copy_to_mirror(self) -> None:
-        if self.mirror is None:
+    def _save_backup(self) -> None:
+        if self.backup_dir is None:
             return
         try:
-            training.save(self.mirror, self.state, keep=self.keep, log=self.log)
+            save(self.backup_dir, self.state, keep=self.keep, log=self.log)
         except (OSError, checkpoint.CheckpointError) as error:
             warnings.warn(
-                f"Step {self.state.step} is saved in {self.root} but not in the mirror "
-                f"{self.mirror}; training goes on. {error}",
+                f"Step {self.state.step} is saved in {self.root} but not in the backup "
+                f"folder {self.backup_dir}; training goes on. {error}",
                 stacklevel=4,
             )
 
     def write_losses(self) -> None:
-        """Write ``losses.csv`` anew, whole: the log, with the mean loss of each band.
+        """Write ``losses.csv``: the log, with each bin's mean loss, if it has one."""
+        means = bin_means(self.bins) if len(self.log) else self.log[:, :NUM_BINS]
+        table = torch.cat([self.log[:, : len(COLUMNS)], means], dim=1).tolist()
+        lines = [[*COLUMNS, *(f"loss {name}" for name in bin_names())]]
+        for step, *rest in table:
+            values = ("" if value != value else repr(value) for value in rest)
+            lines.append([f"{step:.0f}", *values])
+        text = "".join(f"{','.join(line)}\n" for line in lines)
+        write_bytes(self.root / LOSSES, text.encode())
 
-        A band that no example of a step fell into is left empty.
-        """
-        head = ",".join([*FIRST, *(f"loss {name}" for name in band_names())])
-        means = band_means(self.bands) if len(self.log) else self.log[:, :BANDS]
-        table = torch.cat([self.log[:, : len(FIRST)], means], dim=1)
-        text = "".join(f"{line}\n" for line in (head, *map(_line, table.tolist())))
-        path = self.root / LOSSES
-        with explain_disk_errors(path, len(text)), atomic_write(path) as file:
-            file.write(text.encode())
-
-    def obey(self) -> None:
-        """Stop if that was asked, or return; errors as ``record``, which saves."""
-        number = self.interruption.number
+    def stop_if_requested(self) -> None:
+        """Stop if a signal requested it; errors as ``log_step``."""
+        number = self.stop_request.number
         if number is not None:
-            words = f"Stopped after step {self.state.step}, saved in {self.root}."
-            raise exception_of(number, f"{words} Run this again to go on.")
-
-
-def _row(step: TrainStep) -> list[float]:
-    numbers = (step.step, float(step.loss), float(step.grad_norm), step.lr)
-    return [*numbers, *step.bands.flatten().tolist()]
-
-
-def _line(numbers: list[float]) -> str:
-    step, *rest = numbers
-    return ",".join([f"{step:.0f}", *("" if x != x else repr(x) for x in rest)])
+            message = f"Stopped after step {self.state.step}, saved in {self.root}."
+            raise stop_exception(number, f"{message} Run this again to go on.")
 
 
 @contextmanager
-def recoverable(
+def resumable_run(
     state: TrainState,
     root: str | Path,
     *,
-    mirror: str | Path | None = None,
+    backup_dir: str | Path | None = None,
     keep: int = 2,
     every_steps: int = 200,
     every_seconds: float = 120.0,
-    must_resume: bool = False,
 ) -> Iterator[Run]:
-    """Resume from ``root`` (or ``mirror``) and keep the run safe while the block lasts.
+    """Resume from ``root`` (or ``backup_dir``), and save while the block lasts.
 
     A block that ends well saves once more; one that ends by an error does not, since
-    the state may be of half a step. The start also removes what a killed run left
-    half-written, and checks the room for ``keep + 1`` checkpoints.
+    the state may be of half a step. At the start it also removes the remains of a
+    killed run, and checks the disk for room for ``keep + 1`` checkpoints.
 
     Args:
-        state: from ``training.start``; changed in place.
-        root: the run's folder, made if missing.
-        mirror: a second folder, such as one on a network drive, that gets every
-            checkpoint too. If it fails, a warning says so and training goes on.
+        state: from ``train.start``; changed in place.
+        root: folder of the run, created if missing.
+        backup_dir: a second folder for every checkpoint, such as one on a network
+            drive. If it fails, a warning says so and training goes on.
         keep: checkpoints kept in each folder.
-        every_steps: saves at its multiples, and after ``every_seconds`` without one.
-        must_resume: a missing checkpoint is an error, not a start from nothing.
+        every_steps: save at its multiples, and after ``every_seconds`` without a save.
+        every_seconds: see ``every_steps``.
 
     Raises:
-        FolderInUseError: another run is at work in ``root``.
-        FileNotFoundError: ``must_resume``, and there is no checkpoint.
-        CheckpointError, ValueError: as ``training.resume``.
+        FolderInUseError: another run uses ``root``.
+        CheckpointError, ValueError: as ``resume``.
         OSError: there is too little room; says how many MB are needed and free.
     """
-    root, mirror = Path(root), Path(mirror) if mirror else None
-    with run_lock(root) as mark, noted_signals() as noted:
-        run = Run(state, root, mirror, keep, every_steps, every_seconds, noted, mark)
-        found = _resume(run, must_resume)
-        _make_ready(run, intact=found)
+    root, backup = Path(root), Path(backup_dir) if backup_dir else None
+    with run_lock(root), catch_stop_signals() as request:
+        run = Run(state, root, backup, keep, every_steps, every_seconds, request)
+        loaded = resume(root, state, backup_dir=backup)
+        run.log = loaded.tensors.get(LOG, run.log) if loaded else run.log
+        run.status = _describe(run, loaded)
+        if rank() == 0:
+            _prepare_folder(run)
         yield run
         if run._unsaved:
             run.save()
-        run.obey()
+        run.stop_if_requested()
 
 
-def _resume(run: Run, must: bool) -> Path | None:
-    """Take over the newest checkpoint and its log; returns its folder, if any."""
-    found = training.resume(run.root, run.state, mirror=run.mirror)
-    if found is None and must:
-        raise FileNotFoundError(
-            f"There is no checkpoint under {run.root} to go on from. Check the folder, "
-            "or leave out must_resume to start from nothing."
-        )
-    run.log = found.tensors.get(LOG, run.log) if found else run.log
-    run.banner = _banner(run, found)
-    return found.folder if found else None
-
-
-def _banner(run: Run, found: checkpoint.Checkpoint | None) -> str:
-    saves = f"every {run.every_steps} steps or {run.every_seconds:.0f} s"
-    if found is None:
+def _describe(run: Run, loaded: checkpoint.Checkpoint | None) -> str:
+    """Where the run resumes, and how many steps are lost."""
+    if loaded is None:
+        saves = f"every {run.every_steps} steps or {run.every_seconds:.0f} s"
         return f"Nothing is saved in {run.root} yet: starting, with a save {saves}."
     step = run.state.step
-    lost = f"{found.newest - step + run.every_steps - 1} steps"
-    if found.newest == step:
+    lost = f"{loaded.newest - step + run.every_steps - 1} steps"
+    if loaded.newest == step:
         lost += f" or {run.every_seconds:.0f} s of work"
-    ignored = f" Ignored: {' '.join(found.refused)}" if found.refused else ""
+    ignored = f" Ignored: {' '.join(loaded.refused)}" if loaded.refused else ""
     return (
-        f"Resumed after step {step} from {found.folder}; what came after it, at most "
+        f"Resumed after step {step} from {loaded.folder}; what came after it, at most "
         f"{lost}, is lost and done again.{ignored}"
     )
 
 
-def _make_ready(run: Run, intact: Path | None) -> None:
+def _prepare_folder(run: Run) -> None:
     """Remove what a killed run left half-written, and check the room on the disk."""
-    if rank() > 0:
-        return
-    checkpoint.prune(run.root, run.keep, intact=intact)
-    for partial in run.root.glob(f".{LOSSES}-*"):
-        partial.unlink()
+    checkpoint.prune(run.root, run.keep)
+    remove_partials(run.root)
     run.write_losses()
     size = checkpoint.size_of(run.state.tensors())
-    held = len(list(run.root.glob(f"*/{checkpoint.MANIFEST}")))
-    require_room(run.root, max(0, run.keep + 1 - held) * size)
+    stored = len(list(run.root.glob(f"*/{checkpoint.MANIFEST}")))
+    require_room(run.root, max(0, run.keep + 1 - stored) * size)

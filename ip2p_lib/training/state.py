@@ -1,11 +1,13 @@
-"""All that training changes, by name: what a checkpoint must hold (section 3.2).
+"""What a training run changes, and thus what a checkpoint holds (section 3.2).
 
-Draws need no place here: they are functions of the step (see ``draws``).
+Random draws need no state: they are functions of the step (see ``rng``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,197 +15,223 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ip2p_lib.training.ema import EMA, named_weights
-from ip2p_lib.training.loss_scale import LEAST, TRIES, LossScale
-from ip2p_lib.training.optimizer import (
-    adamw,
-    kept_of,
-    set_steps_taken,
-    step_unless,
-    steps_taken,
-)
-from ip2p_lib.training.options import Economy
 
 if TYPE_CHECKING:
     from ip2p_lib.config import Training
 
-CHECK_EVERY = 25  # steps between looks at a GPU's not-finite flag: each look waits
+CHECK_EVERY = 25  # steps between two reads of a value on a GPU: each read waits for it
+HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
-REFUSED = (
-    "Step {} was refused: its loss or gradient is NaN or infinite. Likely the learning "
-    "rate is too high, or the autocast is float16 and economy does not say so, whose "
-    "gradients overflow unless they are scaled. Resume from the last checkpoint, which "
-    "is finite, with a lower rate, or with bfloat16 or no autocast."
-)
-HOPELESS = (
-    f"Step {{}} was skipped, as were the {TRIES - 1} before it: in float16 the loss or "
-    f"a gradient is not finite, even at the least loss scale, {LEAST:g}. Resume from "
-    "the last checkpoint, which is finite, with a lower rate, or with bfloat16 or no "
-    "autocast."
-)
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options that save GPU memory. The default uses none: full training in float32.
+
+    Trained weights, gradients and AdamW's state are float32 in any case. Only
+    ``lora_rank`` changes a step by more than rounding.
+    """
+
+    lora_rank: int | None = None  # train LoRA of this rank and conv_in, freeze the rest
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass
+    ema_on_cpu: bool = False  # keep the moving average on the CPU
+    autocast: torch.dtype | None = None  # from device.pick_autocast; None is float32
+
+    @property
+    def precision(self) -> str:
+        """Name of the data type that the U-Net computes in."""
+        names = (name for name, dtype in HALF.items() if dtype is self.autocast)
+        return next(names, "float32")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON values, for a checkpoint's manifest."""
+        return asdict(self) | {"autocast": self.precision}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingOptions:
+        """Inverse of ``to_dict``."""
+        return cls(**{**values, "autocast": HALF.get(values["autocast"])})
+
+    def describe(self) -> str:
+        """The options in a few words."""
+        rank = self.lora_rank
+        parts = [f"LoRA of rank {rank}" if rank else "all weights", self.precision]
+        parts += ["gradient checkpointing"] * self.gradient_checkpointing
+        parts += ["EMA on the CPU"] * self.ema_on_cpu
+        return ", ".join(parts)
 
 
 @dataclass
 class TrainState:
-    """All that training changes; ``step`` counts the steps taken or skipped."""
+    """U-Net, AdamW, EMA and loss scale; ``step`` counts steps taken or skipped."""
 
     unet: nn.Module
     optimizer: torch.optim.Optimizer
     ema: EMA
-    failed: Tensor  # step at which the run ended, -1 so far; on the U-Net's device
+    scaler: torch.amp.GradScaler
+    options: TrainingOptions
     step: int = 0
-    micro_batch: int | None = None  # halved when memory runs out; None is all at once
-    economy: Economy = field(default_factory=Economy)
-    loss_scale: LossScale | None = None  # float16 needs it
+    micro_batch: int | None = None  # examples at once; halved when memory runs out
 
     @classmethod
-    def of(cls, unet: Any, settings: Training, economy: Economy) -> TrainState:
-        """Prepare all of it; as ``training.start``, which see."""
+    def create(
+        cls, unet: Any, settings: Training, options: TrainingOptions
+    ) -> TrainState:
+        """Prepare AdamW, EMA and loss scale; arguments as ``train.start``."""
+        _check_weights(unet, options)
+        if options.gradient_checkpointing:
+            unet.enable_gradient_checkpointing(_checkpointed)
         weights = list(named_weights(unet).values())
-        _require_float32(unet, economy)
-        if economy.checkpointing:
-            unet.enable_gradient_checkpointing(_twice)
-        device = weights[0].device
-        return cls(
-            unet,
-            adamw(weights, settings.weight_decay, eight_bit=economy.eight_bit),
-            EMA(unet, settings.ema_decay, "cpu" if economy.ema_on_cpu else None),
-            failed=torch.tensor(-1, device=device),
-            economy=economy,
-            loss_scale=LossScale(device) if economy.scaled else None,
+        optimizer = torch.optim.AdamW(
+            weights, weight_decay=settings.weight_decay, fused=True
         )
+        for w in weights:  # as the first step does: a checkpoint is restored into these
+            moments = {k: torch.zeros_like(w) for k in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[w] = {"step": w.new_zeros(()).detach(), **moments}
+        # float16 underflows unless the loss is scaled. Elsewhere the scale stays 1, and
+        # GradScaler only skips steps whose gradients are not finite.
+        scaled = options.autocast is torch.float16
+        scaler = torch.amp.GradScaler(
+            weights[0].device.type,
+            init_scale=2.0**16 if scaled else 1.0,
+            growth_interval=2000 if scaled else 2**31 - 1,
+        )
+        ema = EMA(unet, settings.ema_decay, "cpu" if options.ema_on_cpu else None)
+        return cls(unet, optimizer, ema, scaler, options)
 
     @property
-    def autocast(self) -> torch.dtype | None:
-        """What products are computed in; None is float32."""
-        return self.economy.autocast
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self._steps_taken.device
 
-    def scaled(self, loss: Tensor) -> Tensor:
-        """The loss whose gradients ``update`` expects: times the scale, if any."""
-        return loss if self.loss_scale is None else loss * self.loss_scale.scale
-
-    def update(self, loss: Tensor, lr: float, max_norm: float) -> Tensor:
-        """Clip, step AdamW and the average; after a bad step, change nothing.
-
-        Bad is what is not finite. Under a loss scale such a step is skipped, and only
-        a run of them is the end; else the first is.
-
-        Args:
-            loss: of the whole batch, unscaled; its gradients are on the weights.
-            lr: learning rate of this step.
-            max_norm: longer gradients are shortened to this.
-        Returns:
-            The norm of the gradients before they were clipped, a scalar.
-        Raises:
-            FloatingPointError: the run is at its end; on a GPU said a little late.
-        """
-        weights = list(named_weights(self.unet).values())
-        if self.loss_scale:
-            self.loss_scale.unscale([w.grad for w in weights if w.grad is not None])
-        norm = nn.utils.clip_grad_norm_(weights, max_norm)
-        bad = end = ~(loss + norm).isfinite()
-        if self.loss_scale:
-            self.loss_scale.update(bad)
-            end = self.loss_scale.hopeless
-        self.failed = torch.where(end & (self.failed < 0), self.step, self.failed)
-        if self.failed.device.type == "cpu" or self.step % CHECK_EVERY == 0:
-            self.check()
-        self.optimizer.param_groups[0]["lr"] = lr
-        step_unless(bad | (self.failed >= 0), self.optimizer)
-        self.optimizer.zero_grad()
-        self.ema.update(self.unet)
-        self.step += 1
-        return norm
+    @property
+    def _steps_taken(self) -> Tensor:
+        """AdamW's own count, a scalar on the device; it leaves out skipped steps."""
+        count: Tensor = next(iter(self.optimizer.state.values()))["step"]
+        return count
 
     @property
     def skipped(self) -> int:
-        """Steps skipped so far because float16 overflowed; waits for the GPU."""
-        return int(self.loss_scale.skipped) if self.loss_scale else 0
+        """Number of steps skipped because float16 overflowed; waits for the GPU."""
+        return self.step - int(self._steps_taken)
+
+    def update(self, lr: float, max_norm: float) -> Tensor:
+        """Clip the gradients, step AdamW and the EMA; a non-finite gradient skips both.
+
+        A skipped step halves the loss scale. Once it is below 1 (in full precision
+        after one skipped step) training cannot go on: the scale becomes NaN, so that no
+        later step is taken either, and ``check`` raises.
+
+        Args:
+            lr: learning rate of this step.
+            max_norm: gradients with a larger norm are scaled down to it.
+        Returns:
+            The norm of the gradients before clipping, a scalar.
+        Raises:
+            FloatingPointError: as ``check``; on a GPU up to ``CHECK_EVERY`` steps late.
+        """
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(named_weights(self.unet).values(), max_norm)
+        self.optimizer.param_groups[0]["lr"] = lr
+        before = self._steps_taken.clone()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        self.ema.update(self.unet, taken=self._steps_taken - before)
+        scale = self.scaler.scale(torch.ones_like(before))
+        self.scaler.update(scale.where(scale >= 1, torch.nan))
+        if self.device.type == "cpu" or self.step % CHECK_EVERY == 0:
+            self.check()
+        self.step += 1
+        return norm
 
     def check(self) -> None:
-        """Raise FloatingPointError if the run is at its end; waits for the GPU."""
-        failed = int(self.failed)
-        if failed >= 0:
-            self.step = failed
-            words = HOPELESS if self.loss_scale else REFUSED
-            raise FloatingPointError(words.format(failed + 1))
+        """Raise FloatingPointError if training cannot go on; waits for the GPU."""
+        if not math.isnan(self.scaler.get_scale()):
+            return
+        if self.options.autocast is not torch.float16:
+            self.step = int(self._steps_taken)
+        raise FloatingPointError(
+            f"Step {self.step + 1} was refused: a loss or gradient is NaN or infinite "
+            "(in float16, even at a loss scale of 1). Likely the learning rate is too "
+            "high. Resume from the last checkpoint, which is finite, with a lower rate, "
+            "or with bfloat16 or no autocast."
+        )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Name every tensor a run depends on; these are the live ones, not copies."""
+        """Name every tensor that a run depends on: the live ones, not copies."""
         tensors: dict[str, Tensor] = {}
         for name, weight in named_weights(self.unet).items():
             tensors |= {f"unet/{name}": weight, f"ema/{name}": self.ema.weights[name]}
-            for kind, tensor in kept_of(self.optimizer, weight).items():
+            for kind, tensor in self.optimizer.state[weight].items():
                 tensors[f"{kind}/{name}"] = tensor
-        scale = self.loss_scale.tensors() if self.loss_scale else {}
-        return tensors | {f"loss_scale/{name}": t for name, t in scale.items()}
+        return tensors
+
+    def metadata(self) -> dict[str, Any]:
+        """Everything else that a run depends on, as JSON values."""
+        return {
+            "step": self.step,
+            "ema_updates": int(self.ema.updates),
+            "micro_batch": self.micro_batch,
+            "loss_scale": self.scaler.state_dict(),
+            "options": self.options.to_dict(),
+        }
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Continue from what ``tensors`` and ``metadata`` returned when it was saved.
+
+        Raises:
+            ValueError: they are of another U-Net, or need another loss scaling.
+        """
+        own, saved = self.tensors(), TrainingOptions.from_dict(metadata["options"])
+        shapes = [{k: v.shape for k, v in t.items()} for t in (own, tensors)]
+        scaled = [o.autocast is torch.float16 for o in (self.options, saved)]
+        if shapes[0] != shapes[1] or scaled[0] != scaled[1]:
+            raise ValueError(
+                "The checkpoint is of a U-Net with other weights, or was saved under "
+                "other options."
+            )
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+        self.scaler.load_state_dict(metadata["loss_scale"])
+        self.ema.updates.fill_(metadata["ema_updates"])
+        self.step, self.micro_batch = metadata["step"], metadata["micro_batch"]
 
     def require_finite(self) -> None:
-        """Raise FloatingPointError if anything to be saved is not finite.
+        """Raise FloatingPointError if any tensor to be saved is NaN or infinite.
 
-        ``check`` sees losses and gradients; a huge rate makes infinite weights of
-        finite gradients, and the loss shows that a step later.
+        A huge learning rate makes infinite weights of finite gradients, which the loss
+        shows only a step later.
         """
         self.check()
-        tensors = {k: t for k, t in self.tensors().items() if t.is_floating_point()}
+        tensors = self.tensors()
         norms = torch._foreach_norm(list(tensors.values()), float("inf"))
-        where = self.failed.device
-        if not torch.stack([norm.to(where) for norm in norms]).isfinite().all():
-            pairs = zip(tensors, norms, strict=True)
-            name = next(name for name, norm in pairs if not norm.isfinite())
+        finite = torch.stack([norm.to(self.device) for norm in norms]).isfinite()
+        if not finite.all():
+            name = list(tensors)[int(finite.logical_not().nonzero()[0])]
             raise FloatingPointError(
                 f"After step {self.step} {name} is NaN or infinite, so nothing was "
                 "saved. Resume from the last checkpoint with a lower learning rate."
             )
 
-    def facts(self) -> dict[str, Any]:
-        """What is no tensor: the numbers that a checkpoint's manifest holds."""
-        return {
-            "step": self.step,
-            "ema_updates": self.ema.updates,
-            "micro_batch": self.micro_batch,
-            "economy": self.economy.facts(),
-            "optimizer_steps": steps_taken(self.optimizer),
-        }
 
-    @torch.no_grad()
-    def restore(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Take over what ``tensors`` and ``facts`` once gave.
-
-        Raises:
-            ValueError: they are of another U-Net, or of another way to train it.
-        """
-        own = self.tensors()
-        shapes = [{k: v.shape for k, v in t.items()} for t in (own, tensors)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                "The checkpoint is of a U-Net with other weights, or was made under "
-                "another economy."
-            )
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
-        self.step, self.ema.updates = facts["step"], facts["ema_updates"]
-        self.micro_batch = facts.get("micro_batch")
-        if facts.get("optimizer_steps") is not None:
-            set_steps_taken(self.optimizer, facts["optimizer_steps"])
-        self.failed.fill_(-1)
-
-
-def _twice(module: nn.Module, *inputs: Any) -> Any:
-    """Keep no activations; diffusers' own asks for torch's version when compiled."""
+def _checkpointed(module: nn.Module, *inputs: Any) -> Any:
+    """Gradient checkpointing without diffusers' version check: it breaks compiling."""
     return checkpoint(module, *inputs, use_reentrant=False)
 
 
-def _require_float32(unet: Any, economy: Economy) -> None:
-    """Half precision cannot hold the small steps that training takes."""
-    kinds = {weight.dtype for weight in named_weights(unet).values()}
-    if kinds != {torch.float32} and kinds != {torch.float64}:
+def _check_weights(unet: nn.Module, options: TrainingOptions) -> None:
+    """Refuse half precision, which cannot hold small steps, and LoRA without LoRA."""
+    weights = named_weights(unet)
+    dtypes = {weight.dtype for weight in weights.values()}
+    if dtypes != {torch.float32} and dtypes != {torch.float64}:
         raise ValueError(
-            f"The weights to be trained must be float32 and are {kinds or 'none'}: "
-            "call unet.float() first, and choose half precision by Economy(autocast)."
+            f"Trained weights must be float32 and are {dtypes or 'none'}: call "
+            "unet.float() first; TrainingOptions(autocast) is for half precision."
         )
-    lora = any(".lora_A." in name for name in named_weights(unet))
-    if lora != bool(economy.lora_rank):
+    lora = any(".lora_A." in name for name in weights)
+    if lora != bool(options.lora_rank):
         raise ValueError(
-            f"The economy says {economy.words}, and the U-Net has "
-            f"{'' if lora else 'no '}LoRA: see editor_lora.add_editor_lora."
+            f"The options say {options.describe()}, and the U-Net has "
+            f"{'' if lora else 'no '}LoRA: see add_editor_lora."
         )

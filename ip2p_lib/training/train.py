@@ -1,9 +1,8 @@
-"""Teach the widened U-Net to edit (sections 3.2 and 3.2.1).
+"""Train the widened U-Net to edit (sections 3.2 and 3.2.1).
 
-Read ``example_losses`` first: it is equation 1. ``train`` repeats it, a generator that
-takes one optimiser step, yields it, and leaves plots, logs and saving to the caller,
-whom ``recovery`` helps. The VAE never runs here: see ``latents``, which also tells why
-a resumed run is exact.
+Read ``example_losses`` first: it is equation 1. Then ``train``, a generator that yields
+after every optimiser step, and leaves plots, logs and saving to the caller (see
+``resume``). The VAE does not run here: see ``latents``.
 """
 
 from __future__ import annotations
@@ -12,27 +11,30 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ip2p_lib import checkpoint
 from ip2p_lib.diffusion.guidance import drop_conditioning
-from ip2p_lib.diffusion.samplers import Schedule, add_noise
-from ip2p_lib.distributed import add_up, share
+from ip2p_lib.diffusion.schedule import Schedule, add_noise
+from ip2p_lib.distributed import all_reduce_sum, local_shard
 from ip2p_lib.rng import integers, key, normal, uniform
-from ip2p_lib.training.accumulation import gradients
-from ip2p_lib.training.latents import Batch, Latents, select, visits_of_step
-from ip2p_lib.training.loss_weighting import by_band
-from ip2p_lib.training.options import Economy
-from ip2p_lib.training.state import TrainState
+from ip2p_lib.training.latents import Batch, Latents, gather_batch, sample_ids_of_step
+from ip2p_lib.training.loss_weighting import bin_losses
+from ip2p_lib.training.state import TrainingOptions, TrainState
 
 if TYPE_CHECKING:
     from ip2p_lib.config import Training
 
-LOG = "log"  # name of the tensor in a checkpoint that is no part of a TrainState
+OUT_OF_MEMORY = (
+    "Not even one example fits into memory. Use gradient_checkpointing, ema_on_cpu or "
+    "lora_rank (TrainingOptions), a smaller resolution, or free what other notebooks hold."
+)
+HALVED = (
+    "Memory ran out in step {} with {} examples at once. From here on {} at a time: "
+    "the same batches and draws, their gradients added up, only slower."
+)
 
 
 def example_losses(
@@ -44,7 +46,7 @@ def example_losses(
     run_seed: int,
     step: int,
 ) -> tuple[Tensor, Tensor]:
-    """Equation 1 for each example: losses (B,) float32, and their timesteps (B,).
+    """Equation 1 for each example, || eps - eps_theta(z_t, t, E(c_I), c_T) ||^2.
 
     The target latent is drawn from the VAE's Gaussian and scaled. The condition latent
     is its mode and not scaled: an accident of the released code that every model
@@ -54,17 +56,19 @@ def example_losses(
         unet: called as (8-channel sample, t, encoder_hidden_states=text).
         schedule: on the batch's device.
         batch: B examples.
-        drop: share of examples that lose the text, both, the image (5 % each, 3.2.1).
-        run_seed: with ``step`` and the batch's visits, determines every draw.
+        drop: probability of losing the text, both, the image (5 % each, 3.2.1).
+        run_seed: with ``step`` and the batch's sample ids, determines every draw.
         step: number of the optimiser step.
+    Returns:
+        Losses (B,) float32, means over a latent's elements, and their timesteps (B,).
     """
-    ids, shape = batch.visits, tuple(batch.condition.shape[1:])
+    ids, shape = batch.sample_ids, tuple(batch.condition.shape[1:])
     noise = normal(key(run_seed, "noise", step), ids, shape)
-    spread = normal(key(run_seed, "target", step), ids, shape)
+    vae_noise = normal(key(run_seed, "target", step), ids, shape)
     t = integers(key(run_seed, "timestep", step), ids, len(schedule.alphas_cumprod))
     u = uniform(key(run_seed, "drop", step), ids)
-    target = batch.target_mean + torch.exp(batch.target_logvar / 2) * spread
-    noisy = add_noise(schedule, batch.scaling * target, noise, t)
+    target = batch.target_mean + torch.exp(batch.target_logvar / 2) * vae_noise
+    noisy = add_noise(schedule, batch.scaling_factor * target, noise, t)
     text, image = drop_conditioning(
         batch.text, batch.condition, batch.null_text, u, drop
     )
@@ -81,23 +85,23 @@ def edit_loss(
 
 
 def start(
-    unet: nn.Module, settings: Training, economy: Economy | None = None
+    unet: nn.Module, settings: Training, options: TrainingOptions | None = None
 ) -> TrainState:
-    """Prepare AdamW and the average for the weights of ``unet`` that are trained.
+    """Prepare AdamW, EMA and loss scale for the trained weights of ``unet``.
 
     Args:
-        unet: they are float32, and where they will stay; with LoRA if ``economy`` says.
-        economy: what to give up for memory; None is nothing, in float32.
+        unet: on its final device, trained weights in float32.
+        settings: of the run.
+        options: what to do without to save memory; None is nothing, in float32.
 
     Raises:
-        ImportError: the 8-bit AdamW is not installed.
-        ValueError: the weights are not as ``economy`` says.
+        ValueError: the weights are not as ``options`` says.
     """
-    return TrainState.of(unet, settings, economy or Economy())
+    return TrainState.create(unet, settings, options or TrainingOptions())
 
 
 def learning_rate(settings: Training, step: int) -> float:
-    """Rise over ``warmup`` steps, then stay; with ``decay``, fall by half a cosine."""
+    """Linear warm-up, then constant, or half a cosine down to 0 with ``decay``."""
     rise = min(1, (step + 1) / max(settings.warmup, 1))
     fall = (1 + math.cos(math.pi * step / settings.steps)) / 2 if settings.decay else 1
     return settings.learning_rate * rise * fall
@@ -105,13 +109,25 @@ def learning_rate(settings: Training, step: int) -> float:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """A step taken, numbered from 1. ``float(loss)`` waits for a GPU: do it rarely."""
+    """One finished step, counted from 1. Reading a tensor waits for the GPU."""
 
     step: int
-    loss: Tensor
-    grad_norm: Tensor
+    loss: Tensor  # of the whole batch, on all processes
+    grad_norm: Tensor  # before clipping
     lr: float
-    bands: Tensor  # (2, K) sums of losses and numbers of examples, see ``loss_bands``
+    bins: Tensor  # (2, K) sums of losses and numbers of examples, see ``bin_losses``
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the loss of a batch depends on, beside the U-Net and the step."""
+
+    latents: Latents
+    schedule: Schedule
+    weights: Tensor  # (T,) of each timestep's loss, divided by the batch size
+    drop: float
+    run_seed: int
+    encode: Callable[[Tensor], Tensor] | None  # hidden states of token ids
 
 
 def train(
@@ -124,118 +140,90 @@ def train(
     encode: Callable[[Tensor], Tensor] | None = None,
     weights: Tensor | None = None,
 ) -> Iterator[TrainStep]:
-    """Train from ``state.step`` up to ``settings.steps``, yielding every step.
-
-    A step that is not finite is refused by FloatingPointError, on a GPU a little late;
-    in float16 it is skipped and counted (``state.skipped``), and three end the run.
+    """Train from ``state.step`` to ``settings.steps``, yielding after every step.
 
     Args:
         state: from ``start``, perhaps after ``resume``; changed in place.
-        run_seed: one seed takes the same steps, interrupted or on several processes.
+        latents: the training set.
+        schedule: noise schedule of the text-to-image model.
+        settings: of the run.
+        run_seed: the same seed takes the same steps, interrupted or on any number of
+            processes.
         encode: makes hidden states (B, L, D) of token ids, if ``latents`` holds ids.
-        weights: (T,) what a timestep's loss counts, as ``min_snr``; None is 1 (paper).
+        weights: (T,) weight of each timestep's loss, see ``LOSS_WEIGHTINGS``; None is
+            1, as in the paper.
+
+    Raises:
+        FloatingPointError: a loss is not finite, see ``TrainState.update``.
+        torch.OutOfMemoryError: not even one example fits.
     """
-    device, size, n = state.failed.device, settings.batch_size, len(latents)
+    device, T = state.device, len(schedule.alphas_cumprod)
+    weights = torch.ones(T) if weights is None else weights
+    weights = weights.to(device, torch.float32) / settings.batch_size
     schedule = schedule.to(device)
-    counts = torch.ones(len(schedule.alphas_cumprod)) if weights is None else weights
-    counts, where = counts.to(device, torch.float32) / size, latents.condition.device
-
-    def losses_of(visits: Tensor) -> tuple[Tensor, Tensor]:
-        draws: dict[str, int] = {"run_seed": run_seed, "step": state.step}
-        batch = select(latents, visits, device=device, encode=encode, **draws)
-        with torch.autocast(device.type, state.autocast, enabled=bool(state.autocast)):
-            return example_losses(state.unet, schedule, batch, settings.drop, **draws)
-
+    objective = Objective(latents, schedule, weights, settings.drop, run_seed, encode)
+    draw = {"batch_size": settings.batch_size, "n": len(latents)}
     state.unet.train()
     while state.step < settings.steps:
-        visits = share(visits_of_step(run_seed, state.step, size, n, where))
-        loss, bands = _gradients(state, visits, losses_of, counts)
+        ids = sample_ids_of_step(
+            run_seed, state.step, device=latents.condition.device, **draw
+        )
+        losses, t = accumulate_gradients(state, objective, local_shard(ids))
+        loss, bins = (weights[t] * losses).sum(), bin_losses(t, losses, T)
+        all_reduce_sum([loss, bins, *(w.grad for w in state.unet.parameters())])
         lr = learning_rate(settings, state.step)
-        norm = state.update(loss, lr, settings.max_grad_norm)
-        yield TrainStep(state.step, loss, norm, lr, bands)
+        norm = state.update(lr, settings.max_grad_norm)  # clip, AdamW, EMA
+        yield TrainStep(state.step, loss, norm, lr, bins)
     state.check()
 
 
-def _gradients(
-    state: TrainState,
-    visits: Tensor,
-    losses_of: Callable[[Tensor], tuple[Tensor, Tensor]],
-    counts: Tensor,
+def accumulate_gradients(
+    state: TrainState, objective: Objective, ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Leave a batch's gradients on the weights; return its loss, and that by band."""
-    heard: list[Tensor] = []
+    """Forward and backward pass, in micro-batches whose gradients add up.
 
-    def backward(part: Tensor) -> Tensor:
-        losses, t = losses_of(part)
-        heard.append(torch.stack([t.float(), losses.detach()]))
-        state.scaled(loss := (losses * counts[t]).sum()).backward()
-        return loss.detach()
-
-    loss = gradients(state, visits, backward)
-    # Memory may have run out: then a first attempt stands before the parts that count.
-    t, losses = torch.cat(heard, dim=1)[:, -len(visits) :]
-    add_up([bands := by_band(t, losses, len(counts))])
-    return loss, bands
-
-
-def save(
-    root: str | Path,
-    state: TrainState,
-    *,
-    keep: int = 2,
-    log: Tensor | None = None,
-) -> Path:
-    """Write ``root/step-0000123``, then remove all but the ``keep`` newest.
-
-    Nothing that is not finite is ever written. Errors as ``TrainState.require_finite``
-    and ``checkpoint.save``; older checkpoints then stay.
+    Every draw depends on the sample id, so a batch in parts is the same step up to
+    rounding. If memory runs out, ``state.micro_batch`` is halved and the step is begun
+    again; a warning says so, once.
 
     Args:
-        root: holds the run's checkpoints.
-        state: at the end of a step, as ``train`` yields it.
-        keep: at least 1.
-        log: what else the run remembers of its steps, of any shape.
-    """
-    state.require_finite()
-    tensors = state.tensors() | ({} if log is None else {LOG: log})
-    folder = Path(root) / f"step-{state.step:07d}"
-    checkpoint.save(folder, tensors, state.facts())
-    checkpoint.prune(root, keep, intact=folder)
-    return folder
+        state: without gradients.
+        objective: the loss.
+        ids: (B,) sample ids of this process.
 
-
-def resume(
-    root: str | Path, state: TrainState, *, mirror: str | Path | None = None
-) -> checkpoint.Checkpoint | None:
-    """Go on from the newest intact checkpoint; None if there is none.
-
-    A warning says if it was saved under another economy, as far as one can go on so.
-
-    Args:
-        root: holds the run's checkpoints.
-        state: of the same U-Net, from ``start``; changed in place.
-        mirror: a second folder of checkpoints, used if it holds a newer one.
-
+    Returns:
+        Losses (B,), not weighted, and timesteps (B,).
     Raises:
-        CheckpointError: there are checkpoints, but every one is damaged.
-        ValueError: the checkpoint is of another U-Net.
+        torch.OutOfMemoryError: not even one example fits; says what to do.
     """
-    found = checkpoint.latest(*(folder for folder in (root, mirror) if folder))
-    if found is None:
-        return None
-    tensors = {name: t for name, t in found.tensors.items() if name != LOG}
-    try:
-        state.restore(tensors, found.state)
-    except ValueError as error:
-        raise ValueError(
-            f"{found.folder} cannot be resumed: {error} Resume with the U-Net that was "
-            "trained, or choose another folder."
-        ) from error
-    before = Economy.of(found.state.get("economy", state.economy.facts()))
-    if before != state.economy:
-        warnings.warn(
-            f"{found.folder} was saved under another economy ({before.words}); from "
-            f"here on {state.economy.words}, which rounds otherwise.",
-            stacklevel=2,
+    first = size = state.micro_batch or len(ids)
+    while True:
+        try:
+            parts = [_backward(state, objective, part) for part in ids.split(size)]
+            break
+        except torch.OutOfMemoryError:
+            state.optimizer.zero_grad()
+            if size == 1:
+                raise torch.OutOfMemoryError(OUT_OF_MEMORY) from None
+        state.micro_batch = size = (size + 1) // 2
+    if size < first:
+        warnings.warn(HALVED.format(state.step + 1, first, size), stacklevel=2)
+    losses, t = (torch.cat(column) for column in zip(*parts, strict=True))
+    return losses, t
+
+
+def _backward(
+    state: TrainState, objective: Objective, ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of some examples; returns their losses and timesteps."""
+    draws = {"run_seed": objective.run_seed, "step": state.step}
+    batch = gather_batch(
+        objective.latents, ids, device=state.device, encode=objective.encode, **draws
+    )
+    half = state.options.autocast
+    with torch.autocast(state.device.type, half, enabled=half is not None):
+        losses, t = example_losses(
+            state.unet, objective.schedule, batch, objective.drop, **draws
         )
-    return found
+    state.scaler.scale((objective.weights[t] * losses).sum()).backward()
+    return losses.detach(), t

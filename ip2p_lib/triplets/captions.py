@@ -1,13 +1,13 @@
-"""Where captions come from: a text file, JSON lines, or a streamed data set (3.1.1).
+"""Read captions from a text file or from JSON lines (section 3.1.1).
 
-The authors took 454,445 captions from LAION-Aesthetics. Any number is read here one at
-a time, so that a list of them is never in memory.
+The authors took 454,445 captions from LAION-Aesthetics. Captions are read one at a
+time, so any number needs the memory of one.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,11 @@ def read_captions(path: str | Path, column: str | None = None) -> Iterator[str]:
 
     Args:
         path: ``.txt``, one caption a line; or ``.jsonl``, one object a line.
-        column: the key that holds the caption; ``None`` tries ``input``, ``caption``
-            and ``text``.
+        column: the key that holds the caption; ``None`` tries ``input``, ``caption``,
+            ``text`` and ``TEXT``.
 
     Yields:
-        Captions as one line each, single spaces between words; blank ones are passed
-        over.
+        Captions as one line each, single spaces between words; blank ones are left out.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -43,37 +42,21 @@ def _read(path: Path, column: str | None) -> Iterator[str]:
     with path.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                bare = " ".join(line.split())
-                if bare and path.suffix == ".jsonl":
-                    bare = caption_of(json.loads(bare), column)
+                caption = " ".join(line.split())
+                if caption and path.suffix == ".jsonl":
+                    caption = _caption_of(json.loads(caption), column)
             except ValueError as error:  # also JSON errors
                 raise ValueError(f"{path}:{number}: {error}") from error
-            if bare:
-                yield bare
+            if caption:
+                yield caption
 
 
-def captions_of(
-    rows: Iterable[Mapping[str, Any]], column: str | None = None
-) -> Iterator[str]:
-    """Captions of a data set's rows, such as ``datasets.load_dataset`` streams.
-
-    Args:
-        rows: read one at a time.
-        column: as in ``read_captions``; its errors too, as the rows are reached.
-    """
-    return (bare for row in rows if (bare := caption_of(row, column)))
-
-
-def caption_of(row: Any, column: str | None = None) -> str:
-    """The caption of one row.
-
-    Raises:
-        ValueError: it has no such column, or no text in it.
-    """
-    if not isinstance(row, Mapping):
+def _caption_of(row: Any, column: str | None) -> str:
+    if not isinstance(row, dict):
         raise ValueError(f"expected an object, found {type(row).__name__}.")
-    found = [key for key in ([column] if column else _KEYS) if key in row]
-    if not found or not isinstance(row[found[0]], str):
-        wanted = repr(column) if column else " or ".join(map(repr, _KEYS))
-        raise ValueError(f"no text under {wanted}; the keys are {sorted(row)}.")
-    return " ".join(row[found[0]].split())
+    keys = [column] if column else _KEYS
+    caption = next((row[key] for key in keys if key in row), None)
+    if not isinstance(caption, str):
+        names = " or ".join(map(repr, keys))
+        raise ValueError(f"no text under {names}; the keys are {sorted(row)}.")
+    return " ".join(caption.split())

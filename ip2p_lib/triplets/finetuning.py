@@ -1,11 +1,12 @@
-"""Fine-tunes a causal language model on triplets (section 3.1.1).
+"""Fine-tune a causal language model on triplets (section 3.1.1).
 
-The authors trained GPT-3 for one epoch on their 700 triplets through OpenAI's service.
-The same act on a model of one's own is short enough to read: ``encode`` lays out the
-rows, ``completion_loss`` is the loss of the completions only, ``fine_tune`` the loop.
-A model of ``AutoModelForCausalLM`` will do if its logits are what its output layer
-gives (GPT-2, Llama, Qwen; Gemma 2 bends them). Where ``add_lora`` was called, or parts
-are frozen otherwise, the rest is trained.
+The authors fine-tuned GPT-3 for one epoch on their 700 triplets through OpenAI's API.
+Here ``tokenize_triplets`` makes the rows, ``completion_loss`` is the loss on the
+completions, and ``fine_tune`` is the loop. It trains all parameters that require
+gradients: after ``add_lora`` those of LoRA.
+
+Any ``AutoModelForCausalLM`` will do whose logits are the output of its last linear
+layer (GPT-2, Llama, Qwen; not Gemma 2, which caps them).
 """
 
 from __future__ import annotations
@@ -21,18 +22,22 @@ from torch.nn import functional as F
 from ip2p_lib.rng import key, uniform
 from ip2p_lib.triplets.record import Triplet, to_completion, to_prompt
 
-_IGNORED = -100  # cross entropy's mark for a token without a loss
+IGNORE_INDEX = -100  # label of a token without a loss
 
 
-def encode(tokenizer: Any, triplets: Sequence[Triplet]) -> tuple[Tensor, Tensor]:
-    """Rows of text as the model reads them, and the part it is to learn.
+def tokenize_triplets(
+    tokenizer: Any, triplets: Sequence[Triplet]
+) -> tuple[Tensor, Tensor]:
+    """Tokenize prompts and completions into rows and labels for training.
 
     Args:
         tokenizer: its ``eos_token``, if it has one, ends each row.
         triplets: N of them.
+
     Returns:
-        tokens, labels (N, L) int64: prompt, completion and stop token; labels hold the
-        completion only.
+        tokens, labels (N, L) int64: prompt, completion and end token; labels are
+        ``IGNORE_INDEX`` except on the completion.
+
     Raises:
         ValueError: a row is longer than ``tokenizer.model_max_length``.
     """
@@ -40,15 +45,15 @@ def encode(tokenizer: Any, triplets: Sequence[Triplet]) -> tuple[Tensor, Tensor]
     completions = [to_completion(t) + (tokenizer.eos_token or "") for t in triplets]
     replies = tokenizer(completions, add_special_tokens=False)["input_ids"]
     rows = list(zip(prompts, replies, strict=True))
-    longest = max(len(prompt + reply) for prompt, reply in rows)
-    if longest > tokenizer.model_max_length:
+    length = max(len(prompt + reply) for prompt, reply in rows)
+    if length > tokenizer.model_max_length:
         raise ValueError(
-            f"A triplet takes {longest} tokens, and the model reads at most "
+            f"A triplet takes {length} tokens, and the model reads at most "
             f"{tokenizer.model_max_length}. Leave out the longest captions."
         )
-    # What fills a row up comes after its last token: no model looks there.
-    tokens = torch.full((len(rows), longest), tokenizer.pad_token_id or 0)
-    labels = torch.full((len(rows), longest), _IGNORED)
+    # Padding comes last, where a causal model's loss does not depend on it.
+    tokens = torch.full((len(rows), length), tokenizer.pad_token_id or 0)
+    labels = torch.full((len(rows), length), IGNORE_INDEX)
     for row, (prompt, reply) in enumerate(rows):
         tokens[row, : len(prompt + reply)] = torch.tensor(prompt + reply)
         labels[row, len(prompt) : len(prompt + reply)] = torch.tensor(reply)
@@ -56,19 +61,19 @@ def encode(tokenizer: Any, triplets: Sequence[Triplet]) -> tuple[Tensor, Tensor]
 
 
 def completion_loss(model: Any, tokens: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of the next token, over the completions of a batch (B, L)."""
-    learnt = _learnt(labels)
-    used = int(learnt.any(dim=0).nonzero().max()) + 1
-    read = model.base_model(input_ids=tokens[:, :used], use_cache=False)
-    # Only where there is a loss: half of the tokens are prompt or padding.
-    logits = model.get_output_embeddings()(read.last_hidden_state[learnt[:, :used]])
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(wide), labels[:, 1:][learnt])
+    """Cross entropy of the next token, averaged over the completions of (B, L) rows."""
+    mask = _loss_mask(labels)
+    length = int(mask.any(dim=0).nonzero().max()) + 1
+    output = model.base_model(input_ids=tokens[:, :length], use_cache=False)
+    # Logits only where there is a loss: half of the tokens are prompt or padding.
+    logits = model.get_output_embeddings()(output.last_hidden_state[mask[:, :length]])
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.to(dtype), labels[:, 1:][mask])
 
 
-def _learnt(labels: Tensor) -> Tensor:
-    """(B, L - 1) bool: from which tokens the next one is to be learnt."""
-    return labels[:, 1:] != _IGNORED
+def _loss_mask(labels: Tensor) -> Tensor:
+    """(B, L - 1) bool: positions whose next token counts in the loss."""
+    return labels[:, 1:] != IGNORE_INDEX
 
 
 def fine_tune(
@@ -80,60 +85,57 @@ def fine_tune(
     learning_rate: float = 3e-4,
     batch_size: int = 8,
     micro_batch_size: int | None = None,
-    checkpointing: bool = False,
+    gradient_checkpointing: bool = False,
 ) -> Iterator[float]:
-    """Train on encoded triplets, by default the paper's single epoch.
+    """Train on tokenized triplets, by default for the paper's single epoch.
 
     Args:
         model: changed in place; leave it in training mode for dropout.
-        tokens, labels: from ``encode``, on the model's device.
-        epochs, learning_rate, batch_size: of AdamW, its other settings at torch's.
-        micro_batch_size: rows at once; fewer take less memory and change nothing else.
-        checkpointing: keep few activations and compute the others twice, for memory.
+        tokens, labels: from ``tokenize_triplets``, on the model's device.
+        epochs, learning_rate, batch_size: of AdamW with torch's other defaults.
+        micro_batch_size: rows at once; gradients are accumulated over a batch.
+        gradient_checkpointing: recompute activations in the backward pass, for memory.
+
     Yields:
         The loss of each step, taken before the step.
+
     Raises:
         FloatingPointError: the loss is NaN or infinite; that step is not taken.
     """
-    learner = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learner, lr=learning_rate)
-    # Gradients that pass through float16 would vanish if they were not scaled up.
-    half = model.dtype is torch.float16
-    scaler = torch.amp.GradScaler(tokens.device.type, enabled=half)
-    if checkpointing:
-        _checkpoint(model)
-    for rows in _batches(len(tokens), epochs, batch_size, tokens.device):
-        parts = rows.split(micro_batch_size or batch_size)
-        optimizer.zero_grad()
-        loss = _add_gradients(model, [(tokens[p], labels[p]) for p in parts], scaler)
-        scaler.step(optimizer)
-        scaler.update()
-        yield loss
-
-
-def _checkpoint(model: Any) -> None:
-    """Let every block keep its input only; transformers 5.2x renames the switch."""
-    new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
-    switch = getattr(model, new if hasattr(model, new) else old)
-    # Reentrant, the default of old, gives no gradients behind frozen embeddings.
-    switch({"use_reentrant": False})
-
-
-def _batches(
-    n: int, epochs: int, batch_size: int, device: torch.device
-) -> Iterator[Tensor]:
-    """Every row once an epoch, in an order of the epoch's own."""
-    ids = torch.arange(n, device=device)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate)
+    # Small gradients underflow in float16 unless the loss is scaled up.
+    scaler = torch.amp.GradScaler(
+        tokens.device.type, enabled=model.dtype is torch.float16
+    )
+    if gradient_checkpointing:
+        _enable_gradient_checkpointing(model)
+    ids = torch.arange(len(tokens), device=tokens.device)
     for epoch in range(epochs):
         order = uniform(key("fine-tune", epoch), ids).argsort()
-        yield from order.split(batch_size)
+        for rows in order.split(batch_size):
+            parts = rows.split(micro_batch_size or batch_size)
+            batches = [(tokens[part], labels[part]) for part in parts]
+            optimizer.zero_grad()
+            loss = _accumulate_gradients(model, batches, scaler)
+            scaler.step(optimizer)
+            scaler.update()
+            yield loss
 
 
-def _add_gradients(
+def _enable_gradient_checkpointing(model: Any) -> None:
+    """Each block keeps its input only; some releases of transformers 5 rename this."""
+    new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"
+    enable = getattr(model, new if hasattr(model, new) else old)
+    # The reentrant kind, an old default, has no gradients behind frozen embeddings.
+    enable({"use_reentrant": False})
+
+
+def _accumulate_gradients(
     model: Any, batches: list[tuple[Tensor, Tensor]], scaler: torch.amp.GradScaler
 ) -> float:
     """Gradients and value of the mean loss over all tokens of several batches."""
-    counts = [int(_learnt(labels).sum()) for _, labels in batches]
+    counts = [int(_loss_mask(labels).sum()) for _, labels in batches]
     total = 0.0
     for batch, count in zip(batches, counts, strict=True):
         loss = completion_loss(model, *batch) * (count / sum(counts))

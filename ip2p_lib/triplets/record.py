@@ -1,13 +1,9 @@
-"""Edit triplets: caption, instruction, edited caption (section 3.1.1 of 2211.09800).
+"""The edit triplet: caption, instruction, edited caption (section 3.1.1).
 
-A language model turns the caption of a picture into an edit: what a person would ask
-for, and the caption that the edited picture would deserve. This module is the record
-that carries such a triplet through the pipeline, the text format in which a completion
-model reads and writes it, the rules a reply must pass, and its file on disk.
-
-Read ``Triplet`` first, then ``to_prompt`` / ``to_completion`` and their inverse
-``parse_completion``. The three markers are those of the authors' released
-``dataset_creation/generate_txt_dataset.py``.
+``Triplet`` is the record that the later stages read. ``to_prompt``, ``to_completion``
+and ``parse_completion`` are its text format for a completion model, with the delimiters
+of the authors' released ``dataset_creation/generate_txt_dataset.py``; ``make_triplet``
+has the rules that a triplet must keep; ``read_jsonl`` and ``write_jsonl`` are its file.
 """
 
 from __future__ import annotations
@@ -15,27 +11,30 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ip2p_lib.files import atomic_write
 
-ASK = "\n##\n"  # ends the caption: here the model starts to write
-SPLIT = "\n%%\n"  # between the instruction and the edited caption
-END = "\nEND"  # ends the reply; services stop here and leave it out
+PROMPT_END = "\n##\n"  # after the caption: the model continues from here
+SEPARATOR = "\n%%\n"  # between the instruction and the edited caption
+STOP = "\nEND"  # ends the reply; services stop here and leave it out
 
-_MARKERS = tuple(marker.strip() for marker in (ASK, SPLIT, END))
+_DELIMITERS = tuple(text.strip() for text in (PROMPT_END, SEPARATOR, STOP))
 _CHINESE = re.compile("[\u3400-\u9fff]")
+# Characters that control a terminal or reverse the direction of writing.
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 class TripletError(ValueError):
     """A text that is not a usable triplet.
 
     ``reason`` is one word to count by: ``parts`` (the reply does not split in two),
-    ``blank`` (a field is empty), ``lines`` (a field holds a line break or a marker of
-    the format), ``unchanged`` (the edited caption is the caption).
+    ``blank`` (a field is empty), ``lines`` (a field holds a line break or a delimiter),
+    ``characters`` (a field holds control characters), ``unchanged`` (the edited caption
+    is the caption).
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -55,10 +54,12 @@ class Triplet:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back for one caption: a triplet, or the reason why there is none.
+    """A language model's reply to one caption: a triplet, or the reason for none.
 
-    Reasons are those of ``TripletError`` and ``unfinished`` (no end within the limit),
-    ``schema`` (a service did not keep to the form asked for) and ``refused``.
+    Reasons are those of ``TripletError`` and ``unfinished`` (no end within the limit);
+    of a service also ``schema`` (not the JSON requested), ``refused`` (by the model),
+    ``rejected`` (the request, by the service) and ``unanswered``; and those of
+    ``filter_replies``.
     """
 
     caption: str
@@ -67,8 +68,8 @@ class Reply:
     reason: str | None = None
 
 
-def tally(replies: Iterable[Reply]) -> dict[str, int]:
-    """Count replies by outcome: ``kept`` first, then the reasons, commonest first."""
+def count_outcomes(replies: Iterable[Reply]) -> dict[str, int]:
+    """Count replies by outcome: ``kept`` first, then reasons, most frequent first."""
     counts = Counter(reply.reason or "kept" for reply in replies)
     return {"kept": counts.pop("kept", 0), **dict(counts.most_common())}
 
@@ -79,80 +80,75 @@ def language_of(text: str) -> str:
 
 
 def is_unchanged(caption: str, edited_caption: str) -> bool:
-    """Whether the edit left the caption as it was, but for case and end punctuation.
+    """Whether two captions are equal up to case and end punctuation.
 
     The comparison of the released ``generate_txt_dataset.py``, with the Chinese
     punctuation marks added.
     """
 
-    def bare(text: str) -> str:
+    def normalize(text: str) -> str:
         return text.strip().strip(".!?。！？").lower()
 
-    return bare(caption) == bare(edited_caption)
+    return normalize(caption) == normalize(edited_caption)
 
 
 def make_triplet(
     caption: str, instruction: str, edited_caption: str, language: str | None = None
 ) -> Triplet:
-    """Build a triplet from three texts, or refuse it.
+    """Build a triplet from three texts and check it.
 
     Args:
         caption, instruction, edited_caption: any text; outer white space is dropped.
-        language: the instruction's; found from its characters when ``None``.
+        language: the instruction's; ``None`` takes it from its characters.
 
     Raises:
-        TripletError: a field is blank, breaks the line or holds a marker, or the
-            caption did not change.
+        TripletError: a field is blank, breaks the line, or holds a delimiter or control
+            characters; or the caption did not change.
     """
-    texts = {
-        "caption": caption.strip(),
-        "instruction": instruction.strip(),
-        "edited caption": edited_caption.strip(),
-    }
-    for name, text in texts.items():
+    fields = [text.strip() for text in (caption, instruction, edited_caption)]
+    for name, text in zip(
+        ("caption", "instruction", "edited caption"), fields, strict=True
+    ):
         _check_field(name, text)
     if is_unchanged(caption, edited_caption):
         raise TripletError("unchanged", f"The edit changes nothing: {caption!r}.")
-    return Triplet(
-        caption.strip(),
-        instruction.strip(),
-        edited_caption.strip(),
-        language or language_of(instruction),
-    )
+    return Triplet(*fields, language or language_of(instruction))
 
 
 def _check_field(name: str, text: str) -> None:
     if not text:
         raise TripletError("blank", f"The {name} is empty.")
-    if len(text.splitlines()) > 1 or text in _MARKERS:
+    if len(text.splitlines()) > 1 or text in _DELIMITERS:
         raise TripletError(
-            "lines", f"The {name} must be one line without markers: {text!r}."
+            "lines", f"The {name} must be one line without delimiters: {text!r}."
         )
+    if _CONTROL.search(text):
+        raise TripletError("characters", f"Control characters in the {name}: {text!r}.")
 
 
 def to_prompt(caption: str) -> str:
-    """What a completion model reads: the caption and the marker to start writing."""
-    return caption + ASK
+    """The prompt of a completion model: the caption and a delimiter."""
+    return caption + PROMPT_END
 
 
 def to_completion(triplet: Triplet) -> str:
-    """What a completion model should write: instruction, edited caption, end."""
-    return triplet.instruction + SPLIT + triplet.edited_caption + END
+    """The completion to learn: instruction, edited caption and stop text."""
+    return triplet.instruction + SEPARATOR + triplet.edited_caption + STOP
 
 
 def parse_completion(caption: str, text: str) -> Triplet:
-    """Read a model's reply to ``to_prompt(caption)``.
+    """Parse a model's reply to ``to_prompt(caption)``.
 
     Args:
-        caption: the caption the model was asked about.
-        text: the reply, with or without the end marker (services leave it out);
-            whatever follows the marker is ignored.
+        caption: of the prompt.
+        text: the reply, with or without the stop text (services leave it out);
+            whatever follows it is ignored.
 
     Raises:
         TripletError: the reply does not split into exactly two parts at the
             ``%%`` line, or ``make_triplet`` refuses the parts.
     """
-    parts = text.split(END)[0].split(SPLIT)
+    parts = text.split(STOP)[0].split(SEPARATOR)
     if len(parts) != 2:
         raise TripletError(
             "parts", f"Expected two parts around '%%', got {len(parts)}: {text!r}."
@@ -161,27 +157,28 @@ def parse_completion(caption: str, text: str) -> Triplet:
 
 
 def write_jsonl(path: str | Path, triplets: Iterable[Triplet]) -> Path:
-    """Write one JSON object a line with keys ``input``, ``edit`` and ``output``.
+    """Write one JSON object a line with the keys ``input``, ``edit`` and ``output``.
 
     The keys of the authors' human-written set. ``language`` is added only where it
-    is not what the instruction's characters say. The file appears whole or not at all.
+    is not what the instruction's characters say. The file is written completely or not
+    at all.
 
     Returns:
         The path written.
     """
-    rows = (json.dumps(_to_row(t), ensure_ascii=False) for t in triplets)
-    return write_lines(path, rows)
+    return write_lines(path, (_to_row(triplet) for triplet in triplets))
 
 
-def write_lines(path: str | Path, lines: Iterable[str]) -> Path:
-    """Write lines of UTF-8 text, whole or not at all, however many there are."""
+def write_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> Path:
+    """Write JSON objects, one a line, completely or not at all."""
     path = Path(path)
     with atomic_write(path) as file:
-        file.writelines(f"{line}\n".encode() for line in lines)
+        for row in rows:
+            file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
     return path
 
 
-def _to_row(triplet: Triplet) -> dict[str, str]:
+def _to_row(triplet: Triplet) -> dict[str, Any]:
     row = {
         "input": triplet.caption,
         "edit": triplet.instruction,
@@ -202,24 +199,27 @@ def read_jsonl(path: str | Path) -> list[Triplet]:
         FileNotFoundError: there is no such file.
         ValueError: a line is not a valid triplet; the message names file and line.
     """
+    return read_lines(path, _from_row)
+
+
+def read_lines(path: str | Path, parse: Callable[[Any], Triplet]) -> list[Triplet]:
+    """Read a file of JSON lines, each parsed into a triplet; errors name the line."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No triplet file at {path}. Check the path.")
     triplets = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        if line.strip():
-            try:
-                triplets.append(_from_row(json.loads(line)))
-            except ValueError as error:  # also JSON and UTF-8 errors
-                raise ValueError(f"{path}:{number}: {error}") from error
+        try:
+            triplets += [parse(json.loads(line))] if line.strip() else []
+        except ValueError as error:  # also TripletError, JSON and UTF-8 errors
+            raise ValueError(f"{path}:{number}: {error}") from error
     return triplets
 
 
 def _from_row(row: Any) -> Triplet:
     if not isinstance(row, dict):
         raise ValueError(f"expected a JSON object, found {type(row).__name__}.")
-    texts = (row.get("input", row.get("caption")), row.get("edit"), row.get("output"))
-    match texts:
+    match row.get("input", row.get("caption")), row.get("edit"), row.get("output"):
         case (str(caption), str(instruction), str(edited_caption)):
             language = row.get("language")
             return make_triplet(caption, instruction, edited_caption, language)

@@ -1,91 +1,90 @@
-"""Triplets from any service that speaks the OpenAI protocol (section 3.1.1).
+"""Generate triplets with any service that speaks the OpenAI protocol (section 3.1.1).
 
-The authors fine-tuned GPT-3 on their examples and asked it about 454,445 captions. Here
-a model of today is shown a few examples, or a fine-tuned one is asked as theirs was
-(``asking``), about any number of captions and up to eight at a time. Read
-``ask_service``, then ``service_run``: the fate of one caption.
+The authors fine-tuned GPT-3 and prompted it with 454,445 captions. Here a chat model
+sees a few examples before each caption and replies in JSON. Read ``ask_service``, then
+``_Run.answer``, which takes one caption to a triplet or to a reason for none.
 
-Every caption ends in exactly one state. Faults that pass are waited for, faults of one
-caption cost that caption, and a fault that concerns all of them stops the run after one
-request. A ledger on disk makes a run resumable, a ceiling keeps it affordable.
-
-The ``openai`` package is imported on first use; its versions 2.54 to 3 behave alike.
+- Retries, exponential back-off and ``Retry-After`` are the ``openai`` package's own
+  (2.54 to 3; it is imported on first use).
+- ``replies_path`` names a JSON-lines file of all replies. A run that was killed goes on
+  from it, and no reply in it is paid for again.
+- ``max_cost`` is a limit in dollars: the most that a request can cost is reserved
+  before it is sent, and if that does not fit, it is not sent.
+- A failure that concerns all captions (wrong key, wrong address, no credit) stops the
+  run with one sentence.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ip2p_lib.triplets.cost import (
-    Budget,
-    Estimate,
-    Price,
-    estimate,
-    find_price,
-    price_of,
+from filelock import FileLock, Timeout
+
+from ip2p_lib.triplets.chat_format import (
+    SCHEMA,
+    EditReply,
+    caption_message,
+    few_shot_messages,
+    parse_reply,
+    replace_surrogates,
 )
-from ip2p_lib.triplets.errors import PATIENCE, Patience, ServiceError
-from ip2p_lib.triplets.ledger import Ledger
+from ip2p_lib.triplets.pricing import Price, price_of, read_prices
 from ip2p_lib.triplets.record import Reply, Triplet
-from ip2p_lib.triplets.requests import FormName, form_of
-from ip2p_lib.triplets.run import ServiceRun
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["Patience", "ServiceError", "ask_service", "connect", "estimate_cost"]
+MAX_REPLY_TOKENS = 256  # as in the released ``generate_txt_dataset.py``
+_REJECTED = (400, 413, 422)  # the request is at fault
+_CONCERNS_ALL = (401, 403, 404, "insufficient_quota")
+_MAX_FAILURES = 3  # captions in a row
 
 
-def connect(base_url: str | None = None) -> OpenAI:
-    """A client for OpenAI, or for a compatible server at ``base_url``.
+class ServiceError(RuntimeError):
+    """The service cannot go on; the message says what to check, without the key."""
 
-    The key is read from the environment variable ``OPENAI_API_KEY``; a server of one's
-    own usually needs none.
+
+class CostLimitError(RuntimeError):
+    """The next request could exceed ``max_cost``; it was not sent."""
+
+
+def connect(
+    base_url: str | None = None, *, max_retries: int = 6, timeout: float = 60.0
+) -> OpenAI:
+    """Create a client for OpenAI, or for a compatible server at ``base_url``.
+
+    Args:
+        base_url: usually ends in ``/v1``; ``None`` reads ``OPENAI_BASE_URL``. The key
+            is read from ``OPENAI_API_KEY``; a local server usually needs none.
+        max_retries: of a request, with exponential back-off and jitter.
+        timeout: seconds that the service may be silent during a request.
 
     Raises:
-        ServiceError: there is neither a key nor a server of one's own, or the key
-            holds what no key does.
+        ServiceError: there is neither a key nor an address, or the key is malformed.
     """
     from openai import OpenAI
 
-    own_server = base_url or os.environ.get("OPENAI_BASE_URL")
-    api_key = os.environ.get("OPENAI_API_KEY", "").strip()  # a line's end was pasted
-    if not (api_key or own_server):
+    api_key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (api_key or base_url or os.environ.get("OPENAI_BASE_URL")):
         raise ServiceError(
             "There is no API key. Set the environment variable OPENAI_API_KEY, give "
             "the base_url of a compatible server, or use the miniature language model."
         )
-    if not re.fullmatch("[!-~]*", api_key):  # a header could not carry it
-        raise ServiceError(
-            "OPENAI_API_KEY holds a space or a letter that is in no API key. Copy the "
-            "key again, whole and alone."
-        )
-    return OpenAI(api_key=api_key or "none", base_url=base_url, timeout=60.0)
-
-
-def estimate_cost(
-    captions: Iterable[str],
-    *,
-    model: str,
-    form: FormName = "chat",
-    examples: Sequence[Triplet] = (),
-    price: Price | None = None,
-) -> Estimate:
-    """What ``ask_service`` would cost, before its first request.
-
-    Raises:
-        ValueError: the price table does not have the model, and no price is given; or
-            the form does not take examples.
-    """
-    way = form_of(form, examples)
-    questions = (way.question(caption) for caption in captions)
-    return estimate(questions, price or price_of(model), *way.sizes())
+    if not re.fullmatch("[!-~]*", api_key):  # no HTTP header can carry it
+        raise ServiceError("OPENAI_API_KEY holds a space or a letter of no API key.")
+    options: dict[str, Any] = {"max_retries": max_retries, "timeout": timeout}
+    return OpenAI(api_key=api_key or "none", base_url=base_url, **options)
 
 
 def ask_service(
@@ -93,56 +92,314 @@ def ask_service(
     *,
     model: str,
     client: OpenAI | None = None,
-    form: FormName = "chat",
     examples: Sequence[Triplet] = (),
-    attempts: int = 2,
-    in_flight: int = 8,
-    ledger: Ledger | None = None,
-    ceiling: float | None = None,
+    replies_path: str | Path | None = None,
+    max_cost: float | None = None,
     price: Price | None = None,
-    patience: Patience = PATIENCE,
+    max_attempts: int = 2,
+    max_workers: int = 8,
+    deadline: float = 600.0,
     **options: Any,
 ) -> Iterator[Reply]:
-    """Let a service write one triplet for each caption; replies come in order.
+    """Generate one triplet for each caption; replies come in order.
 
     Args:
-        captions: any number, read at most twice ``in_flight`` ahead.
-        model, price: the service's name, and the price table's price where ``None``.
-        client: from ``connect``; made from the environment when ``None``.
-        form: ``"chat"``, or ``"completion"`` for a model fine-tuned on triplets.
-        examples: triplets shown before each caption (few-shot), in chats only.
-        attempts: how often a caption is asked about while replies lack the form.
-        in_flight: requests at once; the first goes alone, to try the key.
-        ledger: of this run; what it has answered is not asked again.
-        ceiling: dollars that the ledger's run may cost at most.
-        options: for the service, such as ``temperature=0.7``; the form adds its own.
+        captions: any number, read at most ``2 * max_workers`` ahead.
+        model: its name at the service.
+        client: from ``connect``; ``None`` connects by the environment.
+        examples: triplets of the few-shot prompt.
+        replies_path: JSON-lines file of replies; the same requests are answered from
+            it. ``None`` keeps them in memory.
+        max_cost: dollars that all replies in that file may cost together. Requests in
+            flight when a run is killed, up to ``max_workers``, are not in it.
+        price: of the model; ``None`` is the price table's.
+        max_attempts: requests for a caption while replies are not the JSON requested.
+        max_workers: requests at once; the first goes alone, to test key and address.
+        deadline: seconds to wait for a caption, retries included.
+        options: of the request, such as ``temperature=0.7``.
 
     Raises:
-        ServiceError, CeilingError, LedgerError: no caption can be answered, affordably,
-            or in this ledger. Replies yielded before are good.
+        ServiceError: the service cannot answer any caption.
+        CostLimitError: the next request could exceed ``max_cost``.
+        ValueError: there is a limit, but no price.
     """
-    client, price = client or connect(), find_price(model, price, ceiling)
-    way = form_of(form, examples)
-    options = way.defaults(options, price.effort)
-    with nullcontext(ledger) if ledger else Ledger() as book:
-        budget = Budget(price, ceiling, book.totals())
-        run = ServiceRun(client, model, way, options, attempts, book, budget, patience)
-        yield from _in_order(run, captions, in_flight)
+    if price is None:
+        table = read_prices()
+        price = price_of(model) if max_cost is not None else table.get(model)
+    price = price or Price(model, 0.0, 0.0)
+    if not options.keys() & {"max_tokens", "max_completion_tokens"}:
+        options["max_completion_tokens"] = MAX_REPLY_TOKENS  # no limit holds without
+    if price.reasoning_effort:
+        options.setdefault("reasoning_effort", price.reasoning_effort)
+    prompt, client = few_shot_messages(examples), client or connect()
+    with closing(ReplyFile(replies_path)) as file:
+        run = _Run(client, model, prompt, options, max_attempts, file, price, max_cost)
+        yield from _in_order(run, captions, max_workers, deadline)
 
 
 def _in_order(
-    run: ServiceRun, captions: Iterable[str], in_flight: int
+    run: _Run, captions: Iterable[str], max_workers: int, deadline: float
 ) -> Iterator[Reply]:
-    pending: deque[Future[Reply]] = deque()
-    pool = ThreadPoolExecutor(in_flight, "ask_service")
+    """Answer captions in a thread pool and yield the replies in order."""
+    pending: deque[tuple[str, Future[Reply]]] = deque()
+    pool, wait = ThreadPoolExecutor(max_workers, "ask_service"), True
     try:
-        for place, caption in enumerate(captions):
-            pending.append(pool.submit(run.answer, place, caption))
-            while pending and (not run.answered or len(pending) >= 2 * in_flight):
-                yield pending.popleft().result()
+        for caption in captions:
+            same = (future for text, future in pending if text == caption)
+            future = next(same, None) or pool.submit(run.answer, caption)
+            pending.append((caption, future))
+            while pending and (not run.answered or len(pending) >= 2 * max_workers):
+                yield pending.popleft()[1].result(deadline)
         while pending:
-            yield pending.popleft().result()
+            yield pending.popleft()[1].result(deadline)
+    except TimeoutError:
+        wait = False  # for a request that never ends
+        raise ServiceError(
+            f"The service did not complete a reply in {deadline:.0f} s. Check that it "
+            "is up, choose a faster model, or raise the deadline."
+        ) from None
     finally:
-        # What is under way is paid for: its answers are still written down.
         run.stop.set()
-        pool.shutdown(cancel_futures=True)
+        # Requests in flight are paid for: their replies still go into the file.
+        pool.shutdown(wait=wait, cancel_futures=True)
+
+
+class ReplyFile:
+    """Replies of a service, in memory and one a line in a JSON-lines file.
+
+    A line has the ``key`` of its request, the ``cost`` in dollars and, if a reply came,
+    its ``caption``, ``text``, ``reason`` and ``tokens``. It is on the disk (fsync)
+    before the reply is handed on. Threads may share the object; one process at a time.
+
+    Args:
+        path: created if missing; a last line cut off by a power failure is removed.
+
+    Raises:
+        ServiceError: another process has the file open, or a line is damaged.
+    """
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        self.cost, self._file, self._mutex = 0.0, None, threading.Lock()
+        self.rows: dict[str, dict[str, Any]] = {}  # by key
+        if path is None:
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise ServiceError(f"Another run is using {path}. Wait for it.") from None
+        self._file = path.open("a+b", buffering=0)
+        self._file.seek(0)
+        *lines, rest = self._file.read().split(b"\n")
+        self._file.truncate(self._file.tell() - len(rest))
+        for number, line in enumerate(lines, start=1):
+            try:
+                self._add(json.loads(line))
+            except (ValueError, TypeError, KeyError):
+                self.close()
+                raise ServiceError(f"{path}:{number} is no reply; delete it.") from None
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Store a reply, or the cost of a request without one."""
+        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
+        with self._mutex:
+            if self._file is not None:
+                self._file.write(line)
+                os.fsync(self._file.fileno())
+            self._add(row)
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self.cost += row["cost"]
+        if "text" in row:
+            self.rows[row["key"]] = row
+
+    def close(self) -> None:
+        """Close the file and let another process open it."""
+        if self._file is not None:
+            self._file.close()
+            self._lock.release()
+
+
+@dataclass
+class _Run:
+    """One run over many captions; any number of threads call ``answer``."""
+
+    client: OpenAI
+    model: str
+    prompt: list[dict[str, str]]
+    options: dict[str, Any]
+    max_attempts: int
+    file: ReplyFile
+    price: Price
+    max_cost: float | None
+    answered: bool = False  # whether any request has succeeded
+    failures: int = 0  # captions in a row
+    in_flight: int = 0  # requests
+    reserved: float = 0.0  # dollars, by these
+    error: Exception | None = None  # that ended the run
+    stop: threading.Event = field(default_factory=threading.Event)
+    settled: threading.Condition = field(default_factory=threading.Condition)
+
+    def answer(self, caption: str) -> Reply:
+        """Answer one caption from the file or by the service.
+
+        Raises:
+            ServiceError, CostLimitError: the run is over, for all captions.
+        """
+        try:
+            return self._answer(caption)
+        except Exception as error:
+            self.error = self.error or error
+        self.stop.set()
+        raise self.error from None
+
+    def _answer(self, caption: str) -> Reply:
+        messages = [*self.prompt, caption_message(caption)]
+        request = {"model": self.model, "messages": messages, **self.options}
+        text = json.dumps(request, ensure_ascii=False, default=str) + SCHEMA
+        key = hashlib.sha256(text.encode()).hexdigest()
+        if row := self.file.rows.get(key):
+            return _to_reply(caption, row["text"], row["reason"])
+        for _ in range(self.max_attempts):
+            # A token has at least one byte; markup takes less than 16 a message.
+            max_input = len(text.encode()) + 16 * (len(messages) + 1)
+            reply = self._ask(caption, request, key, max_input)
+            if reply.reason != "schema":
+                break
+        return reply
+
+    def _ask(
+        self, caption: str, request: dict[str, Any], key: str, max_input: int
+    ) -> Reply:
+        """Send one request, retries included, and store what came back."""
+        limits = (request.get("max_tokens"), request.get("max_completion_tokens"))
+        most = self.price.cost(max_input, max(filter(None, limits)))
+        reserved = most * (self.client.max_retries + 1)
+        self._reserve(reserved)
+        try:
+            response, error = self._send(request)
+            if response is None:
+                return self._fail(caption, key, error, reserved)
+            body = _read_json(response.text)
+            tokens, choice = _read_usage(body), _read_choice(body)
+            cost = max(self.price.cost(*tokens), 0.0) if tokens else most
+            cost += most * response.retries_taken  # these may have been billed too
+            row = {"key": key, "cost": cost, "tokens": tokens, "caption": caption}
+            if choice is None:
+                self.file.append(row)
+                raise ServiceError(explain("no choices", self.model))
+            text, reason = choice
+            self.file.append({**row, "text": text, "reason": reason})
+            self.answered, self.failures = True, 0
+            return _to_reply(caption, text, reason)
+        finally:
+            with self.settled:
+                self.in_flight -= 1
+                self.reserved = self.reserved - reserved if self.in_flight else 0.0
+                self.settled.notify_all()
+
+    def _reserve(self, dollars: float) -> None:
+        """Reserve the cost of a request; near the limit, wait for those in flight."""
+        with self.settled:
+            limit = float("inf") if self.max_cost is None else self.max_cost
+            while self.file.cost + self.reserved + dollars > limit:
+                if not self.in_flight:
+                    raise CostLimitError(
+                        f"max_cost is ${limit:,.6f}, ${self.file.cost:,.6f} is spent, "
+                        f"and the next request could cost ${dollars:,.6f} with its "
+                        "retries. It was not sent."
+                    )
+                self.settled.wait()
+            self.in_flight += 1
+            self.reserved += dollars
+
+    def _send(self, request: dict[str, Any]) -> tuple[Any, Any]:
+        """The response or the error, which quotes the key and must not be chained."""
+        import openai
+
+        if self.stop.is_set():
+            raise self.error or ServiceError("The run was stopped.")
+        chat = self.client.chat.completions.with_raw_response
+        try:
+            return chat.parse(response_format=EditReply, **request), None
+        except openai.APIError as error:
+            return None, error
+
+    def _fail(self, caption: str, key: str, error: Any, reserved: float) -> Reply:
+        """End this caption, or the run if other captions would fail too."""
+        status = getattr(error, "status_code", None)
+        if status not in (*_REJECTED, *_CONCERNS_ALL):  # it may have been billed
+            self.file.append({"key": key, "cost": reserved})
+        self.failures += 1
+        cause = error.code if error.code in _CONCERNS_ALL else status
+        hopeless = not self.answered or self.failures >= _MAX_FAILURES
+        if hopeless or cause in _CONCERNS_ALL:
+            raise ServiceError(explain(cause, self.model))
+        reason = "rejected" if status in _REJECTED else "unanswered"
+        return Reply(caption, "", reason=reason)
+
+
+def _to_reply(caption: str, text: str, reason: str | None) -> Reply:
+    return Reply(caption, text, None, reason) if reason else parse_reply(caption, text)
+
+
+def _read_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # brackets can be nested without end
+        return None
+
+
+def _read_usage(body: Any) -> tuple[int, int] | None:
+    """Input and output tokens as the service counted them, if it did."""
+    match body:
+        case {"usage": {"prompt_tokens": int(i), "completion_tokens": int(o)}}:
+            return i, o
+    return None
+
+
+def _read_choice(body: Any) -> tuple[str, str | None] | None:
+    """Text of the first choice, and the reason if it was refused or cut off."""
+    match body:
+        case {"choices": [{"message": dict(message), **choice}, *_]}:
+            finish, refusal = choice.get("finish_reason"), message.get("refusal")
+            text = refusal or message.get("content")
+            text = replace_surrogates(text) if isinstance(text, str) else ""
+            if refusal or finish == "content_filter":
+                return text, "refused"
+            return text, "unfinished" if finish == "length" else None
+        case {"choices": [_, *_]}:
+            return "", None
+    return None
+
+
+_ADVICE: dict[int | str | None, str] = {
+    None: "The service does not answer. Check the network and the base_url.",
+    401: "The service refuses the API key. Check OPENAI_API_KEY.",
+    403: "The API key may not use the model {model!r}. Check OPENAI_API_KEY.",
+    404: "The service has no model {model!r} at this address. Check the name, and "
+    "whether base_url must end in /v1.",
+    429: "The service limits the rate. Run again later, with fewer workers.",
+    "insufficient_quota": "The account has no credit left. Add some, then run again.",
+    "no choices": "The service answered without 'choices', perhaps with a web page or "
+    "an error. Check that base_url is the address of its API, which usually ends in "
+    "/v1, and that it serves the model {model!r}.",
+}
+
+
+def explain(cause: int | str | None, model: str) -> str:
+    """Say what a failure means and what to check.
+
+    The service's own message is not used: it quotes the request and part of the key.
+
+    Args:
+        cause: HTTP status, or OpenAI's error code; ``None`` if nothing came back.
+        model: that was requested.
+    """
+    advice = _ADVICE.get(cause) or (
+        "The service failed with status {cause}. If it is 400, the model {model!r} or "
+        "one of the options does not suit it; otherwise run again later."
+    )
+    return advice.format(cause=cause, model=model)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ip2p_lib.miniature.backdrop import RESOLUTION
-from ip2p_lib.miniature.render import SCENE_COLUMNS, THING_COLUMNS
+from ip2p_lib.miniature.render import OBJECT_COLUMNS, SCENE_COLUMNS
 from ip2p_lib.rng import key, normal, uniform
 
 
@@ -17,7 +17,7 @@ def mirrored(codes: Tensor) -> Tensor:
     Left and right change places, in the scene and in every thing; a lone thing stays in
     the first slot.
     """
-    scene, first, second = codes.split((SCENE_COLUMNS, *[THING_COLUMNS] * 2), dim=1)
+    scene, first, second = codes.split((SCENE_COLUMNS, *[OBJECT_COLUMNS] * 2), dim=1)
     first, second = _facing_back(first), _facing_back(second)
     lone = second[:, :1] < 0
     swapped = torch.where(lone, first, second), torch.where(lone, second, first)

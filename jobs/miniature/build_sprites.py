@@ -21,10 +21,8 @@ from pathlib import Path
 from PIL import Image
 
 from ip2p_lib.config import DATA
+from ip2p_lib.miniature.render import COLUMNS, SIZE
 from ip2p_lib.miniature.vocabulary import ART_SETS, SPRITES
-
-SIZE = 64  # pixels of one sprite
-COLUMNS = 16  # sprites in one row of an atlas
 
 
 def icon_svg(icons: dict, name: str) -> str:

@@ -8,7 +8,7 @@ threshold keeps, and chooses thresholds; run it again when a network was trained
 
     python -m jobs.miniature.calibrate_filter --lent 1
 
-marks the same candidates with words lent (``candidates.lend_words``), as
+marks the same candidates with words lent (``candidates.add_cross_attention_edit``), as
 ``results/filter-calibration-lent.json``: what that is good for is the difference.
 """
 
@@ -26,16 +26,20 @@ import torch
 from torch import Tensor
 
 from ip2p_lib.config import HELD_OUT, RESULTS, Rendering, preset
-from ip2p_lib.diffusion.stable_diffusion import Backbone, load_backbone
-from ip2p_lib.filtering.clip_filter import ClipScorer, Scores, load_clip, score_pairs
+from ip2p_lib.diffusion.clip import ClipScorer, load_clip
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
+from ip2p_lib.filtering.clip_filter import Scores, score_pairs
 from ip2p_lib.miniature.judge.model import Judge, load_judge
 from ip2p_lib.miniature.judge.verdicts import verdicts
 from ip2p_lib.miniature.render import render
 from ip2p_lib.miniature.scenes import Edit, Scene
 from ip2p_lib.miniature.world import caption, sample_edit, sample_scene
-from ip2p_lib.rendering.candidates import draw_candidates, lend_words
-from ip2p_lib.rendering.render import RenderedPair
-from ip2p_lib.rendering.render import render as render_candidates
+from ip2p_lib.rendering import (
+    GeneratedPair,
+    add_cross_attention_edit,
+    draw_candidates,
+    generate_pairs,
+)
 from ip2p_lib.results import write_results
 from ip2p_lib.triplets.record import Triplet, is_unchanged
 
@@ -116,7 +120,7 @@ class Marker:
     judge: Judge
 
     def rows(
-        self, pairs: Sequence[RenderedPair], of: dict[Triplet, tuple[int, Task]]
+        self, pairs: Sequence[GeneratedPair], of: dict[Triplet, tuple[int, Task]]
     ) -> Iterator[dict[str, Any]]:
         """What the result file says of each pair; ``of`` finds its task."""
         found = [of[pair.candidate.triplet] for pair in pairs]
@@ -133,7 +137,7 @@ class Marker:
                 "kind": task.edit.kind,
                 "p": round(pair.candidate.p, 4),
                 "cfg_scale": round(pair.candidate.cfg_scale, 4),
-                "lent": pair.candidate.words is not None,
+                "lent": pair.candidate.word_edit is not None,
                 "l1": round(float((after[i] - before[i]).abs().mean()) / 2, 4),
                 **{name: round(float(score[i]), 4) for name, score in scores.items()},
                 "verdict": said[i],
@@ -141,7 +145,7 @@ class Marker:
 
 
 def mark_candidates(
-    backbone: Backbone,
+    backbone: StableDiffusion,
     marker: Marker,
     todo: Sequence[Task],
     settings: Rendering,
@@ -154,10 +158,10 @@ def mark_candidates(
     """
     triplets = [task.triplet for task in todo]
     candidates = draw_candidates(triplets, settings.candidates, run_seed, settings)
-    candidates = lend_words(candidates, lent, run_seed)
+    candidates = add_cross_attention_edit(candidates, lent, run_seed)
     of = {task.triplet: (i, task) for i, task in enumerate(todo)}
     rows: list[dict[str, Any]] = []
-    batches = render_candidates(
+    batches = generate_pairs(
         backbone,
         candidates,
         steps=settings.steps,
@@ -187,7 +191,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="instead of a file in data/results")
     args, scale, began = parser.parse_args(), preset("miniature"), time.monotonic()
     settings = replace(scale.rendering, candidates=args.candidates)
-    backbone, judge = load_backbone(scale.backbone), load_judge()
+    backbone, judge = load_stable_diffusion(scale.backbone), load_judge()
     marker, todo = Marker(load_clip(scale.clip), judge), tasks(args.triplets)
     rows = mark_candidates(backbone, marker, todo, settings, args.seed, args.lent)
     facts = {

@@ -7,15 +7,19 @@ precision.
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ip2p_lib.miniature.backdrop import RESOLUTION
+from ip2p_lib.miniature.corpus import Corpus, build_corpus
 from ip2p_lib.miniature.render import (
+    OBJECT_COLUMNS,
     SCENE_COLUMNS,
-    THING_COLUMNS,
     load_sprites,
     render_codes,
 )
@@ -25,6 +29,27 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
 _OBJECT_WEIGHT = 4  # of a spatial position with an object, in the U-Net's loss
+
+
+def sample_corpus(first_seed: int, n: int) -> Corpus:
+    """``corpus.build_corpus`` on all cores: words take longer to sample than images.
+
+    The processes are spawned: forks of one that has threads may hang.
+    """
+    workers = min(os.cpu_count() or 1, 1 + n // 2000)
+    if workers == 1:
+        return build_corpus(first_seed, n)
+    bounds = [first_seed + n * i // workers for i in range(workers + 1)]
+    sizes = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        parts = list(pool.map(build_corpus, bounds[:-1], sizes))
+    return Corpus(
+        torch.cat([part.before for part in parts]),
+        torch.cat([part.after for part in parts]),
+        [text for part in parts for text in part.captions],
+        [text for part in parts for text in part.edited_captions],
+        [text for part in parts for text in part.instructions],
+    )
 
 
 def to_bytes(x: Tensor) -> Tensor:
@@ -103,7 +128,7 @@ def object_weights(codes: Tensor, side: int) -> Tensor:
     step = RESOLUTION // side
     centre = torch.arange(side, device=codes.device) * step + step // 2  # pixels
     inside = torch.zeros(len(codes), side, side, dtype=torch.bool, device=codes.device)
-    for first in (SCENE_COLUMNS, SCENE_COLUMNS + THING_COLUMNS):
+    for first in (SCENE_COLUMNS, SCENE_COLUMNS + OBJECT_COLUMNS):
         name, x, base, size = codes[:, first : first + 4, None].unbind(1)
         across = (centre - x).abs() <= size / 2
         down = (centre <= base) & (centre >= base - size)

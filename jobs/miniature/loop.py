@@ -16,7 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ip2p_lib.distributed import add_up, agree, copy_from_first, processes, rank
+from ip2p_lib.distributed import (
+    all_reduce_sum,
+    broadcast_scalar,
+    broadcast_tensors,
+    rank,
+    world_size,
+)
 
 _CHECK_EVERY = 50  # steps between looks at clock and loss: reading a loss waits for it
 
@@ -58,9 +64,9 @@ def fit(
     start = time.monotonic()
     device = next(model.parameters()).device
     optimizer = _adamw(model, budget)
-    copy_from_first(list(model.parameters()))
-    seconds = agree(budget.seconds, device)
-    step, spent = 0, agree(time.monotonic() - start, device)
+    broadcast_tensors(list(model.parameters()))
+    seconds = broadcast_scalar(budget.seconds, device)
+    step, spent = 0, broadcast_scalar(time.monotonic() - start, device)
     while spent < seconds:
         decay = 0.5 * (1 + math.cos(math.pi * min(spent / seconds, 1.0)))
         rate = budget.learning_rate * min(1.0, (step + 1) / budget.warmup) * decay
@@ -68,7 +74,7 @@ def fit(
         loss = _take_step(model, optimizer, loss_of, step, budget.max_grad_norm)
         step += 1
         if step % _CHECK_EVERY == 0 or device.type == "cpu":
-            spent = agree(time.monotonic() - start, device)
+            spent = broadcast_scalar(time.monotonic() - start, device)
             yield _check(step, spent, loss)
 
 
@@ -82,10 +88,10 @@ def _take_step(
     """One update from the gradients of all processes; returns their mean loss."""
     gpu = next(model.parameters()).is_cuda
     with torch.autocast("cuda", torch.bfloat16) if gpu else nullcontext():
-        loss = loss_of(step) / processes()
+        loss = loss_of(step) / world_size()
     loss.backward()
     total = loss.detach()
-    add_up([total, *(weight.grad for weight in model.parameters())])
+    all_reduce_sum([total, *(weight.grad for weight in model.parameters())])
     nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ip2p_lib.diffusion.samplers import Schedule, add_noise
+from ip2p_lib.diffusion.schedule import Schedule, add_noise
 from ip2p_lib.rng import integers, key, normal
 
 if TYPE_CHECKING:

@@ -24,20 +24,25 @@ from torch import Tensor
 from ip2p_lib import checkpoint
 from ip2p_lib.config import DATA, Scale, preset
 from ip2p_lib.dataset.dataset import write_shards
-from ip2p_lib.dataset.generate import as_pair
-from ip2p_lib.dataset.shards import Pair
-from ip2p_lib.diffusion.stable_diffusion import Backbone, load_backbone
-from ip2p_lib.filtering.clip_filter import ClipScorer, Scores, keep_best, load_clip
-from ip2p_lib.filtering.early_rejection import score_rendered
-from ip2p_lib.miniature.corpus import fewer_whole
+from ip2p_lib.dataset.generate import to_pair
+from ip2p_lib.dataset.pairs import Pair
+from ip2p_lib.diffusion.clip import ClipScorer, load_clip
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
+from ip2p_lib.filtering.clip_filter import Scores, keep_best, score_generated
+from ip2p_lib.miniature.corpus import subsample_scene_edits
 from ip2p_lib.miniature.world import caption, sample_scene
-from ip2p_lib.rendering.candidates import Candidate, draw_candidates, lend_words
-from ip2p_lib.rendering.render import RenderedPair, render
+from ip2p_lib.rendering import GeneratedPair, generate_pairs
+from ip2p_lib.rendering.candidates import (
+    Candidate,
+    add_cross_attention_edit,
+    draw_candidates,
+)
 from ip2p_lib.results import write_results
 from ip2p_lib.training.compiled.compile import compile_unet
 from ip2p_lib.training.latents import encode_pairs
-from ip2p_lib.triplets.generation import load_language_model, write_triplets
-from ip2p_lib.triplets.record import Triplet, read_jsonl, tally, write_jsonl
+from ip2p_lib.triplets.generation import generate_triplets
+from ip2p_lib.triplets.loading import load_language_model
+from ip2p_lib.triplets.record import Triplet, count_outcomes, read_jsonl, write_jsonl
 from jobs.miniature.stages import to_bytes, to_unit
 
 SAMPLE = 256  # pairs shipped for readers
@@ -77,8 +82,8 @@ class KeptPairs:
         scores = Scores(*torch.cat(self.scores).cpu().T)
         for row in rows:
             pictures = to_unit(torch.stack([before[row], after[row]]))
-            made = RenderedPair(self.candidates[row], *pictures)
-            yield as_pair(f"{row:07d}", made, scores, row, steps)
+            made = GeneratedPair(self.candidates[row], *pictures)
+            yield to_pair(f"{row:07d}", made, scores, row, steps)
 
 
 def world_captions(first_seed: int, n: int) -> list[str]:
@@ -90,19 +95,19 @@ def world_captions(first_seed: int, n: int) -> list[str]:
     ]
 
 
-def readable(backbone: Backbone, triplets: Sequence[Triplet]) -> list[Triplet]:
+def readable(backbone: StableDiffusion, triplets: Sequence[Triplet]) -> list[Triplet]:
     """The triplets whose three texts the text encoder reads whole."""
     texts = (
         [t.caption for t in triplets],
         [t.instruction for t in triplets],
         [t.edited_caption for t in triplets],
     )
-    fit = zip(*map(backbone.fits, texts), strict=True)
+    fit = zip(*map(backbone.fits_context, texts), strict=True)
     return [t for t, all_three in zip(triplets, fit, strict=True) if all(all_three)]
 
 
 def render_kept(
-    backbone: Backbone,
+    backbone: StableDiffusion,
     clip: ClipScorer,
     triplets: Sequence[Triplet],
     scale: Scale,
@@ -122,9 +127,9 @@ def render_kept(
     """
     start, kept, settings = time.monotonic(), KeptPairs(), scale.rendering
     plain = draw_candidates(triplets, settings.candidates, 0, settings)
-    candidates = lend_words(plain, LENT, 0)
+    candidates = add_cross_attention_edit(plain, LENT, 0)
     sampler, steps = settings.sampler, settings.steps
-    batches = render(
+    batches = generate_pairs(
         backbone, candidates, steps=steps, batch_size=batch_size, sampler=sampler
     )
     for batch in batches:
@@ -135,10 +140,10 @@ def render_kept(
 
 
 def _filter(
-    kept: KeptPairs, clip: ClipScorer, batch: Sequence[RenderedPair], scale: Scale
+    kept: KeptPairs, clip: ClipScorer, batch: Sequence[GeneratedPair], scale: Scale
 ) -> None:
     """Add the best of a batch, which holds whole triplets, to what is kept."""
-    scores = score_rendered(clip, batch)
+    scores = score_generated(clip, batch)
     groups = [pair.candidate.triplet for pair in batch]
     rows = keep_best(scores, groups, scale.filtering)
     kept.rendered += len(batch)
@@ -158,11 +163,11 @@ def run_write(args: argparse.Namespace) -> None:
     writer = load_language_model(folder, folder / "adapter")
     began, captions = time.monotonic(), world_captions(0, args.captions)
     # One attempt: the surer of two is the more usual edit, and an editor needs all.
-    written = write_triplets(writer, captions, max_tokens=96, batch_size=args.batch)
+    written = generate_triplets(writer, captions, max_tokens=96, batch_size=args.batch)
     replies = list(written)
     triplets = dict.fromkeys(reply.triplet for reply in replies if reply.triplet)
     write_jsonl(args.work / "triplets.jsonl", triplets)
-    seconds, outcomes = round(time.monotonic() - began, 1), tally(replies)
+    seconds, outcomes = round(time.monotonic() - began, 1), count_outcomes(replies)
     facts: dict[str, Any] = {"captions": args.captions, "distinct": len(triplets)}
     write_results(
         args.work / "write.json", [outcomes], seed=0, seconds=seconds, **facts
@@ -174,11 +179,11 @@ def run_render(args: argparse.Namespace, scale: Scale) -> None:
     """Render and filter this part of the triplets; store what is kept as latents."""
     part, parts = (int(number) for number in args.part.split("/"))
     clip, folder = load_clip(scale.clip), args.out / "models" / "miniature-sd"
-    backbone = load_backbone(folder)
+    backbone = load_stable_diffusion(folder)
     if backbone.device.type == "cuda":  # on a CPU it takes longer than it saves
         compile_unet(backbone.unet, "blocks")
     written = readable(backbone, read_jsonl(args.work / "triplets.jsonl"))
-    triplets = fewer_whole(written, args.whole)[part::parts]
+    triplets = subsample_scene_edits(written, args.whole)[part::parts]
     began, options = time.monotonic(), {"batch_size": args.batch}
     kept = render_kept(backbone, clip, triplets, scale, seconds=args.seconds, **options)
     seconds = round(time.monotonic() - began, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ip2p_lib.config import HELD_OUT
 from ip2p_lib.device import pick_device
-from ip2p_lib.filtering.clip_filter import load_clip
+from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.miniature.corpus import Corpus, build_corpus
 from ip2p_lib.miniature.render import render_codes
 from jobs.miniature.saving import parts
@@ -18,7 +18,7 @@ from jobs.miniature.saving import parts
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-    from ip2p_lib.filtering.clip_filter import ClipScorer
+    from ip2p_lib.diffusion.clip import ClipScorer
 
 
 def held_out(n: int) -> Corpus:
@@ -68,8 +68,8 @@ def measure(stage: str, out: Path, n: int) -> dict[str, Any]:
         and ``decoder``: decibels; ``unet``: share of captions whose picture CLIP finds
         first.
     """
-    from ip2p_lib.diffusion.stable_diffusion import load_backbone
-    from ip2p_lib.rendering.render import render_images
+    from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
+    from ip2p_lib.rendering.render import generate_images
 
     device, paths = pick_device(), parts(out)
     corpus = held_out(n)
@@ -83,9 +83,9 @@ def measure(stage: str, out: Path, n: int) -> dict[str, Any]:
     clip = load_clip(paths["clip"], device=device, dtype=torch.float32)
     if stage == "clip":
         return {"top1": retrieval(clip, truth, corpus.captions), "samples": n}
-    backbone = load_backbone(out / "miniature-sd", device=str(device))
+    backbone = load_stable_diffusion(out / "miniature-sd", device=str(device))
     steps, cfg_scale = 25, 3.0
-    made = render_images(
+    made = generate_images(
         backbone,
         corpus.captions,
         range(n),

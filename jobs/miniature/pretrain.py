@@ -22,10 +22,10 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from ip2p_lib.config import MODELS, RESULTS
-from ip2p_lib.diffusion.samplers import Schedule
-from ip2p_lib.distributed import join, leave, processes, rank, share
-from ip2p_lib.filtering.clip_filter import load_clip
-from ip2p_lib.miniature.corpus import Corpus, build_corpus
+from ip2p_lib.diffusion.clip import load_clip
+from ip2p_lib.diffusion.schedule import Schedule
+from ip2p_lib.distributed import init, local_shard, rank, shutdown, world_size
+from ip2p_lib.miniature.corpus import Corpus
 from ip2p_lib.miniature.render import encode
 from ip2p_lib.miniature.world import sample_scene
 from ip2p_lib.results import write_results
@@ -48,7 +48,7 @@ _HALF_SIZE = 4  # every fourth batch of the autoencoder is decoded at half the s
 
 def batch_ids(batch: int, device: torch.device) -> Tensor:
     """Numbers of this process's rows in a batch of ``batch`` rows a process."""
-    return share(torch.arange(batch * processes())).to(device)
+    return local_shard(torch.arange(batch * world_size())).to(device)
 
 
 def train_vae(images: Tensor, budget: Budget, batch: int) -> AutoencoderKL:
@@ -83,7 +83,7 @@ def train_vae(images: Tensor, budget: Budget, batch: int) -> AutoencoderKL:
 
 def run_vae(args: argparse.Namespace, budget: Budget, device: torch.device) -> None:
     """Train and save the autoencoder; scenes need no words here."""
-    n = 2 * args.scenes // processes()
+    n = 2 * args.scenes // world_size()
     seeds = range(rank() * n, (rank() + 1) * n)
     images = data.render_bytes(encode([sample_scene(seed) for seed in seeds]), device)
     vae = train_vae(images, budget, args.batch or BATCHES["vae"])
@@ -96,15 +96,13 @@ def run_clip(args: argparse.Namespace, budget: Budget, device: torch.device) -> 
 
     Every text of few scenes teaches the tokenizer as much as all texts do.
     """
-    corpus = build_corpus(0, args.scenes)
+    corpus = data.sample_corpus(0, args.scenes)
     images = data.render_bytes(torch.cat([corpus.before, corpus.after]), device)
     n, ids = len(corpus), torch.arange(args.batch or BATCHES["clip"], device=device)
     texts = [*corpus.captions, *corpus.edited_captions, *corpus.instructions]
     tokenizer = models.train_tokenizer(texts[:: max(1, len(texts) // 60_000)])
     tokens = data.token_ids(tokenizer, texts, _TEXT).to(device)
     clip = models.new_clip(tokenizer).to(device)
-    if device.type == "cuda":
-        clip.compile(dynamic=False)
 
     def loss_of(step: int) -> Tensor:
         rows = integers(key("clip", step), ids, n)
@@ -123,8 +121,8 @@ def run_clip(args: argparse.Namespace, budget: Budget, device: torch.device) -> 
 def run_unet(args: argparse.Namespace, budget: Budget, device: torch.device) -> None:
     """Train the text-to-image U-Net on stored latents and text states, and save it."""
     began, paths = time.monotonic(), saving.parts(args.out)
-    n = args.scenes // processes()
-    corpus = build_corpus(rank() * n, n)
+    n = args.scenes // world_size()
+    corpus = data.sample_corpus(rank() * n, n)
     codes = torch.cat([corpus.before, corpus.after])
     vae = AutoencoderKL.from_pretrained(paths["vae"]).to(device)
     latents = torch.cat(
@@ -194,7 +192,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Train, or with ``--measure`` only measure, the networks on the command line."""
-    args, device = _arguments(), join()
+    args, device = _arguments(), init()
     run = {"vae": run_vae, "clip": run_clip, "unet": run_unet}
     for name in args.stages:
         budget = STAGES[name]
@@ -216,4 +214,4 @@ def _report(name: str, args: argparse.Namespace, device: torch.device) -> None:
 
 if __name__ == "__main__":
     main()
-    leave()
+    shutdown()

@@ -25,8 +25,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
 from ip2p_lib.config import DATA, HELD_OUT, MODELS, RESULTS, preset
-from ip2p_lib.diffusion.adapters import save_lora
-from ip2p_lib.diffusion.lora import add_lora
+from ip2p_lib.diffusion.lora import add_lora, save_lora
 from ip2p_lib.miniature.corpus import grammar_triplets
 from ip2p_lib.miniature.parsing import (
     find_difference,
@@ -35,16 +34,13 @@ from ip2p_lib.miniature.parsing import (
 )
 from ip2p_lib.results import write_results
 from ip2p_lib.rng import integers, key
-from ip2p_lib.triplets.finetuning import completion_loss, encode, fine_tune
-from ip2p_lib.triplets.generation import (
-    LanguageModel,
-    load_language_model,
-    write_triplets,
-)
+from ip2p_lib.triplets.finetuning import completion_loss, fine_tune, tokenize_triplets
+from ip2p_lib.triplets.generation import generate_triplets
+from ip2p_lib.triplets.loading import LanguageModel, load_language_model
 from ip2p_lib.triplets.record import (
     Triplet,
+    count_outcomes,
     read_jsonl,
-    tally,
     to_completion,
     to_prompt,
 )
@@ -155,7 +151,7 @@ def measure(
         writer: the model.
         n: number of captions.
         known: triplets that it was trained on.
-        attempts: as of ``write_triplets``.
+        attempts: ``num_samples`` of ``generate_triplets``.
 
     Returns:
         captions: how many; attempts: as given; outcomes: counted replies; parsed: share
@@ -165,7 +161,7 @@ def measure(
         instructions differ; commonest: share of the most frequent one.
     """
     captions = [triplet.caption for triplet in grammar_triplets(HELD_OUT, n)]
-    replies = list(write_triplets(writer, captions, attempts=attempts))
+    replies = list(generate_triplets(writer, captions, num_samples=attempts))
     kept = [reply.triplet for reply in replies if reply.triplet]
     said = [(read_caption(t.caption), read_caption(t.edited_caption)) for t in kept]
     wordings = Counter(triplet.instruction for triplet in kept)
@@ -173,7 +169,7 @@ def measure(
     return {
         "captions": len(captions),
         "attempts": attempts,
-        "outcomes": tally(replies),
+        "outcomes": count_outcomes(replies),
         "parsed": len(kept) / len(captions),
         "one_change": sum(find_difference(*p) is not None for p in said) / n,
         "right": sum(names_difference(*row) for row in asked) / n,
@@ -190,7 +186,7 @@ def run_grammar(args: argparse.Namespace, device: str) -> None:
     texts = [to_prompt(t.caption) + to_completion(t) for t in [*grammar, *written]]
     tokenizer = train_tokenizer(texts[-20_000:])
     model = new_model(len(tokenizer)).to(device)
-    tokens, labels = (part.to(device) for part in encode(tokenizer, grammar))
+    tokens, labels = (part.to(device) for part in tokenize_triplets(tokenizer, grammar))
     budget, work = Budget(args.seconds, args.learning_rate, warmup=100), args.work
     batch = {"batch_size": args.batch}
     for progress in pretrain(model, tokens, labels, budget, work / "state", **batch):
@@ -212,14 +208,16 @@ def run_written(args: argparse.Namespace, device: str) -> None:
         if n:
             # Spread over the file, which goes from one kind of edit to the next.
             chosen = [written[i * len(written) // n] for i in range(n)]
-            learnt = [part.to(device) for part in encode(writer.tokenizer, chosen)]
+            learnt = [
+                part.to(device) for part in tokenize_triplets(writer.tokenizer, chosen)
+            ]
             add_lora(writer.model).train()
             losses = list(fine_tune(writer.model, *learnt, learning_rate=_WRITTEN))
             print(f"{n} triplets: loss {losses[0]:.2f} to {losses[-1]:.2f}", flush=True)
             writer.model.eval()
         rows.append({"written": n, **measure(writer, args.samples, known)})
         print(rows[-1], flush=True)
-    several = preset("miniature").language_attempts
+    several = preset("miniature").language_samples
     again = measure(writer, args.samples, known, several)
     rows.append({"written": len(written), **again})
     print(rows[-1], flush=True)

@@ -25,15 +25,15 @@ from diffusers import UNet2DConditionModel
 
 from ip2p_lib import checkpoint
 from ip2p_lib.config import DATA, Scale, Source, Training, preset
+from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.diffusion.loading import load_network
-from ip2p_lib.diffusion.stable_diffusion import Backbone, load_backbone
-from ip2p_lib.distributed import agree, join, leave, processes, rank
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
+from ip2p_lib.distributed import broadcast_scalar, init, rank, shutdown, world_size
 from ip2p_lib.editing.editor import load_editor
-from ip2p_lib.filtering.clip_filter import load_clip
 from ip2p_lib.results import write_results
 from ip2p_lib.training import train as training
-from ip2p_lib.training.latents import Latents, with_instructions
-from ip2p_lib.training.options import Economy
+from ip2p_lib.training.latents import Latents, add_instructions
+from ip2p_lib.training.state import TrainingOptions
 from ip2p_lib.training.surgery import carry_over, widen_conv_in
 from jobs.miniature import compile_ahead as rehearsal
 from jobs.miniature import saving
@@ -42,7 +42,7 @@ from jobs.miniature.measure_editor import held_out_examples, measure_scale
 _SHARE_OF_REHEARSAL = 0.9  # draws, AdamW and the average take the rest of a step
 
 
-def read_pairs(work: Path, backbone: Backbone) -> tuple[Latents, dict[str, int]]:
+def read_pairs(work: Path, backbone: StableDiffusion) -> tuple[Latents, dict[str, int]]:
     """Every part that ``make_pairs`` left in ``work``, and how much was rendered.
 
     Raises:
@@ -60,7 +60,7 @@ def read_pairs(work: Path, backbone: Backbone) -> tuple[Latents, dict[str, int]]
     }
     texts = [text for part in found for text in part.state["instructions"]]
     counts = {n: sum(part.state[n] for part in found) for n in ("rendered", "kept")}
-    return with_instructions(backbone, pairs, texts), counts
+    return add_instructions(backbone, pairs, texts), counts
 
 
 def wait_for_pairs(work: Path, parts: int) -> None:
@@ -69,7 +69,7 @@ def wait_for_pairs(work: Path, parts: int) -> None:
         time.sleep(0.5)
 
 
-def first_unet(out: Path, backbone: Backbone, since: Path | None) -> Any:
+def first_unet(out: Path, backbone: StableDiffusion, since: Path | None) -> Any:
     """The text-to-image U-Net widened; or, carried over to it, an earlier editor.
 
     Args:
@@ -89,7 +89,11 @@ def first_unet(out: Path, backbone: Backbone, since: Path | None) -> Any:
 
 
 def train_editor(
-    unet: Any, backbone: Backbone, latents: Latents, settings: Training, seconds: float
+    unet: Any,
+    backbone: StableDiffusion,
+    latents: Latents,
+    settings: Training,
+    seconds: float,
 ) -> tuple[Any, list[float]]:
     """Sections 3.2 and 3.2.1: train a widened U-Net; the time may end it early.
 
@@ -97,7 +101,7 @@ def train_editor(
         The averaged 8-channel U-Net in float32, and the loss of every 20th step.
     """
     autocast = torch.bfloat16 if backbone.device.type == "cuda" else None
-    state = training.start(unet, settings, Economy(autocast=autocast))
+    state = training.start(unet, settings, TrainingOptions(autocast=autocast))
     schedule = backbone.schedule.to(backbone.device)
     steps = training.train(state, latents, schedule, settings, run_seed=0)
     losses = list(_until(steps, seconds, backbone.device))
@@ -115,7 +119,7 @@ def _until(
         if step.step % 20:
             continue
         yield float(step.loss)
-        spent = agree(time.monotonic() - start, device)
+        spent = broadcast_scalar(time.monotonic() - start, device)
         if start + spent - shown > 10:
             print(f"editor {spent:.0f} s step {step.step}", flush=True)
             shown = start + spent
@@ -126,16 +130,18 @@ def _until(
 def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
     """Train the editor on the pairs in ``--work`` and save it."""
     began = time.monotonic()
-    backbone = load_backbone(args.out / "models" / "miniature-sd", device=device)
+    backbone = load_stable_diffusion(
+        args.out / "models" / "miniature-sd", device=device
+    )
     unet = first_unet(args.out, backbone, args.since).float()
-    rows = args.batch // processes()
+    rows = args.batch // world_size()
     rehearsal.begin(unet, rows, device).result()
     wait_for_pairs(args.work, args.parts)
     latents, facts = read_pairs(args.work, backbone)
     rate = rehearsal.steps_a_second(unet, rows, device)  # rendering slowed the first
     print(f"{rate:.1f} steps a second in rehearsal", flush=True)
     left = args.deadline - time.time() if args.deadline else args.seconds
-    seconds, rate = agree(left, device), agree(rate, device)
+    seconds, rate = broadcast_scalar(left, device), broadcast_scalar(rate, device)
     steps = args.steps or max(1, int(_SHARE_OF_REHEARSAL * rate * seconds))
     settings = replace(
         scale.training,
@@ -152,7 +158,7 @@ def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
         return
     saving.save_half(unet, args.out / "models" / "miniature-ip2p" / "unet")
     rows = [{"step": 20 * (i + 1), "loss": loss} for i, loss in enumerate(losses)]
-    facts |= {"batch_size": args.batch, "processes": processes()}
+    facts |= {"batch_size": args.batch, "processes": world_size()}
     facts |= {"continued": args.since is not None}
     spent = round(time.monotonic() - began, 1)
     path = args.out / "results" / "miniature-training.json"
@@ -203,7 +209,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Run the stages named on the command line."""
-    args, scale, device = _arguments(), preset("miniature"), join()
+    args, scale, device = _arguments(), preset("miniature"), init()
     if "train" in args.stages:
         train(args, scale, device)
     if "measure" in args.stages and rank() == 0:
@@ -212,4 +218,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave()
+    shutdown()

@@ -27,8 +27,8 @@ from ip2p_lib.miniature.backdrop import RESOLUTION
 from ip2p_lib.miniature.judge.model import WIDTHS, Judge, load_judge, save_judge
 from ip2p_lib.miniature.judge.readings import SLOTS, agreement, labels
 from ip2p_lib.miniature.render import (
+    OBJECT_COLUMNS,
     SCENE_COLUMNS,
-    THING_COLUMNS,
     encode,
     render_codes,
 )
@@ -61,7 +61,7 @@ def bodies(codes: Tensor) -> dict[str, Tensor]:
     axis = (torch.arange(side, device=codes.device) + 0.5) * cell
     found = {}
     for index, slot in enumerate(SLOTS):
-        start = SCENE_COLUMNS + index * THING_COLUMNS
+        start = SCENE_COLUMNS + index * OBJECT_COLUMNS
         name, x, base, size = codes[:, start : start + 4, None, None].unbind(1)
         across, down = axis[None, None, :] - x, axis[None, :, None] - (base - size / 2)
         near = -(across.square() + down.square()) / (2 * cell**2)

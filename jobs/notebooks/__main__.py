@@ -1,5 +1,7 @@
-"""``python -m jobs.notebooks``: execute the notebooks (see ``run``)."""
+"""``python -m jobs.notebooks``: run the notebooks (see ``run``)."""
+
+import sys
 
 from jobs.notebooks.run import main
 
-main()
+sys.exit(main())

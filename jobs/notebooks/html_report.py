@@ -1,8 +1,8 @@
-"""One HTML page of executed notebooks: no network, no JavaScript, pictures inside.
+"""One HTML page of executed notebooks: no network, no JavaScript, images inside.
 
-nbconvert makes the cells; here equations become MathML, widgets still pictures, and
-pictures from the network (badges) their description, so that the page opens from disk
-on a machine that is offline.
+nbconvert converts the cells; here equations become MathML, widgets their stills, and
+images from the network (badges) their description, so that the page can be read
+offline.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from nbformat import NotebookNode
 from pygments.formatters import HtmlFormatter
 
-from jobs.notebooks.widget_stills import replace_widgets
+from jobs.notebooks.outputs import drop_widgets
 
 STYLE = Path(__file__).with_name("report.css")
 
@@ -37,7 +37,7 @@ class Run:
 
 
 class _Renderer(IPythonRenderer):
-    """Markdown with equations as MathML and without pictures from the network."""
+    """Markdown with equations as MathML and without images from the network."""
 
     def block_math(self, body: str) -> str:
         formula, *number = re.split(r"\\tag\{(.*?)\}", body)
@@ -58,9 +58,9 @@ class _Renderer(IPythonRenderer):
 
 
 class _Exporter(HTMLExporter):
-    """nbconvert's plain cells; markdown, wherever it stands, through ``_Renderer``."""
+    """nbconvert's plain cells, with all markdown converted by ``_Renderer``."""
 
-    folder = ""  # pictures named in markdown are read from here
+    folder = ""  # images named in markdown are read from here
 
     def markdown2html(self, source: str) -> str:
         renderer = _Renderer(
@@ -70,11 +70,11 @@ class _Exporter(HTMLExporter):
 
 
 def report_page(runs: Sequence[Run], out: Path, notebooks: Path) -> str:
-    """The page for these runs, in order.
+    """Make the page of these runs, in order.
 
     Args:
         runs: executed notebooks, their files in ``out``.
-        notebooks: folder of the sources, where pictures named in markdown lie.
+        notebooks: folder of the sources, which has the images that markdown names.
     """
     exporter = _Exporter(template_name="basic")
     exporter.folder = str(notebooks)
@@ -110,7 +110,7 @@ def _title(notebook: NotebookNode) -> str:
 
 
 def _section(run: Run, notebook: NotebookNode, exporter: _Exporter) -> str:
-    replace_widgets(notebook)
+    drop_widgets(notebook)
     for index, cell in enumerate(notebook.cells):
         cell.id = f"{run.name}-{index}"  # unique on a page of several notebooks
         for output in cell.get("outputs", []):

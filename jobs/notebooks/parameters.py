@@ -1,7 +1,7 @@
 """Check the settings of a run against every notebook, before any kernel starts.
 
 Names and defaults come from papermill's ``inspect_notebook``, allowed values from the
-notebook's own call of ``check_parameters``: each range stands in one place.
+notebook's own call of ``check_parameters``, so that each range is in one place.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _NAMES: dict[str, Allowed] = {"str": str, "bool": bool, "SCALES": tuple(SCALES)}
 
 
 def defaults(path: Path) -> dict[str, Any]:
-    """Each parameter of a notebook and its default, in order."""
-    found = papermill.inspect_notebook(path)
-    return {name: ast.literal_eval(p["default"]) for name, p in found.items()}
+    """Read each parameter of a notebook and its default, in order."""
+    parameters = papermill.inspect_notebook(path)
+    return {name: ast.literal_eval(p["default"]) for name, p in parameters.items()}
 
 
 def allowed_values(path: Path) -> dict[str, Allowed]:
-    """What the notebook's call of ``check_parameters`` allows, read without running it.
+    """Read what the notebook's call of ``check_parameters`` allows, without running it.
 
     Raises:
-        ValueError: there is no such call, or a range in it is no literal.
+        ValueError: there is no such call, or a range in it is not a literal.
     """
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code" and "check_parameters(" in cell.source:
@@ -66,7 +66,7 @@ def check_settings(
 
 
 def _typed(text: str, default: Any) -> Any:
-    """The text as a value of the default's kind; text stays what it is."""
+    """Convert the text to the default's type; what cannot be converted stays text."""
     if isinstance(default, str):
         return text
     try:

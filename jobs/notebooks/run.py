@@ -1,8 +1,8 @@
 """Run the notebooks in order with papermill, and write one report.
 
-    python -m jobs.notebooks.run                            every notebook, as it stands
-    python -m jobs.notebooks.run 03 07 --set SCALE=smoke    two of them, quickly
-    python -m jobs.notebooks.run 07_editing --set STEPS=30  another value of a parameter
+    python -m jobs.notebooks                            every notebook, as it is
+    python -m jobs.notebooks 03 07 --set SCALE=smoke    two of them, quickly
+    python -m jobs.notebooks 07_editing --set STEPS=30  another value of a parameter
 
 Parameters are checked before anything runs: papermill alone only warns about a
 misspelt name and goes on with the default. Executed notebooks, ``summary.json`` (time
@@ -12,7 +12,6 @@ and memory of each) and ``report.html`` land in ``--out``.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import threading
@@ -28,6 +27,7 @@ import psutil
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 
+from ip2p_lib.files import write_bytes, write_json
 from ip2p_lib.notebook.lesson import ParameterError
 from jobs.notebooks.html_report import Run, report_page
 from jobs.notebooks.parameters import check_settings
@@ -41,42 +41,32 @@ QUIET = {  # what packages would print into the notebooks or over the progress l
 
 
 class AtomicHandler(LocalHandler):
-    """Papermill's file handler, but a killed run leaves the last whole notebook."""
+    """Papermill's file handler; a killed run leaves the last whole notebook."""
 
     def write(self, buf: str, path: str) -> None:
-        write_atomically(Path(path), buf)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new text, never half."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        """Write a notebook's text, whole or not at all."""
+        write_bytes(path, buf.encode())
 
 
 def prepare_papermill(out: Path) -> None:
-    """Register the atomic handler for ``out`` and cure a deadlock of nbclient.
+    """Make papermill write ``out`` atomically and quietly, and cure a deadlock.
 
     nbclient answers an Output widget's messages over the channel it is itself waiting
-    on, and now and then waits for ever (jupyter/nbclient issue 312). The answer only
-    serves a live front end, so here it is not sent.
+    on, and now and then waits for ever (jupyter/nbclient issue 312). Only a live front
+    end needs the answer, so here it is not sent.
     """
     out.mkdir(parents=True, exist_ok=True)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     papermill_io.register(str(out.resolve()), AtomicHandler())
     nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
 
 
 def find(names: Sequence[str], folder: Path = FOLDER) -> list[Path]:
-    """Notebooks in order; a name is a stem (``03_filtering``) or its number (``03``).
+    """Find notebooks, in order, by stem (``03_filtering``) or number (``03``).
 
     Raises:
-        FileNotFoundError: a name fits no notebook, or there are none.
+        FileNotFoundError: no notebook has that name, or there are none.
     """
     every = sorted(folder.glob("[0-9][0-9]_*.ipynb"))
     if not every:
@@ -91,53 +81,57 @@ def find(names: Sequence[str], folder: Path = FOLDER) -> list[Path]:
 
 
 class Watch(threading.Thread):
-    """Says which cell runs and for how long; records the memory of all processes.
+    """Print which cell runs and for how long, and record the peak memory.
 
-    On a terminal the line is rewritten twice a second; elsewhere (a log) a new line is
-    printed every 20 seconds.
+    On a terminal the line is rewritten twice a second; in a log a new line is printed
+    every 20 seconds.
     """
 
     def __init__(self, name: str, cells: int) -> None:
         super().__init__(daemon=True)
         self.name, self.cells, self.cell = name, cells, 0
-        self.start_time, self.peak, self._said = time.monotonic(), 0, 0.0
+        self.start_time, self.peak, self._printed = time.monotonic(), 0, 0.0
         self._done = threading.Event()
 
     @property
-    def seconds(self) -> float:
+    def elapsed(self) -> float:
+        """Seconds since the notebook started."""
         return time.monotonic() - self.start_time
 
     def on_cell_start(self, cell: nbformat.NotebookNode, cell_index: int) -> None:
+        """Note the cell that runs; papermill calls this."""
         self.cell = cell_index + 1
 
     def run(self) -> None:
+        """Watch until ``stop`` is called."""
         while not self._done.wait(0.5):
-            self.peak = max(self.peak, _memory_of_all_processes())
-            self._say()
+            self.peak = max(self.peak, memory_in_use(psutil.Process()))
+            self._print()
 
     def stop(self, verdict: str) -> None:
+        """End the watch and print the verdict with time and memory."""
         self._done.set()
         self.join()
         end = "\r\x1b[2K" if sys.stdout.isatty() else ""
-        facts = f"{_clock(self.seconds)}  {self.peak / 2**30:.1f} GiB"
+        facts = f"{_clock(self.elapsed)}  {self.peak / 2**30:.1f} GiB"
         print(f"{end}{self.name:<16} {verdict:<20} {facts}", flush=True)
 
-    def _say(self) -> None:
+    def _print(self) -> None:
         line = f"{self.name:<16} cell {self.cell} of {self.cells}"
-        line = f"{line:<37} {_clock(self.seconds)}"
+        line = f"{line:<37} {_clock(self.elapsed)}"
         if sys.stdout.isatty():
             print(f"\r\x1b[2K{line}", end="", flush=True)
-        elif self.seconds - self._said > 20:
-            self._said = self.seconds
+        elif self.elapsed - self._printed > 20:
+            self._printed = self.elapsed
             print(line, flush=True)
 
 
-def _memory_of_all_processes() -> int:
-    """Resident bytes of this process and all below it."""
-    total, here = 0, psutil.Process()
-    for process in [here, *here.children(recursive=True)]:
+def memory_in_use(process: psutil.Process) -> int:
+    """Resident bytes of a process and all its descendants."""
+    total = 0
+    for each in [process, *process.children(recursive=True)]:
         try:
-            total += process.memory_info().rss
+            total += each.memory_info().rss
         except psutil.Error:  # it ended meanwhile
             continue
     return total
@@ -177,7 +171,7 @@ def execute(path: Path, out: Path, parameters: dict, timeout: int) -> Run:
         error = _explain(failure, watch.cell)
     finally:
         watch.stop(f"FAILED in cell {watch.cell}" if error else f"{cells} cells")
-    return Run(path.stem, output.name, round(watch.seconds, 1), watch.peak >> 20, error)
+    return Run(path.stem, output.name, round(watch.elapsed, 1), watch.peak >> 20, error)
 
 
 def _explain(failure: Exception, cell: int) -> str:
@@ -198,22 +192,21 @@ def run_all(paths: list[Path], out: Path, settings: dict, timeout: int) -> list[
     for path in paths:
         runs.append(execute(path, out, parameters[path.stem], timeout))
         facts = {"settings": settings, "notebooks": [asdict(run) for run in runs]}
-        write_atomically(out / "summary.json", json.dumps(facts, indent=1) + "\n")
+        write_json(out / "summary.json", facts)
         if runs[-1].error:
             break
-    write_atomically(out / "report.html", report_page(runs, out, path.parent))
+    write_bytes(out / "report.html", report_page(runs, out, path.parent).encode())
     return runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.notebooks.run")
+    parser = argparse.ArgumentParser(prog="python -m jobs.notebooks")
     parser.add_argument("names", nargs="*", help="03_filtering or 03; default: all")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--out", type=Path, default=FOLDER.parent / "runs")
     parser.add_argument("--timeout", type=int, default=1200, help="seconds a cell")
     options = parser.parse_args(arguments)
-    os.environ.update({k: v for k, v in QUIET.items() if k not in os.environ})
     settings = dict(s.partition("=")[::2] for s in options.set)
     try:
         paths = find(options.names)

@@ -1,4 +1,4 @@
-"""The authors' layout holds our texts and numbers, and our pictures nearly."""
+"""The authors' layout holds our texts and numbers, and our images nearly."""
 
 import json
 
@@ -6,9 +6,14 @@ import pytest
 from PIL import Image
 
 from ip2p_lib.config import DATA
-from ip2p_lib.dataset.authors_format import export_folders, read_folders
-from ip2p_lib.dataset.dataset import DatasetError, read_shards, write_shards
-from tests.support.pairs import make_pair, psnr, texts_of
+from ip2p_lib.dataset import (
+    DatasetError,
+    export_folders,
+    read_folders,
+    read_shards,
+    write_shards,
+)
+from tests.support.pairs import fields_of, make_pair, psnr
 
 PAIRS = [make_pair(i) for i in range(8)]
 
@@ -29,7 +34,7 @@ def rewrite(path, change):
     path.write_text(json.dumps(change(value)))
 
 
-def test_a_triplet_is_a_folder_and_a_pair_two_pictures(exported):
+def test_a_triplet_is_a_folder_and_a_pair_two_images(exported):
     assert sorted(p.name for p in exported.iterdir()) == [
         *(f"{i:07d}" for i in range(4)),
         "seeds.json",
@@ -62,23 +67,23 @@ def test_seeds_are_listed_as_the_released_script_lists_them(exported):
 
 
 def test_an_item_is_found_as_the_released_loader_finds_it(exported):
-    """As edit_dataset.py: seeds.json, then prompt.json, then two pictures."""
+    """As edit_dataset.py: seeds.json, then prompt.json, then two images."""
     found = set()
     for name, seeds in json.loads((exported / "seeds.json").read_bytes()):
         prompt = json.loads((exported / name / "prompt.json").read_bytes())["edit"]
         for seed in seeds:
-            with Image.open(exported / name / f"{seed}_1.jpg") as picture:
-                found.add((prompt, int(seed), picture.mode, picture.size))
+            with Image.open(exported / name / f"{seed}_1.jpg") as image:
+                found.add((prompt, int(seed), image.mode, image.size))
     assert found == {(p.instruction, p.seed, "RGB", (16, 16)) for p in PAIRS}
 
 
 def test_texts_and_numbers_come_back_exactly(exported):
     for pair, back in zip(PAIRS, read_folders(exported), strict=True):
-        assert texts_of(back) == texts_of(pair)
+        assert fields_of(back) == fields_of(pair)
 
 
-def test_pictures_come_back_within_the_error_of_jpeg(tmp_path):
-    """Worst of the sample's 512 pictures: 50.1 dB, an error of less than 1 in 255."""
+def test_images_come_back_within_the_error_of_jpeg(tmp_path):
+    """Worst of the sample's 512 images: 50.1 dB, an error of less than 1 in 255."""
     sample = DATA / "pairs" / "sample"
     back = {
         pair.key: pair for pair in read_folders(export_folders(sample, tmp_path / "x"))
@@ -95,10 +100,13 @@ def test_the_released_generator_calls_the_caption_caption(exported):
     assert next(read_folders(exported)).caption == PAIRS[0].caption
 
 
-def test_without_a_list_of_seeds_the_pictures_count(exported):
-    (exported / "seeds.json").unlink()
+def test_the_images_that_are_there_count(exported):
+    """Of the released list, 10,434 folders are absent; without images, no pair."""
+    rewrite(exported / "seeds.json", lambda seeds: [*seeds, ["0000042", ["7", "8"]]])
     (exported / "0000009").mkdir()  # a triplet of which the filter kept nothing
     (exported / "0000009" / "prompt.json").write_text("{}")
+    assert [p.key for p in read_folders(exported)] == [p.key for p in PAIRS]
+    (exported / "seeds.json").unlink()
     assert [p.key for p in read_folders(exported)] == [p.key for p in PAIRS]
 
 
@@ -118,11 +126,11 @@ def test_a_file_of_the_authors_has_only_their_keys(exported):
 
 
 FAULTS = {
-    "There is no picture": lambda folder, seed: (folder / f"{seed}_1.jpg").unlink(),
+    "There is no image": lambda folder, seed: (folder / f"{seed}_1.jpg").unlink(),
     "cannot be read": lambda folder, seed: (folder / f"{seed}_0.jpg").write_bytes(
         (folder / f"{seed}_0.jpg").read_bytes()[:-200]
     ),
-    "not a picture": lambda folder, seed: (folder / f"{seed}_0.jpg").write_text("?"),
+    "not an image": lambda folder, seed: (folder / f"{seed}_0.jpg").write_text("?"),
     "differ in size": lambda folder, seed: Image.new("RGB", (8, 8)).save(
         folder / f"{seed}_0.jpg"
     ),
@@ -145,8 +153,8 @@ def test_a_broken_pair_is_named_and_the_others_are_used(exported, reason):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"input": " "}, "its caption is empty"),
-        ({"output": ""}, "its edited caption is empty"),
+        ({"input": " "}, "give both captions"),
+        ({"output": ""}, "give both captions"),
         ({"edit": ""}, "its instruction is empty"),
         ({"edit": None}, "is no text"),
     ],
@@ -169,20 +177,9 @@ def test_a_file_that_is_no_json_is_named(exported, name, text):
     assert all(f"its {name} is no JSON" in p.reason for p in problems)
 
 
-def test_folders_that_are_listed_and_absent_are_problems(exported):
-    """Of the released list, 10,434 are."""
-    rewrite(exported / "seeds.json", lambda seeds: [*seeds, ["0000042", ["7", "8"]]])
-    problems = []
-    assert len(list(read_folders(exported, problems=problems))) == 8
-    assert [p.key for p in problems] == ["seed 7", "seed 8"]
-
-
-def test_no_data_set_is_said(tmp_path, exported):
-    with pytest.raises(FileNotFoundError, match=r"neither seeds\.json nor folders"):
+def test_a_folder_of_another_kind_is_refused(tmp_path, exported):
+    with pytest.raises(FileNotFoundError, match="no folders with a prompt"):
         read_folders(tmp_path / "shards")
-    (exported / "seeds.json").write_text('[["0000000", 7]]')
-    with pytest.raises(DatasetError, match=r"no list of \[folder, \[seeds\]\]"):
-        read_folders(exported)
 
 
 def test_pairs_that_were_not_rendered_are_numbered_and_need_no_captions(tmp_path):
@@ -200,6 +197,6 @@ def test_pairs_that_were_not_rendered_are_numbered_and_need_no_captions(tmp_path
 
 def test_one_seed_twice_in_a_triplet_is_refused(tmp_path):
     write_shards([make_pair(i, seed=5) for i in range(2)], tmp_path / "shards")
-    with pytest.raises(ValueError, match="000001 repeats the seed 5"):
+    with pytest.raises(ValueError, match="000001 repeats seed 5"):
         export_folders(tmp_path / "shards", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]

@@ -1,4 +1,8 @@
-"""A data set is finished or refused; damaged pairs are counted, never used."""
+"""A data set is finished or refused; what is damaged is listed and never used."""
+
+import io
+import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -6,23 +10,21 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ip2p_lib.dataset.dataset import (
+from ip2p_lib.config import DATA
+from ip2p_lib.dataset import (
     DatasetError,
+    Pair,
     PairDataset,
-    read_manifest,
     read_shards,
     stack,
+    validate,
     write_shards,
 )
-from ip2p_lib.dataset.pairs import Pair
-from ip2p_lib.dataset.shards import index_shard
+from ip2p_lib.dataset.dataset import read_manifest, write_manifest
+from ip2p_lib.dataset.shards import describe_shard, write_shard
+from tests.support.pairs import make_pair
 
-
-def make_pair(i):
-    rng = np.random.default_rng(i)
-    before, after = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    images = (Image.fromarray(before), Image.fromarray(after))
-    return Pair(f"{i:06d}", *images, "a cat", f"make it {i}", "a dog", i, 0.5, 7.5, 25)
+NAME = "pairs-00001.tar"
 
 
 @pytest.fixture
@@ -31,16 +33,23 @@ def folder(tmp_path):
     return tmp_path
 
 
-def damage(folder, shard, key, part="before.webp"):
-    path = folder / shard
-    offset, size = index_shard(path)[key][part]
+def damage(path):
     data = bytearray(path.read_bytes())
-    data[offset + size // 2] ^= 8
+    data[len(data) // 2] ^= 8
     path.write_bytes(data)
 
 
 def keys(pairs):
     return [int(pair.key) for pair in pairs]
+
+
+def listed(folder):
+    return [(p.shard, p.key, p.reason) for p in validate(folder)]
+
+
+def rewrite(folder, change):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(change(json.loads(path.read_bytes()))))
 
 
 def test_many_shards_are_one_data_set(folder):
@@ -52,77 +61,37 @@ def test_many_shards_are_one_data_set(folder):
 
 def test_without_a_manifest_the_run_is_unfinished(folder):
     (folder / "manifest.json").unlink()
-    with pytest.raises(FileNotFoundError, match="not finished"):
-        next(read_shards(folder))
-    with pytest.raises(FileNotFoundError, match="not finished"):
-        PairDataset(folder)
+    for read in (read_shards, PairDataset):
+        with pytest.raises(FileNotFoundError, match="not finished"):
+            list(read(folder))
+    assert "has not finished" in validate(folder)[0].reason
 
 
-def test_the_paper_s_facts_of_a_pair_may_be_unknown(tmp_path):
-    """As of pictures that nobody rendered here."""
-    made = make_pair(0)
-    pair = Pair("a", made.before, made.after, "", "make it blue", "")
-    write_shards([pair], tmp_path)
+def test_how_a_pair_was_generated_may_be_unknown(tmp_path):
+    images = make_pair(0).before, make_pair(0).after
+    write_shards([Pair("a", *images, "", "make it blue", "")], tmp_path)
     (back,) = read_shards(tmp_path)
     assert (back.seed, back.p, back.cfg_scale, back.steps) == (None,) * 4
     assert (back.caption, back.edited_caption, back.scores) == ("", "", {})
 
 
-@pytest.mark.parametrize(
-    ("texts", "reason"),
-    [
-        (("a cat", " ", "a dog"), "its instruction is empty"),
-        (("", "make it a dog", "a dog"), "its caption is empty"),
-        (("a cat", "make it a dog", ""), "its edited caption is empty"),
-        ((None, "make it a dog", ""), "is no text"),
-    ],
-)
-def test_a_pair_with_an_empty_text_is_never_written(tmp_path, texts, reason):
-    made = make_pair(0)
-    with pytest.raises(ValueError, match=f"'b' cannot be used: .*{reason}"):
-        write_shards([Pair("b", made.before, made.after, *texts)], tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_damaged_manifest_is_said(folder):
-    (folder / "manifest.json").write_text("{")
-    with pytest.raises(DatasetError, match=r"manifest\.json is damaged"):
-        read_manifest(folder)
-
-
-def test_the_first_damaged_pair_stops_the_reading_and_is_named(folder):
-    damage(folder, "pairs-00001.tar", "000025")
-    with pytest.raises(DatasetError, match=r"pairs-00001\.tar: 000025: the SHA-256"):
+def test_a_damaged_shard_stops_the_reading_or_is_collected(folder):
+    damage(folder / NAME)
+    with pytest.raises(DatasetError, match=rf"{NAME}: the shard is damaged"):
         list(read_shards(folder))
-
-
-def test_used_and_unusable_pairs_add_up(folder):
-    bad = [3, 7, 21, 45]
-    for i in bad:
-        damage(folder, f"pairs-{i // 20:05d}.tar", f"{i:06d}", "after.webp")
     problems = []
-    used = keys(read_shards(folder, problems=problems, max_bad=0.1))
-    assert keys(problems) == bad
-    assert sorted(used + bad) == list(range(50))
+    assert keys(read_shards(folder, problems=problems)) == [
+        *range(20),
+        *range(40, 50),
+    ]
+    assert [problem.shard for problem in problems] == [NAME]
+    data = PairDataset(folder)
+    assert len(data) == 50 and data[49].key == "000049"
+    with pytest.raises(DatasetError, match="damaged"):
+        data[20]
 
 
-def test_too_many_unusable_pairs_stop_the_reading(folder):
-    for i in (0, 1, 2):
-        damage(folder, "pairs-00000.tar", f"{i:06d}")
-    with pytest.raises(DatasetError, match="3 of 50 pairs"):
-        list(read_shards(folder, problems=[], max_bad=0.05))
-
-
-def test_an_absent_shard_counts_as_missing_pairs(folder):
-    (folder / "pairs-00002.tar").unlink()
-    problems = []
-    used = keys(read_shards(folder, problems=problems, max_bad=0.2))
-    assert used == list(range(40)) and len(problems) == 10
-    with pytest.raises(DatasetError, match="should hold 50 pairs but 40"):
-        PairDataset(folder)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_any_number_of_workers_reads_the_same_pairs(folder, workers):
     loader = DataLoader(
         PairDataset(folder),
@@ -133,16 +102,7 @@ def test_any_number_of_workers_reads_the_same_pairs(folder, workers):
     )
     batches = list(loader)
     assert keys(pair for batch in batches for pair in batch) == list(range(50))
-    expected = np.asarray(make_pair(33).after)
-    assert np.array_equal(batches[2][1].after, expected)
-
-
-def test_random_access_verifies_too(folder):
-    damage(folder, "pairs-00000.tar", "000004")
-    data = PairDataset(folder)
-    assert len(data) == 50 and data[49].key == "000049"
-    with pytest.raises(DatasetError, match="000004"):
-        data[4]
+    assert np.array_equal(batches[2][1].after, make_pair(33).after)
 
 
 def test_pairs_stack_into_tensors(folder):
@@ -150,3 +110,124 @@ def test_pairs_stack_into_tensors(folder):
     assert before.shape == after.shape == (2, 3, 16, 16)
     pixels = torch.from_numpy(np.array(make_pair(1).before)).permute(2, 0, 1)
     assert torch.allclose((before[1] + 1) * 127.5, pixels.float(), atol=1e-3)
+
+
+# ---------------------------------------------------------------------- validation
+
+
+@pytest.mark.parametrize("n", [0, 1, 25])
+def test_a_good_set_has_no_problems(tmp_path, n):
+    write_shards(map(make_pair, range(n)), tmp_path, shard_size=10)
+    (tmp_path / "README.md").write_text("a card")
+    assert validate(tmp_path) == []
+
+
+def test_the_shipped_sample_has_no_problems():
+    assert validate(DATA / "pairs" / "sample") == []
+
+
+@pytest.mark.parametrize("cut", [0, 1000, -512])
+def test_a_truncated_shard_is_listed(folder, cut):
+    (folder / NAME).write_bytes((folder / NAME).read_bytes()[:cut])
+    ((shard, key, reason),) = listed(folder)
+    assert (shard, key) == (NAME, "") and "SHA-256 differs" in reason
+
+
+def test_missing_and_unknown_shards_are_listed(folder):
+    (folder / NAME).rename(folder / "pairs-00009.tar")
+    unknown = "it is not in manifest.json; no reader uses it"
+    expected = [("pairs-00009.tar", "", unknown), (NAME, "", "the shard is missing")]
+    assert listed(folder) == expected
+    with pytest.raises(DatasetError, match="should hold 50 pairs but has 30"):
+        PairDataset(folder)
+
+
+def repack(folder, change, **entry):
+    """Write shard 1 again with other files, and a manifest that agrees with it."""
+    with tarfile.open(folder / NAME) as old:
+        files = {m.name: old.extractfile(m).read() for m in old}
+    with tarfile.open(folder / NAME, "w") as new:
+        for name, data in change(files).items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+    shards = read_manifest(folder)["shards"]
+    shards[1] = describe_shard(folder / NAME) | entry
+    write_manifest(folder, shards)
+
+
+@pytest.mark.parametrize("part", ["before.webp", "after.webp", "json"])
+def test_a_missing_file_of_a_pair_is_listed(folder, part):
+    name = f"000024.{part}"
+    repack(folder, lambda files: {k: v for k, v in files.items() if k != name})
+    assert listed(folder) == [(NAME, "000024", f"{part} missing")]
+
+
+def test_a_wrong_number_of_pairs_is_listed(folder):
+    repack(folder, lambda files: files, pairs=19)
+    assert listed(folder) == [(NAME, "", "it holds 20 pairs, manifest.json says 19")]
+
+
+def test_a_key_in_two_shards_is_listed(folder):
+    write_shard(map(make_pair, range(15, 25)), folder / NAME)
+    repack(folder, lambda files: files)
+    reason = "its key is also in pairs-00000.tar"
+    assert listed(folder) == [(NAME, f"{i:06d}", reason) for i in range(15, 20)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"mask": "a.png"}, "another version"),
+        ({"instruction": "drop", "edit": "x"}, "differs in ['edit', 'instruction']"),
+        ({"caption": " "}, "give both captions"),
+        ({"instruction": ""}, "its instruction is empty"),
+        ({"instruction": 7}, "is no text"),
+    ],
+)
+def test_a_record_that_cannot_be_used_is_listed(folder, changes, reason):
+    def change(files):
+        record = json.loads(files["000025.json"]) | changes
+        record = {k: v for k, v in record.items() if v != "drop"}
+        return files | {"000025.json": json.dumps(record).encode()}
+
+    repack(folder, change)
+    ((shard, key, text),) = listed(folder)
+    assert (shard, key) == (NAME, "000025") and reason in text
+    with pytest.raises(DatasetError, match="000025"):
+        list(read_shards(folder))
+
+
+def test_images_of_two_sizes_and_no_images_are_listed(folder):
+    small = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(small, "WEBP")
+    other = {"000020.after.webp": small.getvalue(), "000021.after.webp": b"nothing"}
+    repack(folder, lambda files: files | other)
+    first, second = listed(folder)
+    assert first[1:] == ("000020", "its images differ in size: 16 x 16 and 8 x 8")
+    assert second[1] == "000021" and "not an image" in second[2]
+
+
+MANIFESTS = {
+    "format 2, this version reads 1": lambda m: m | {"format": 2},
+    "'shards'": lambda m: {"pairs": 3},
+    "do not add up": lambda m: m | {"pairs": 51},
+    "no file of its folder": lambda m: (
+        m | {"shards": [m["shards"][0] | {"name": "../x.tar"}], "pairs": 20}
+    ),
+    "cannot be used": lambda m: [],
+}
+
+
+@pytest.mark.parametrize("reason", MANIFESTS)
+def test_a_manifest_that_cannot_be_used_is_listed(folder, reason):
+    rewrite(folder, MANIFESTS[reason])
+    (problem,) = validate(folder)
+    assert problem.shard == "manifest.json" and reason in problem.reason
+    with pytest.raises(DatasetError, match=reason):
+        read_manifest(folder)
+
+
+def test_a_manifest_without_a_format_is_of_the_first(folder):
+    rewrite(folder, lambda m: {k: v for k, v in m.items() if k != "format"})
+    assert validate(folder) == []

@@ -13,19 +13,25 @@ import pytest
 import torch
 
 from ip2p_lib.config import Filtering, Rendering
-from ip2p_lib.dataset.dataset import DatasetError, read_manifest, read_shards
-from ip2p_lib.dataset.generate import PROGRESS, Makers, Settings, make_pairs
-from ip2p_lib.filtering.clip_filter import load_clip, passes, score_pairs
-from ip2p_lib.folders import FolderInUseError
+from ip2p_lib.dataset import (
+    DatasetError,
+    GenerationConfig,
+    Models,
+    generate_dataset,
+    read_shards,
+)
+from ip2p_lib.dataset.dataset import read_manifest
+from ip2p_lib.dataset.generate import PROGRESS
+from ip2p_lib.diffusion.clip import load_clip
+from ip2p_lib.files import FolderInUseError, run_lock
+from ip2p_lib.filtering.clip_filter import passes, score_pairs
 from ip2p_lib.images import to_tensor
-from ip2p_lib.rendering.render import draw_candidates, render
-from ip2p_lib.rendering.trees import draw_trees
-from ip2p_lib.run_lock import run_lock
+from ip2p_lib.rendering import draw_candidates, draw_trees, generate_pairs
 from ip2p_lib.triplets.record import Triplet
 
 RENDERING = Rendering(steps=2, candidates=3, batch_size=2, sampler="ddim")
 EASY = Filtering(image=-1.0, text=-1.0, direction=0.0, keep=2)  # about half pass
-SETTINGS = Settings(RENDERING, EASY, run_seed=7, block=2)
+CONFIG = GenerationConfig(RENDERING, EASY, run_seed=7, triplets_per_shard=2)
 PLACES = ("house", "river", "tree", "bird", "horse", "dog", "cat")
 TRIPLETS = [
     Triplet(f"a photo of the {x}", f"put it on the {y}", f"the {x} on the {y}")
@@ -35,8 +41,8 @@ TRIPLETS = [
 
 
 @pytest.fixture(scope="module")
-def makers(tiny_backbone, tiny_clip_folder):
-    return Makers(tiny_backbone, load_clip(tiny_clip_folder, device="cpu"))
+def models(tiny_backbone, tiny_clip_folder):
+    return Models(tiny_backbone, load_clip(tiny_clip_folder, device="cpu"))
 
 
 def files(folder):
@@ -44,19 +50,21 @@ def files(folder):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(makers, tmp_path_factory):
+def undisturbed(models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "undisturbed"
-    return list(make_pairs(makers, TRIPLETS, SETTINGS, folder)), folder
+    return list(generate_dataset(models, TRIPLETS, CONFIG, folder)), folder
 
 
-def test_the_best_candidates_of_each_triplet_are_kept(makers, undisturbed):
+def test_the_best_candidates_of_each_triplet_are_kept(models, undisturbed):
     _, folder = undisturbed
     pairs = list(read_shards(folder))
     candidates = draw_candidates(TRIPLETS, 3, 7, RENDERING)
     options = {"steps": 2, "batch_size": 2, "sampler": "ddim"}
-    made = [p for b in render(makers.backbone, candidates, **options) for p in b]
+    made = [
+        p for b in generate_pairs(models.backbone, candidates, **options) for p in b
+    ]
     scores = score_pairs(
-        makers.clip,
+        models.clip,
         torch.stack([pair.before for pair in made]),
         torch.stack([pair.after for pair in made]),
         [c.triplet.caption for c in candidates],
@@ -75,12 +83,12 @@ def test_the_best_candidates_of_each_triplet_are_kept(makers, undisturbed):
     assert 0 < len(pairs) < len(made)
 
 
-def test_candidates_in_trees_are_those_that_draw_trees_draws(makers, tmp_path):
+def test_candidates_in_trees_are_those_that_draw_trees_draws(models, tmp_path):
     few = TRIPLETS[:3]
-    list(make_pairs(makers, few, replace(SETTINGS, tree=3), tmp_path))
+    list(generate_dataset(models, few, replace(CONFIG, tree_size=3), tmp_path))
     drawn = draw_trees(few, 1, 3, 7, RENDERING)
     options = {"steps": 2, "batch_size": 2, "sampler": "ddim"}
-    made = [p for b in render(makers.backbone, drawn, **options) for p in b]
+    made = [p for b in generate_pairs(models.backbone, drawn, **options) for p in b]
     alone = {(p.candidate.seed, p.candidate.p): p for p in made}
     pairs = list(read_shards(tmp_path))
     assert pairs
@@ -88,14 +96,13 @@ def test_candidates_in_trees_are_those_that_draw_trees_draws(makers, tmp_path):
         right = alone[pair.seed, pair.p]
         assert (to_tensor(pair.before) - right.before).abs().max() < 0.02
         assert (to_tensor(pair.after) - right.after).abs().max() < 0.02
-    assert read_manifest(tmp_path)["tree"] == 3
+    assert read_manifest(tmp_path)["tree_size"] == 3
 
 
 @pytest.mark.parametrize("tree", [0, 2])
-def test_candidates_that_are_no_whole_trees_are_refused(makers, tmp_path, tree):
-    with pytest.raises(ValueError, match="no whole trees"):
-        list(make_pairs(makers, TRIPLETS, replace(SETTINGS, tree=tree), tmp_path))
-    assert not files(tmp_path)
+def test_candidates_that_are_no_whole_trees_are_refused(tree):
+    with pytest.raises(ValueError, match="cannot form trees"):
+        replace(CONFIG, tree_size=tree)
 
 
 def test_every_candidate_is_counted_once(undisturbed):
@@ -108,13 +115,13 @@ def test_every_candidate_is_counted_once(undisturbed):
     assert manifest["rendering"]["steps"] == 2 and manifest["run_seed"] == 7
 
 
-def start_in_a_child(makers, folder):
+def start_in_a_child(models, folder):
     """A process of its own, which a signal can kill."""
     if child := os.fork():
         return child
     status = 1
     try:
-        list(make_pairs(makers, TRIPLETS, SETTINGS, folder))
+        list(generate_dataset(models, TRIPLETS, CONFIG, folder))
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -122,11 +129,11 @@ def start_in_a_child(makers, folder):
         os._exit(status)
 
 
-def test_killed_20_times_it_leaves_the_same_files(makers, undisturbed, tmp_path):
+def test_killed_20_times_it_leaves_the_same_files(models, undisturbed, tmp_path):
     chance, folders, kills = random.Random(0), [tmp_path / "0"], 0
     while kills < 20:
         folder = folders[-1]
-        child = start_in_a_child(makers, folder)
+        child = start_in_a_child(models, folder)
         time.sleep(0.01 + 0.3 * chance.random())
         os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
@@ -139,7 +146,7 @@ def test_killed_20_times_it_leaves_the_same_files(makers, undisturbed, tmp_path)
             assert all((folder / name).exists() for name in shards)
         if not killed:  # it had come to its end: the next ones are another run's
             folders.append(tmp_path / str(len(folders)))
-    list(make_pairs(makers, TRIPLETS, SETTINGS, folders[-1]))
+    list(generate_dataset(models, TRIPLETS, CONFIG, folders[-1]))
     right = files(undisturbed[1])
     for folder in folders:
         found = files(folder)
@@ -147,43 +154,43 @@ def test_killed_20_times_it_leaves_the_same_files(makers, undisturbed, tmp_path)
         assert [name for name in right if found[name] != right[name]] == []
 
 
-def test_a_finished_run_is_not_rendered_again(makers, undisturbed, monkeypatch):
+def test_a_finished_run_is_not_rendered_again(models, undisturbed, monkeypatch):
     blocks, folder = undisturbed
-    monkeypatch.setattr("ip2p_lib.dataset.generate.render_by", None)
-    assert list(make_pairs(makers, TRIPLETS, SETTINGS, folder)) == blocks
+    monkeypatch.setattr("ip2p_lib.dataset.generate.generate_batched", None)
+    assert list(generate_dataset(models, TRIPLETS, CONFIG, folder)) == blocks
 
 
-def test_captions_too_long_are_counted_and_left_out(makers, tmp_path):
+def test_captions_too_long_are_counted_and_left_out(models, tmp_path):
     long = replace(TRIPLETS[0], caption="cat " * 80)
-    (block,) = make_pairs(makers, [long, TRIPLETS[1]], SETTINGS, tmp_path)
+    (block,) = generate_dataset(models, [long, TRIPLETS[1]], CONFIG, tmp_path)
     assert (block["too_long"], block["rendered"]) == (1, 3)
-    (block,) = make_pairs(makers, [long], SETTINGS, tmp_path / "none")
+    (block,) = generate_dataset(models, [long], CONFIG, tmp_path / "none")
     assert (block["too_long"], block["rendered"], block["shard"]) == (1, 0, None)
     assert read_manifest(tmp_path / "none")["pairs"] == 0
 
 
-def test_another_run_in_the_folder_is_refused(makers, undisturbed, tmp_path):
+def test_another_run_in_the_folder_is_refused(models, undisturbed, tmp_path):
     _, folder = undisturbed
-    for triplets, settings in (
-        (TRIPLETS[:-1], SETTINGS),
-        (TRIPLETS, replace(SETTINGS, run_seed=8)),
-        (TRIPLETS, replace(SETTINGS, filtering=replace(EASY, keep=1))),
+    for triplets, config in (
+        (TRIPLETS[:-1], CONFIG),
+        (TRIPLETS, replace(CONFIG, run_seed=8)),
+        (TRIPLETS, replace(CONFIG, filtering=replace(EASY, keep=1))),
     ):
         with pytest.raises(DatasetError, match="holds pairs of another run"):
-            next(make_pairs(makers, triplets, settings, folder))
-    other = copy.deepcopy(makers)
+            next(generate_dataset(models, triplets, config, folder))
+    other = copy.deepcopy(models)
     with torch.no_grad():
         other.backbone.unet.conv_out.weight.add_(1e-3)
-    with pytest.raises(DatasetError, match="its networks"):
-        next(make_pairs(other, TRIPLETS, SETTINGS, folder))
-    with run_lock(tmp_path), pytest.raises(FolderInUseError, match="Process"):
-        next(make_pairs(makers, TRIPLETS, SETTINGS, tmp_path))
+    with pytest.raises(DatasetError, match="its models"):
+        next(generate_dataset(other, TRIPLETS, CONFIG, folder))
+    with run_lock(tmp_path), pytest.raises(FolderInUseError, match="Another run"):
+        next(generate_dataset(models, TRIPLETS, CONFIG, tmp_path))
 
 
-def test_a_shard_that_was_changed_is_named(makers, undisturbed, tmp_path):
+def test_a_shard_that_was_changed_is_named(models, undisturbed, tmp_path):
     for name, data in files(undisturbed[1]).items():
         (tmp_path / name).write_bytes(data)
     shard = tmp_path / "pairs-00001.tar"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(DatasetError, match=r"pairs-00001\.tar is missing or changed"):
-        next(make_pairs(makers, TRIPLETS, SETTINGS, tmp_path))
+    with pytest.raises(DatasetError, match=r"pairs-00001\.tar: the shard is damaged"):
+        next(generate_dataset(models, TRIPLETS, CONFIG, tmp_path))

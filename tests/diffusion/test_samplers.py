@@ -11,8 +11,8 @@ from diffusers import (
 )
 
 from ip2p_lib import rng
-from ip2p_lib.diffusion import samplers as diffusion
-from ip2p_lib.diffusion.samplers import Schedule
+from ip2p_lib.diffusion import samplers
+from ip2p_lib.diffusion.schedule import Schedule, add_noise, predict_x0
 
 pytestmark = pytest.mark.usefixtures("float64_schedulers")
 
@@ -35,15 +35,22 @@ def denoise(x, t):
     return torch.tanh(1.3 * x + t.double()[:, None, None, None] / 500) - 0.1 * x
 
 
-def walk(scheduler, steps):
+def states(sampler, steps, noise=step_noise):
+    ours = samplers.trajectory(
+        sampler, denoise, NOISE, SCHEDULE, steps, step_noise=noise
+    )
+    return [step.x for step in ours]
+
+
+def theirs(scheduler, steps):
     """All states of a diffusers scheduler, as it is used by its pipelines."""
     scheduler.set_timesteps(steps)
-    x, states = NOISE * scheduler.init_noise_sigma, []
+    x, all_x = NOISE * scheduler.init_noise_sigma, []
     for t in scheduler.timesteps:
         eps = denoise(scheduler.scale_model_input(x, t), t.expand(len(x)))
         x = scheduler.step(eps, t, x).prev_sample
-        states.append(x)
-    return states
+        all_x.append(x)
+    return all_x
 
 
 def euler(steps, monkeypatch):
@@ -52,14 +59,14 @@ def euler(steps, monkeypatch):
     )
     noises = (step_noise(i) for i in range(steps))
     monkeypatch.setattr(euler_module, "randn_tensor", lambda *_, **__: next(noises))
-    states = walk(scheduler, steps)
+    all_x = theirs(scheduler, steps)
     # diffusers' states have signal weight one; ours have unit variance.
     scales = (1 + scheduler.sigmas[1:] ** 2).sqrt()
-    return [x / s for x, s in zip(states, scales, strict=True)]
+    return [x / s for x, s in zip(all_x, scales, strict=True)]
 
 
 def ddim(steps):
-    return walk(
+    return theirs(
         DDIMScheduler(
             clip_sample=False,
             set_alpha_to_one=False,
@@ -76,9 +83,9 @@ def close(ours, theirs):
 
 
 def test_the_schedule_is_stable_diffusions():
-    theirs = DDPMScheduler(**STABLE_DIFFUSION).alphas_cumprod
-    assert theirs.dtype == torch.float64
-    assert (SCHEDULE.alphas_cumprod - theirs).abs().max() < 1e-14
+    alphas = DDPMScheduler(**STABLE_DIFFUSION).alphas_cumprod
+    assert alphas.dtype == torch.float64
+    assert (SCHEDULE.alphas_cumprod - alphas).abs().max() < 1e-14
     a = SCHEDULE.alphas_cumprod
     torch.testing.assert_close(SCHEDULE.sigmas, ((1 - a) / a).sqrt())
 
@@ -86,27 +93,27 @@ def test_the_schedule_is_stable_diffusions():
 def test_add_noise_is_that_of_diffusers():
     t = torch.tensor([0, 999])
     x0 = step_noise(0)
-    theirs = DDPMScheduler(**STABLE_DIFFUSION).add_noise(x0, NOISE, t)
-    assert (diffusion.add_noise(SCHEDULE, x0, NOISE, t) - theirs).abs().max() < 1e-12
+    expected = DDPMScheduler(**STABLE_DIFFUSION).add_noise(x0, NOISE, t)
+    assert (add_noise(SCHEDULE, x0, NOISE, t) - expected).abs().max() < 1e-12
 
 
 def test_predict_x0_undoes_add_noise():
     t, x0 = torch.tensor([3, 700]), step_noise(0)
-    x_t = diffusion.add_noise(SCHEDULE, x0, NOISE, t)
-    assert (diffusion.predict_x0(SCHEDULE, x_t, NOISE, t) - x0).abs().max() < 1e-12
+    x_t = add_noise(SCHEDULE, x0, NOISE, t)
+    assert (predict_x0(SCHEDULE, x_t, NOISE, t) - x0).abs().max() < 1e-12
 
 
 def test_noise_at_a_real_timestep_has_a_sigma_between_its_neighbours():
     x0, t = torch.ones(1, 1, 1, 1).double(), torch.tensor([10.25]).double()
-    signal = diffusion.add_noise(SCHEDULE, x0, 0 * x0, t).item()
+    signal = add_noise(SCHEDULE, x0, 0 * x0, t).item()
     sigma = 0.75 * SCHEDULE.sigmas[10] + 0.25 * SCHEDULE.sigmas[11]
     assert signal == pytest.approx((1 / (1 + sigma**2) ** 0.5).item(), abs=1e-14)
 
 
 @pytest.mark.parametrize("steps", [2, 3, 10, 25, 100])
 def test_euler_ancestral_is_that_of_diffusers(steps, monkeypatch):
-    ours = diffusion.euler_ancestral(denoise, NOISE, SCHEDULE, steps, step_noise)
-    assert close([step.x for step in ours], euler(steps, monkeypatch)) < 1e-10
+    ours = states("euler_ancestral", steps)
+    assert close(ours, euler(steps, monkeypatch)) < 1e-10
 
 
 def test_the_last_ancestral_step_asks_for_no_noise():
@@ -116,21 +123,19 @@ def test_the_last_ancestral_step_asks_for_no_noise():
         asked.append(i)
         return step_noise(i)
 
-    list(diffusion.euler_ancestral(denoise, NOISE, SCHEDULE, 5, noise))
+    states("euler_ancestral", 5, noise)
     assert asked == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 50, 100, 999])
 def test_ddim_is_that_of_diffusers(steps):
-    ours = diffusion.ddim(denoise, NOISE, SCHEDULE, steps)
-    assert close([step.x for step in ours], ddim(steps)) < 1e-10
+    assert close(states("ddim", steps), ddim(steps)) < 1e-10
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 14, 15, 25])
 def test_dpm_solver_is_that_of_diffusers(steps):
-    ours = diffusion.dpm_solver_pp(denoise, NOISE, SCHEDULE, steps)
-    theirs = walk(DPMSolverMultistepScheduler(**STABLE_DIFFUSION), steps)
-    assert close([step.x for step in ours], theirs) < 1e-10
+    solver = DPMSolverMultistepScheduler(**STABLE_DIFFUSION)
+    assert close(states("dpm_solver_pp", steps), theirs(solver, steps)) < 1e-10
 
 
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "ddim", "dpm_solver_pp"])
@@ -143,20 +148,20 @@ def test_timesteps_are_those_of_diffusers_for_every_number_of_steps(sampler):
     # Of one step alone, diffusers' Euler makes one from t = 0, where no noise is left.
     for steps in range(2 if sampler == "euler_ancestral" else 1, 101):
         scheduler.set_timesteps(steps)
-        ours = diffusion.timesteps(SCHEDULE, steps, sampler)
+        ours = samplers.timesteps(SCHEDULE, steps, sampler)
         assert ours == pytest.approx(scheduler.timesteps.tolist(), abs=1e-9), steps
 
 
-@pytest.mark.parametrize("sampler", list(diffusion.SAMPLERS))
+@pytest.mark.parametrize("sampler", list(samplers.SAMPLERS))
 def test_a_perfect_denoiser_leads_to_the_clean_latent(sampler):
     """If the noise is known exactly, every x0 on the way is the clean latent."""
     x0 = step_noise(7)
 
     def know(x, t):
-        signal = diffusion.add_noise(SCHEDULE, torch.ones_like(x), 0 * x, t)
+        signal = add_noise(SCHEDULE, torch.ones_like(x), 0 * x, t)
         return (x - signal * x0) / (1 - signal**2).sqrt()
 
-    walk = diffusion.trajectory(
+    walk = samplers.trajectory(
         sampler, know, NOISE, SCHEDULE, 20, step_noise=step_noise
     )
     steps = list(walk)
@@ -171,16 +176,19 @@ def test_the_noise_level_of_every_state_is_that_of_the_next_timestep():
     noise = rng.normal(rng.key("wide"), torch.arange(50), (4, 8, 8)).double()
 
     def all_noise(x, t):  # a model of data that is always zero
-        signal = diffusion.add_noise(SCHEDULE, torch.ones_like(x), 0 * x, t)
+        signal = add_noise(SCHEDULE, torch.ones_like(x), 0 * x, t)
         return x / (1 - signal**2).sqrt()
 
     def fresh(i):
         return rng.normal(rng.key("wide", i), torch.arange(50), (4, 8, 8)).double()
 
-    for step in diffusion.euler_ancestral(all_noise, noise, SCHEDULE, 5, fresh):
+    steps = samplers.trajectory(
+        "euler_ancestral", all_noise, noise, SCHEDULE, 5, step_noise=fresh
+    )
+    for step in steps:
         if step.index < 4:
-            t = diffusion.timesteps(SCHEDULE, 5, "euler_ancestral")[step.index + 1]
-            level = diffusion.add_noise(
+            t = samplers.timesteps(SCHEDULE, 5, "euler_ancestral")[step.index + 1]
+            level = add_noise(
                 SCHEDULE, 0 * noise, torch.ones_like(noise), torch.tensor([t]).double()
             )
             assert step.x.std() == pytest.approx(level[0, 0, 0, 0].item(), rel=0.03)
@@ -189,28 +197,40 @@ def test_the_noise_level_of_every_state_is_that_of_the_next_timestep():
 @pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
 def test_a_walk_entered_midway_is_the_rest_of_the_walk(sampler):
     options = {"step_noise": step_noise}
-    whole = list(diffusion.trajectory(sampler, denoise, NOISE, SCHEDULE, 8, **options))
-    rest = diffusion.trajectory(
+    whole = list(samplers.trajectory(sampler, denoise, NOISE, SCHEDULE, 8, **options))
+    rest = samplers.trajectory(
         sampler, denoise, whole[2].x, SCHEDULE, 8, start=3, **options
     )
-    states = list(rest)
-    assert [step.index for step in states] == [3, 4, 5, 6, 7]
-    assert close([s.x for s in states], [s.x for s in whole[3:]]) < 1e-12
+    rest = list(rest)
+    assert [step.index for step in rest] == [3, 4, 5, 6, 7]
+    assert close([s.x for s in rest], [s.x for s in whole[3:]]) < 1e-12
 
 
-@pytest.mark.parametrize("sampler", list(diffusion.SAMPLERS))
+@pytest.mark.parametrize("sampler", list(samplers.SAMPLERS))
 def test_sample_is_the_end_of_the_walk(sampler):
     options = {"step_noise": step_noise}
-    *_, last = diffusion.trajectory(sampler, denoise, NOISE, SCHEDULE, 6, **options)
-    end = diffusion.sample(sampler, denoise, NOISE, SCHEDULE, 6, **options)
+    *_, last = samplers.trajectory(sampler, denoise, NOISE, SCHEDULE, 6, **options)
+    end = samplers.sample(sampler, denoise, NOISE, SCHEDULE, 6, **options)
     assert torch.equal(end, last.x)
 
 
-@pytest.mark.parametrize("sampler", list(diffusion.SAMPLERS))
+@pytest.mark.parametrize("sampler", list(samplers.SAMPLERS))
 def test_one_step_is_possible(sampler):
     options = {"step_noise": step_noise}
-    end = diffusion.sample(sampler, denoise, NOISE, SCHEDULE, 1, **options)
+    end = samplers.sample(sampler, denoise, NOISE, SCHEDULE, 1, **options)
     assert end.shape == NOISE.shape and end.isfinite().all()
+
+
+def test_rows_may_be_at_different_steps():
+    table = samplers.sampler_coefficients(SCHEDULE, 9, "dpm_solver_pp")
+    x, eps, x0 = (
+        rng.normal(rng.key(n), torch.arange(3), (4, 2, 2)).double() for n in "xyz"
+    )
+    together = samplers.sampler_step(x, eps, x0, None, table[[0, 4, 8]])
+    for row, i in enumerate((0, 4, 8)):
+        one = samplers.sampler_step(x[[row]], eps[[row]], x0[[row]], None, table[i])
+        for a, b in zip(together, one, strict=True):
+            assert torch.equal(a[row], b[0])
 
 
 @pytest.mark.parametrize(
@@ -229,7 +249,7 @@ def test_bad_requests_are_refused_at_once(arguments, message):
     given = {"sampler": "ddim", "steps": 5, "start": 0} | arguments
     sampler, steps = given.pop("sampler"), given.pop("steps")
     with pytest.raises(ValueError, match=message):
-        diffusion.trajectory(sampler, denoise, NOISE, SCHEDULE, steps, **given)
+        samplers.trajectory(sampler, denoise, NOISE, SCHEDULE, steps, **given)
 
 
 @pytest.mark.parametrize("wrong", [{"T": 1}, {"beta_start": 0.0}, {"beta_end": 1.0}])

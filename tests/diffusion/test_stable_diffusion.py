@@ -1,4 +1,4 @@
-"""The backbone is the pipeline diffusers would load, with its conventions named."""
+"""The loaded model is the pipeline diffusers would load, with its conventions named."""
 
 import json
 import shutil
@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from ip2p_lib import rng
 from ip2p_lib.config import Source
-from ip2p_lib.device import pick_device, pick_dtype
 from ip2p_lib.diffusion.loading import load_network
-from ip2p_lib.diffusion.stable_diffusion import load_backbone
+from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
 
 TEXTS = ["a photo of the cat", "", "a horse by the river, 猫!"]
 IMAGES = rng.uniform(rng.key("images"), torch.arange(2), (3, 64, 64)) * 2 - 1
@@ -52,7 +51,7 @@ def test_the_condition_latent_is_the_mode_and_unscaled(tiny_backbone, pipeline):
 def test_moments_draw_the_training_target(tiny_backbone, pipeline):
     noise = rng.normal(rng.key("posterior"), torch.arange(2), (4, 8, 8))
     mean, logvar = tiny_backbone.encode_moments(IMAGES)
-    ours = tiny_backbone.scaling * (mean + (logvar / 2).exp() * noise)
+    ours = tiny_backbone.scaling_factor * (mean + (logvar / 2).exp() * noise)
     theirs = pipeline.vae.encode(IMAGES).latent_dist
     theirs = (theirs.mean + theirs.std * noise) * pipeline.vae.config.scaling_factor
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
@@ -70,8 +69,8 @@ def test_sizes_and_scaling_come_from_the_configuration(copied):
     path = copied / "vae" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"scaling_factor": 0.5}))
-    backbone = load_backbone(copied, device="cpu")
-    assert backbone.scaling == 0.5
+    backbone = load_stable_diffusion(copied, device="cpu")
+    assert backbone.scaling_factor == 0.5
     assert backbone.latent_shape == (4, 8, 8)
     assert backbone.resolution == 64
 
@@ -83,7 +82,7 @@ def test_the_schedule_is_that_of_the_scheduler(copied, tiny_backbone, pipeline):
     path = copied / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"num_train_timesteps": 50}))
-    other = load_backbone(copied, device="cpu").schedule
+    other = load_stable_diffusion(copied, device="cpu").schedule
     assert len(other.alphas_cumprod) == 50
 
 
@@ -112,7 +111,7 @@ def test_half_precision_files_are_read_as_float32_on_a_cpu(copied, tiny_backbone
         path = copied / part / f"{name}.safetensors"
         half = {key: value.half() for key, value in load_file(path).items()}
         save_file(half, path, metadata={"format": "pt"})
-    backbone = load_backbone(copied, device="cpu")
+    backbone = load_stable_diffusion(copied, device="cpu")
     parts = (backbone.text_encoder, backbone.vae, backbone.unet)
     assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
     full = tiny_backbone.encode_text(TEXTS)
@@ -120,13 +119,13 @@ def test_half_precision_files_are_read_as_float32_on_a_cpu(copied, tiny_backbone
 
 
 def test_float64_is_kept_throughout(tiny_sd_folder):
-    backbone = load_backbone(tiny_sd_folder, device="cpu", dtype=torch.float64)
+    backbone = load_stable_diffusion(tiny_sd_folder, device="cpu", dtype=torch.float64)
     assert backbone.dtype == backbone.encode_text(["a"]).dtype == torch.float64
     assert backbone.decode(backbone.encode(IMAGES)).dtype == torch.float64
 
 
 def test_loading_says_nothing_about_precision(tiny_sd_folder, caplog, capsys):
-    load_backbone(tiny_sd_folder, device="cpu", dtype=torch.float64)
+    load_stable_diffusion(tiny_sd_folder, device="cpu", dtype=torch.float64)
     assert "float32" not in caplog.text + capsys.readouterr().err
 
 
@@ -151,17 +150,17 @@ def test_one_string_in_place_of_a_list_is_refused(tiny_backbone):
 
 def test_a_wrong_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere is not a model folder"):
-        load_backbone(tmp_path / "nowhere")
+        load_stable_diffusion(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("wrap", [str, Source])
 def test_a_hub_model_needs_a_revision(wrap):
     with pytest.raises(FileNotFoundError, match=r"pass config\.Source"):
-        load_backbone(wrap("someone/some-model"))
+        load_stable_diffusion(wrap("someone/some-model"))
 
 
 def test_a_source_may_be_a_local_folder(tiny_sd_folder):
-    backbone = load_backbone(Source(str(tiny_sd_folder)), device="cpu")
+    backbone = load_stable_diffusion(Source(str(tiny_sd_folder)), device="cpu")
     assert backbone.resolution == 64
 
 
@@ -172,7 +171,7 @@ def test_missing_weights_are_an_error_not_a_random_layer(copied, part):
     del weights[max(weights)]
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=rf"model/{part} lacks 1 weights"):
-        load_backbone(copied, device="cpu")
+        load_stable_diffusion(copied, device="cpu")
 
 
 def test_loading_shows_no_bar_and_leaves_the_setting_alone(tiny_sd_folder, capsys):
@@ -190,31 +189,4 @@ def test_another_kind_of_model_is_refused(copied, change):
     path = copied / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match="must predict epsilon"):
-        load_backbone(copied, device="cpu")
-
-
-def test_the_device_is_checked(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device() == pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ValueError, match="torch sees no GPU"):
-        pick_device("cuda")
-    with pytest.raises(ValueError, match="'gpu' is no device"):
-        pick_device("gpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert pick_device() == torch.device("cuda")
-
-
-@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
-def test_half_precision_is_refused_on_a_cpu(half):
-    with pytest.raises(ValueError, match="is for GPUs"):
-        pick_dtype(torch.device("cpu"), half)
-
-
-def test_precision_on_a_gpu_follows_its_generation(monkeypatch):
-    gpu, capability = torch.device("cuda"), (7, 5)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert pick_dtype(gpu) == torch.float16
-    with pytest.raises(ValueError, match="no bfloat16"):
-        pick_dtype(gpu, torch.bfloat16)
-    capability = (8, 0)
-    assert pick_dtype(gpu, torch.bfloat16) == torch.bfloat16
+        load_stable_diffusion(copied, device="cpu")

@@ -3,11 +3,10 @@
 from dataclasses import replace
 
 import pytest
+from diffusers import DDIMScheduler
 
 from ip2p_lib import config
 from ip2p_lib.config import Source
-from ip2p_lib.diffusion.stable_diffusion import Backbone
-from ip2p_lib.editing import editor as editing
 from ip2p_lib.editing.editor import load_editor
 from tests.support.tiny_editor import DEFAULTS, distance, new_editor, picture
 
@@ -54,9 +53,9 @@ def test_missing_weights_say_what_to_do(installed, tmp_path, monkeypatch):
 
 
 def test_without_a_network_the_hubs_scale_says_what_to_do(monkeypatch):
-    def unreachable(*args, **options) -> Backbone:
+    def unreachable(*args, **options):
         raise OSError("We couldn't connect to 'https://huggingface.co'")
 
-    monkeypatch.setattr(editing, "load_backbone", unreachable)
-    with pytest.raises(FileNotFoundError, match=r"Connect.*load_editor\('miniature'\)"):
+    monkeypatch.setattr(DDIMScheduler, "load_config", unreachable)
+    with pytest.raises(FileNotFoundError, match=r"connect.*SCALE='miniature'"):
         load_editor("sd15")

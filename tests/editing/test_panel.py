@@ -121,7 +121,7 @@ def test_reset_restores_every_control_and_keeps_the_picture(panel) -> None:
 
 @pytest.mark.parametrize("form", [upload_in_7, upload_in_8])
 def test_an_upload_is_read_as_either_version_gives_it(form: Callable) -> None:
-    assert widgets._uploaded(form("a.png", b"bytes")) == b"bytes"
+    assert widgets._newest_upload(form("a.png", b"bytes")) == b"bytes"
 
 
 def test_an_uploaded_picture_is_the_next_to_be_edited(panel) -> None:
@@ -144,7 +144,7 @@ def test_a_photo_lying_on_its_side_is_put_upright(panel) -> None:
 def test_a_bad_upload_is_explained_and_changes_nothing(panel, content: bytes) -> None:
     before = panel.source
     give(panel, content)
-    assert "picture" in panel.message.value
+    assert "image" in panel.message.value
     assert panel.source is before
 
 
@@ -199,24 +199,3 @@ def test_nothing_in_the_panel_can_stall_a_batch_run(panel) -> None:
     assert {"FileUpload", "Text", "FloatSlider", "Button", "Image", "HTML"} <= set(
         names
     )
-
-
-def test_the_grid_makes_one_edit_for_each_pair_of_scales() -> None:
-    calls = []
-
-    class Recorder(Inverter):
-        def edit(self, *args, **kwargs):
-            calls.append((kwargs["image_scale"], kwargs["text_scale"], kwargs["seed"]))
-            return super().edit(*args, **kwargs)
-
-    figure = widgets.sliders_grid(
-        Recorder(),  # type: ignore[arg-type]
-        CYAN,
-        "make it red",
-        text_scales=(1, 3, 5),
-        image_scales=(1.0, 1.5),
-        seed=4,
-    )
-    assert calls == [(s_I, s_T, 4) for s_I in (1.0, 1.5) for s_T in (1, 3, 5)]
-    assert len(figure.axes) == 6
-    assert "follow the text 3" in figure.axes[1].get_title().replace("\n", " ")

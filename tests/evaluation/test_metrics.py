@@ -3,24 +3,15 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from ip2p_lib.config import Editing
-from ip2p_lib.dataset.dataset import Pair
+from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.editing.editor import Editor
-from ip2p_lib.evaluation.metrics import (
-    Examples,
-    bounds,
-    examples_of,
-    measure,
-    summarise,
-    sweep,
-    sweep_sdedit,
-)
-from ip2p_lib.filtering.clip_filter import load_clip, score_pairs
+from ip2p_lib.evaluation.metrics import Examples, measure, summarise
+from ip2p_lib.evaluation.sweep import sweep
+from ip2p_lib.filtering.clip_filter import score_pairs
 from ip2p_lib.training.surgery import widen_conv_in
 
 PICTURES = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -96,49 +87,38 @@ def test_a_row_holds_the_means(clip):
         assert math.isclose(row[name], sum(column.tolist()) / 3, abs_tol=1e-6)
 
 
-def test_a_sweep_edits_at_every_scale_whatever_the_batches(clip, editor):
-    rows = sweep(editor, clip, [EXAMPLES], (1.0, 2.0), text_scale=3.0, seed=4)
-    parts = sweep(editor, clip, iter(PARTS), (1.0, 2.0), text_scale=3.0, seed=4)
+def test_a_sweep_edits_at_every_setting_whatever_the_batches(clip, editor):
+    def edit(examples, seeds, image_scale):
+        scales = {"text_scale": 3.0, "image_scale": image_scale}
+        return editor.edit_tensors(
+            examples.before, examples.instructions, seed=seeds, **scales
+        )
+
+    settings = [{"image_scale": 1.0}, {"image_scale": 2.0}]
+    rows = sweep(edit, settings, clip, [EXAMPLES], method="ours", seed=4)
+    parts = sweep(edit, settings, clip, iter(PARTS), method="ours", seed=4)
     assert [row["image_scale"] for row in rows] == [1.0, 2.0]
-    assert [row["method"] for row in rows] == ["InstructPix2Pix"] * 2
     for row, part in zip(rows, parts, strict=True):
-        assert part.pop("method") == row.pop("method")
+        assert part.pop("method") == row.pop("method") == "ours"
         assert row == pytest.approx(part, abs=1e-3)
-    edits = editor.edit_tensors(
-        EXAMPLES.before,
-        EXAMPLES.instructions,
-        image_scale=2.0,
-        text_scale=3.0,
-        seed=[4, 5, 6],
-    )
-    expected = summarise(measure(clip, EXAMPLES, edits))
+    after = edit(EXAMPLES, [4, 5, 6], 2.0)
+    expected = summarise(measure(clip, EXAMPLES, after))
     assert rows[1] == pytest.approx({"image_scale": 2.0, **expected}, abs=1e-6)
 
 
-def test_copying_is_perfectly_consistent_and_edits_nothing(clip, tiny_backbone):
-    copied, ignored = bounds(tiny_backbone, clip, PARTS, cfg_scale=3.0, steps=2)
-    assert copied["method"] == "copy the input"
-    assert copied["image_similarity"] == pytest.approx(1.0, abs=1e-6)
-    assert copied["directional_similarity"] == copied["l1_source"] == 0.0
-    assert copied["l1_truth"] == copied["l1_untouched"] > 0
-    assert ignored["method"] == "ignore the input"
-    assert ignored["image_similarity"] < 1.0 and ignored["l1_source"] > 0.05
+def test_copying_is_perfectly_consistent_and_edits_nothing(clip):
+    (row,) = sweep(lambda x, _: x.before, [{}], clip, PARTS, method="copy the input")
+    assert row["image_similarity"] == pytest.approx(1.0, abs=1e-6)
+    assert row["directional_similarity"] == pytest.approx(0.0, abs=1e-3)
+    assert row["l1_source"] == 0.0 and row["l1_truth"] == row["l1_untouched"] > 0
 
 
-def test_sdedit_is_swept_along_its_strength(clip, tiny_backbone):
-    rows = sweep_sdedit(
-        tiny_backbone, clip, [EXAMPLES], (0.5, 1.0), cfg_scale=3.0, steps=2
-    )
-    assert [(row["method"], row["strength"]) for row in rows] == [
-        ("SDEdit", 0.5),
-        ("SDEdit", 1.0),
-    ]
-
-
-def test_pairs_become_examples():
-    images = [Image.fromarray(np.full((8, 8, 3), v, np.uint8)) for v in (0, 255)]
-    pair = Pair("k", *images, "a cat", "make it a dog", "a dog", 1, 0.5, 7.5, 25)
-    examples = examples_of([pair, pair], exact=True)
-    assert len(examples) == 2 and examples.instructions == ["make it a dog"] * 2
-    assert examples.before.unique().item() == -1 and examples.truth.unique().item() == 1
-    assert examples_of([pair]).truth is None
+def test_images_and_captions_are_embedded_once(clip, monkeypatch):
+    sizes = []
+    for name in ("embed_images", "embed_texts"):
+        embed = getattr(clip, name)
+        monkeypatch.setattr(
+            clip, name, lambda x, embed=embed: sizes.append(len(x)) or embed(x)
+        )
+    measure(clip, EXAMPLES, PICTURES[6:9])
+    assert sizes == [6, 6]

@@ -7,15 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
+from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.evaluation.text2live import (
     LayerNet,
     LayerTraining,
-    clip_loss,
-    composed,
+    composite,
+    layer_loss,
+    random_crops,
     sparsity,
     text2live,
 )
-from ip2p_lib.filtering.clip_filter import load_clip, score_pairs
+from ip2p_lib.filtering.clip_filter import score_pairs
 
 TEXTS = ["a photo of a cat", "a photo of the dog"]
 FEW = LayerTraining(steps=3, crops=2)
@@ -35,7 +37,7 @@ def picture():
 def test_a_layer_covers_as_its_opacity_says():
     picture, colour = torch.rand(2, 1, 3, 4, 4)
     opacity = torch.tensor([0.0, 0.25, 1.0, 1.0]).expand(1, 1, 4, 4)
-    found = composed(picture, colour, opacity)
+    found = composite(picture, colour, opacity)
     assert torch.equal(found[..., 0], picture[..., 0])
     assert torch.equal(found[..., 2:], colour[..., 2:])
     mixed = 0.25 * colour[..., 1] + 0.75 * picture[..., 1]
@@ -52,9 +54,23 @@ def test_sparsity_is_none_without_a_layer_and_counts_what_is_barely_covered():
 def test_the_loss_is_made_of_the_filters_cosines(clip):
     both = torch.rand(6, 3, 40, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
     scores = score_pairs(clip, both[:3], both[3:], [TEXTS[0]] * 3, [TEXTS[1]] * 3)
-    found = clip_loss(clip, both, clip.embed_texts(TEXTS), structure=0)
+    found = layer_loss(clip, both, clip.embed_texts(TEXTS), structure=0)
     right = (2 - scores.after - scores.direction).mean()
     assert torch.allclose(found, right, atol=1e-5)
+
+
+def test_crops_are_slices_of_both_images_alike():
+    grid = torch.stack(
+        torch.meshgrid(torch.arange(20.0), torch.arange(40.0), indexing="ij"), 0
+    )
+    first = torch.cat([grid, torch.zeros(1, 20, 40)])
+    crops = random_crops(torch.stack([first, first + 1]), 3, seed=0, step=5)
+    assert crops.shape == (6, 3, 20, 40)
+    torch.testing.assert_close(crops[3:], crops[:3] + 1)
+    spans = (crops[:3, :2].amax((2, 3)) - crops[:3, :2].amin((2, 3))) + 1
+    assert (spans >= torch.tensor([16, 32])).all() and spans[:, 1].min() < 40
+    again = random_crops(torch.stack([first, first]), 3, seed=0, step=6)
+    assert not torch.equal(again[:3], crops[:3])
 
 
 def test_structure_minds_moved_patches_and_nothing_else(clip):
@@ -62,7 +78,7 @@ def test_structure_minds_moved_patches_and_nothing_else(clip):
     wanted, same = clip.embed_texts(TEXTS), torch.cat([picture, picture])
     flipped = torch.cat([picture, picture.flip(-1)])
     terms = [
-        clip_loss(clip, both, wanted, 1) - clip_loss(clip, both, wanted, 0)
+        layer_loss(clip, both, wanted, 1) - layer_loss(clip, both, wanted, 0)
         for both in (same, flipped)
     ]
     assert float(terms[0]) == pytest.approx(0, abs=1e-6) and float(terms[1]) > 1e-4
@@ -108,6 +124,7 @@ def test_a_picture_that_cannot_be_halved_twice_is_refused(clip, picture):
 
 
 def test_clip_in_half_precision_is_refused(tiny_clip_folder, picture):
-    half = load_clip(tiny_clip_folder, device="cpu", dtype=torch.float16)
+    half = load_clip(tiny_clip_folder, device="cpu")
+    half.model.half()
     with pytest.raises(ValueError, match=r"float16.*dtype=torch\.float32"):
         text2live(half, picture, *TEXTS)

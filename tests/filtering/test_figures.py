@@ -1,4 +1,4 @@
-"""Figures of the filter show the counts and shares that they are given."""
+"""Figures of the filter show the counts and proportions that they are given."""
 
 import io
 
@@ -7,17 +7,23 @@ import pytest
 import torch
 from PIL import Image
 
-from ip2p_lib.filtering.calibration import acceptance, curve, mark, share
+from ip2p_lib.filtering.calibration import (
+    acceptance_by_bin,
+    evaluate_filter,
+    precision_recall_curve,
+    proportion_ci,
+)
 from ip2p_lib.filtering.figures import (
     plot_funnel,
-    plot_shares,
+    plot_precision_curves,
+    plot_proportions,
     plot_thresholds,
-    plot_trade,
 )
 
 LEFT = torch.arange(10) < 6
 GOOD = torch.arange(10) % 2 == 0
-STEPS = {"rendered": GOOD | True, "image ≥ 0.5": LEFT, "none": LEFT & False}
+NONE = LEFT & False
+STAGES = {"generated": GOOD | True, "image ≥ 0.5": LEFT, "none": NONE}
 SCORE = torch.linspace(0, 1, 10)
 
 
@@ -32,8 +38,8 @@ def texts(axes):
     return [text.get_text() for text in axes.texts]
 
 
-def test_the_funnel_counts_what_is_left_and_what_of_it_is_good():
-    figure = plot_funnel(STEPS, GOOD)
+def test_the_funnel_counts_remaining_and_good_pairs():
+    figure = plot_funnel(STAGES, GOOD)
     drawn(figure)
     (axes,) = figure.axes
     assert texts(axes) == ["10, 50% good", "6, 50% good", "0"]
@@ -41,8 +47,8 @@ def test_the_funnel_counts_what_is_left_and_what_of_it_is_good():
     assert widths == [10, 6, 0, 5, 3, 0]
 
 
-def test_without_verdicts_the_funnel_has_one_bar_a_step():
-    figure = plot_funnel(STEPS)
+def test_without_labels_the_funnel_has_one_bar_a_stage():
+    figure = plot_funnel(STAGES)
     drawn(figure)
     assert texts(figure.axes[0]) == ["10", "6", "0"]
     assert len(figure.axes[0].patches) == 3
@@ -56,23 +62,24 @@ def test_labels_stay_inside_the_funnel(n):
     assert label.get_window_extent().x1 <= figure.bbox.width
 
 
-def test_thresholds_stand_where_they_are_on_each_score():
-    found = curve(SCORE, GOOD)
+def test_thresholds_are_drawn_on_each_score():
+    curve = precision_recall_curve(SCORE, GOOD)
     figure = plot_thresholds(
-        {"image": found, "direction": found}, {"image": 0.3, "direction": 0.6}
+        {"image": curve, "direction": curve}, {"image": 0.3, "direction": 0.6}
     )
     drawn(figure)
-    for axes, bar in zip(figure.axes, (0.3, 0.6), strict=True):
-        precision, kept, line = axes.lines
-        assert np.allclose(precision.get_ydata(), found.precision)
-        assert np.allclose(kept.get_ydata(), found.kept)
-        assert line.get_xdata()[0] == bar
+    for axes, limit in zip(figure.axes, (0.3, 0.6), strict=True):
+        precision, rate, line = axes.lines
+        assert np.allclose(precision.get_ydata(), curve.precision)
+        assert np.allclose(rate.get_ydata(), curve.keep_rate)
+        assert line.get_xdata()[0] == limit
 
 
-def test_a_trade_is_drawn_from_the_least_share_on():
-    found, marks = curve(SCORE, GOOD), mark(LEFT, GOOD)
-    figure = plot_trade(
-        {"direction": found, "all": found}, {"ours": marks}, ceiling=0.9, least=0.5
+def test_precision_is_drawn_from_the_smallest_keep_rate_on():
+    curve, metrics = precision_recall_curve(SCORE, GOOD), evaluate_filter(LEFT, GOOD)
+    curves = {"direction": curve, "all": curve}
+    figure = plot_precision_curves(
+        curves, {"ours": metrics}, ceiling=0.9, min_keep_rate=0.5
     )
     drawn(figure)
     (axes,) = figure.axes
@@ -86,21 +93,23 @@ def test_a_trade_is_drawn_from_the_least_share_on():
 
 
 def test_a_filter_that_keeps_nothing_is_no_point():
-    marks = mark(LEFT & False, GOOD)
-    drawn(plot_trade({"image": curve(SCORE, GOOD)}, {"nothing": marks}))
+    metrics, curve = evaluate_filter(NONE, GOOD), precision_recall_curve(SCORE, GOOD)
+    drawn(plot_precision_curves({"image": curve}, {"nothing": metrics}))
 
 
-def test_shares_stand_over_the_middle_of_their_bins():
+def test_proportions_are_over_the_middle_of_their_bins():
     edges = [0.0, 0.5, 1.0]
-    lines = {"kept": acceptance(SCORE, LEFT, edges), "good": [share(GOOD)] * 2}
-    figure = plot_shares({"p": (edges, lines), "scale": (edges, lines)})
+    lines = {"kept": acceptance_by_bin(SCORE, LEFT, edges)}
+    lines["good"] = [proportion_ci(GOOD)] * 2
+    figure = plot_proportions({"p": (edges, lines), "scale": (edges, lines)})
     drawn(figure)
     for axes in figure.axes:
-        shown = axes.lines[0]
-        assert np.allclose(shown.get_xdata(), [0.25, 0.75], atol=0.03)
-        assert np.allclose(shown.get_ydata(), [line.value for line in lines["kept"]])
+        line = axes.lines[0]
+        assert np.allclose(line.get_xdata(), [0.25, 0.75], atol=0.03)
+        assert np.allclose(line.get_ydata(), [part.value for part in lines["kept"]])
 
 
 def test_an_empty_bin_is_a_gap():
-    lines = {"kept": acceptance(SCORE, LEFT, [0.0, 1.0, 2.0, 3.0])}
-    drawn(plot_shares({"p": ([0.0, 1.0, 2.0, 3.0], lines)}))
+    edges = [0.0, 1.0, 2.0, 3.0]
+    lines = {"kept": acceptance_by_bin(SCORE, LEFT, edges)}
+    drawn(plot_proportions({"p": (edges, lines)}))

@@ -1,32 +1,51 @@
-"""The README says what the results say."""
+"""The README and docs/results.md show what the result files hold."""
 
 import importlib
 import re
 
 import pytest
 
-from jobs.readme.pictures import GRID, PICTURE
-from jobs.readme.table import README, fill
+from jobs.readme import images, pipeline, table
 
 
-def test_the_table_is_the_one_the_results_give() -> None:
-    text = README.read_text("utf-8")
-    assert fill(text) == text, "run python -m jobs.readme.table"
+def test_the_readme_has_the_rows_of_the_result_files():
+    text = table.README.read_text("utf-8")
+    assert table.fill_readme(text) == text, "run python -m jobs.readme.table"
+    rows = table.table(table.IN_README).splitlines()[2:]
+    assert len(table.IN_README) <= len(rows) <= 12
 
 
-def test_the_pictures_are_there() -> None:
-    assert PICTURE.read_bytes().startswith(b"\x89PNG")
-    assert GRID.read_bytes().startswith(b"\x89PNG")
+def test_the_page_of_results_has_all_rows():
+    assert table.PAGE.read_text("utf-8") == table.results_page()
+    rows = [r for p in table.RESULTS.glob("*.json") for r in table.read_rows(p.stem)]
+    assert len(rows) > 12
+    assert all(
+        f"| {row['claim']} | {row['value']} |" in table.results_page() for row in rows
+    )
 
 
-def test_a_readme_without_markers_is_refused() -> None:
+def test_the_drawing_is_what_the_script_draws():
+    assert pipeline.DRAWING.read_text("utf-8") == pipeline.draw(), (
+        "run python -m jobs.readme.table"
+    )
+
+
+def test_the_images_are_there():
+    for path in (images.EDITS, images.AUTOENCODER):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_readme_without_markers_is_refused():
     with pytest.raises(ValueError, match="needs the lines"):
-        fill("# nothing")
+        table.fill_readme("# nothing")
 
 
-def test_every_function_that_is_named_is_there() -> None:
-    table = README.read_text("utf-8").split("## Use a part of it")[1].split("##")[0]
-    names = re.findall(r"`(\w+)\.(\w+)`", table)
-    assert len(names) > 10
-    for module, name in names:
-        assert hasattr(importlib.import_module(f"ip2p_lib.{module}"), name)
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_every_name_that_a_document_mentions_exists(document):
+    """``module.function`` names the library, ``folder/file.py`` the repository."""
+    text = (table.ROOT / document).read_text("utf-8")
+    for path in re.findall(r"`((?:ip2p_lib|jobs|tests|benchmarks)/[\w/.]+)`", text):
+        assert (table.ROOT / path).exists(), path
+    for name in re.findall(r"`(ip2p_lib(?:\.\w+)+)`", text):
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name

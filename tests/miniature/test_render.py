@@ -12,22 +12,22 @@ from ip2p_lib.config import DATA
 from ip2p_lib.miniature import vocabulary as words
 from ip2p_lib.miniature.media import apply_media
 from ip2p_lib.miniature.render import load_sprites, render
-from ip2p_lib.miniature.world import Scene, Thing, sample_edit, sample_scene
+from ip2p_lib.miniature.world import Scene, SceneObject, sample_edit, sample_scene
 
 OIL = list(words.MEDIA).index("oil painting")
 SCENES = [sample_scene(seed) for seed in range(24)]
 
 
 def _plain(**changes: object) -> Scene:
-    thing = Thing("sunflower", x=64, base=112, size=64)
+    thing = SceneObject("sunflower", x=64, base=112, size=64)
     scene = Scene((thing,), "meadow", "day", "clear", "photo", "noto", 3)
     return replace(scene, **changes)  # type: ignore[arg-type]
 
 
 def test_pictures_are_128_pixels_in_range() -> None:
-    pictures = render(SCENES)
-    assert pictures.shape == (24, 3, 128, 128) and pictures.dtype == torch.float32
-    assert pictures.amin() >= -1 and pictures.amax() <= 1
+    images = render(SCENES)
+    assert images.shape == (24, 3, 128, 128) and images.dtype == torch.float32
+    assert images.amin() >= -1 and images.amax() <= 1
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:
@@ -54,12 +54,12 @@ def test_compositing_equals_pillow() -> None:
     ground = load_sprites().clone()
     ground[:, words.SPRITES.index("sunflower")] = 0
     empty = render([scene], sprites=ground)[0]
-    picture = Image.fromarray(
+    image = Image.fromarray(
         ((empty / 2 + 0.5) * 255).round().byte().permute(1, 2, 0).numpy()
     )
     sprite = sheet.crop(box)
-    picture.paste(sprite, (32, 48), sprite)
-    expected = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1) / 127.5 - 1
+    image.paste(sprite, (32, 48), sprite)
+    expected = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 127.5 - 1
     torch.testing.assert_close(render([scene])[0], expected, rtol=0, atol=0.02)
 
 
@@ -95,9 +95,9 @@ def test_a_missing_atlas_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("medium", words.MEDIA)
 def test_rounding_as_devices_differ_by_does_not_show(medium: str) -> None:
-    """A filter that chose by a hair would draw another picture on a GPU."""
-    pictures = render([replace(sample_scene(i), medium="photo") for i in range(16)])
-    drawn = pictures / 2 + 0.5
+    """A filter that chose by a hair would draw another image on a GPU."""
+    images = render([replace(sample_scene(i), medium="photo") for i in range(16)])
+    drawn = images / 2 + 0.5
     chosen = torch.full((16,), list(words.MEDIA).index(medium))
     hair = 2e-7 * torch.randn(drawn.shape, generator=torch.Generator().manual_seed(0))
     gap = apply_media(drawn, chosen) - apply_media(drawn + hair, chosen)
@@ -106,10 +106,10 @@ def test_rounding_as_devices_differ_by_does_not_show(medium: str) -> None:
 
 def test_an_oil_painting_takes_the_calmest_window() -> None:
     """As Kuwahara's filter does in float64, wherever one window is clearly calmest."""
-    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    picture = torch.nn.functional.interpolate(picture, scale_factor=4)
-    (painted,) = apply_media(picture, torch.tensor([OIL])).numpy()
-    padded = np.pad(picture[0].double().numpy(), [(0, 0), (4, 4), (4, 4)], "edge")
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    image = torch.nn.functional.interpolate(image, scale_factor=4)
+    (painted,) = apply_media(image, torch.tensor([OIL])).numpy()
+    padded = np.pad(image[0].double().numpy(), [(0, 0), (4, 4), (4, 4)], "edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(1, 2))
     means, spreads = windows.mean((3, 4)), windows.var((3, 4)).sum(0)
     clear = 0

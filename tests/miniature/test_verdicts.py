@@ -11,12 +11,12 @@ from ip2p_lib.miniature.judge.model import load_judge
 from ip2p_lib.miniature.judge.readings import ANSWERS, readings_of
 from ip2p_lib.miniature.judge.verdicts import VERDICTS, look, verdicts
 from ip2p_lib.miniature.render import render
-from ip2p_lib.miniature.scenes import CENTRES, Scene, Thing
+from ip2p_lib.miniature.scenes import CENTRES, Scene, SceneObject
 from ip2p_lib.miniature.world import KINDS, possible_kinds, sample_edit, sample_scene
 
 SEEDS = range(HELD_OUT + 3 * 10**6, HELD_OUT + 3 * 10**6 + 60)
-CAT = Thing("cat", x=32, base=112, size=56)
-BUS = Thing("bus", x=96, base=112, size=56)
+CAT = SceneObject("cat", x=32, base=112, size=56)
+BUS = SceneObject("bus", x=96, base=112, size=56)
 SCENE = Scene((CAT, BUS), "beach", "day", "clear", "photo", "noto", 3)
 
 

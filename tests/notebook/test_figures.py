@@ -86,13 +86,13 @@ def test_a_tensor_shows_as_the_picture_it_holds() -> None:
 def test_chinese_is_drawn_with_glyphs_not_boxes() -> None:
     shown = drawn(figures.show_pairs(RED, ZH, BLUE))
     boxes = drawn(figures.show_pairs(RED, "\u25a1" * len(ZH), BLUE))
-    assert figure_style.legible(ZH, 9) == ZH
+    assert figure_style.wrap_text(ZH, 9) == ZH
     assert (shown < 80).all(-1).sum() > 1.2 * (boxes < 80).all(-1).sum()
 
 
 @pytest.mark.parametrize("text", ["add a \U0001f339", "ជ", "𠜎"])
 def test_a_character_without_a_glyph_is_a_visible_box(text: str) -> None:
-    assert "\u25a1" in figure_style.legible(text, 9)
+    assert "\u25a1" in figure_style.wrap_text(text, 9)
     drawn(figures.show_pairs(RED, text, BLUE))  # warns of nothing
 
 
@@ -118,9 +118,9 @@ def test_a_long_instruction_fits_its_pair(text: str) -> None:
 def test_counts_that_do_not_pair_are_refused() -> None:
     with pytest.raises(ValueError, match="2, 1 and 1 inputs"):
         figures.show_pairs([RED, RED], "x", BLUE)
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         figures.show_grid([])
-    with pytest.raises(ValueError, match="no picture"):
+    with pytest.raises(ValueError, match="no image"):
         figures.show_pairs([], [], [])
 
 

@@ -9,7 +9,7 @@ from ip2p_lib.evaluation.metrics import measure
 from ip2p_lib.notebook import lesson as teaching
 from ip2p_lib.notebook.lesson import (
     ParameterError,
-    check,
+    check_exercise,
     check_parameters,
     show_source,
     show_table,
@@ -34,12 +34,12 @@ GOOD = {
 def test_show_source_shows_the_whole_function_and_where_it_is(monkeypatch):
     shown = []
     monkeypatch.setattr(teaching, "display", lambda data, raw: shown.append(data))
-    show_source(teaching.check)
+    show_source(teaching.check_exercise)
     markdown = shown[0]["text/markdown"]
     first, *body, last = markdown.split("\n")
     assert (first, last) == ("```python", "```")
     assert body[0].startswith("# ip2p_lib/notebook/lesson.py, line ")
-    assert "\n".join(body[1:]) == inspect.getsource(teaching.check).rstrip()
+    assert "\n".join(body[1:]) == inspect.getsource(teaching.check_exercise).rstrip()
 
 
 def test_show_source_says_what_it_cannot_show():
@@ -70,7 +70,7 @@ def test_a_hostile_caption_stays_text(monkeypatch):
     shown = []
     monkeypatch.setattr(teaching, "display", lambda data, raw: shown.append(data))
     hostile = "a cat<script>alert(1)</script>\n| x |\n\n<img src=x onerror=y> & \x85z"
-    show_table(["caption", "edit"], [[hostile, "add a dog"]], words=True)
+    show_table(["caption", "edit"], [[hostile, "add a dog"]], align_left=True)
     markdown = shown[0]["text/markdown"]
     assert "<" not in markdown and len(markdown.splitlines()) == 3
     assert "&lt;script&gt;" in markdown and "\\| x \\|" in markdown
@@ -79,7 +79,7 @@ def test_a_hostile_caption_stays_text(monkeypatch):
 def test_words_in_a_table_stand_on_the_left(monkeypatch):
     shown = []
     monkeypatch.setattr(teaching, "display", lambda data, raw: shown.append(data))
-    show_table(["caption", "instruction"], [["a cat", "add a dog"]], words=True)
+    show_table(["caption", "instruction"], [["a cat", "add a dog"]], align_left=True)
     assert shown[0]["text/markdown"].splitlines()[1] == "| --- | --- |"
 
 
@@ -91,15 +91,15 @@ def test_check_tells_stub_wrong_and_right_apart():
     def stub(x):
         raise NotImplementedError
 
-    assert check(stub, spec_of_double).startswith("not attempted: fill in stub")
-    wrong = check(lambda x: x, spec_of_double)
+    assert check_exercise(stub, spec_of_double).startswith("not attempted: fill in stub")
+    wrong = check_exercise(lambda x: x, spec_of_double)
     assert wrong.startswith("not yet: double(2) should be 4")
-    assert check(lambda x: 2 * x, spec_of_double) == "passed"
+    assert check_exercise(lambda x: 2 * x, spec_of_double) == "passed"
 
 
 def test_check_lets_errors_inside_the_attempt_through():
     with pytest.raises(ZeroDivisionError):
-        check(lambda x: x / 0, spec_of_double)
+        check_exercise(lambda x: x / 0, spec_of_double)
 
 
 def test_good_parameters_come_back_by_name():

@@ -1,7 +1,4 @@
-"""Candidates are drawn over their ranges, by what they are and not by where they stand.
-
-Some of them also lend words: those of a known share, with the longer caption leading.
-"""
+"""Random settings spread over their ranges, and depend on the triplet's texts alone."""
 
 import json
 from dataclasses import replace
@@ -10,8 +7,15 @@ import pytest
 import torch
 
 from ip2p_lib.config import Rendering
-from ip2p_lib.rendering.candidates import TAUS, Candidate, draw_candidates, lend_words
-from ip2p_lib.rendering.word_edits import LocalBlend, WordEdit
+from ip2p_lib.rendering import (
+    Candidate,
+    LocalBlend,
+    WordEdit,
+    add_cross_attention_edit,
+    draw_candidates,
+    draw_trees,
+)
+from ip2p_lib.rendering.candidates import TAU_RANGE
 from ip2p_lib.triplets.record import Triplet
 from tests.support.small_rendering import CAT, HOUSE
 
@@ -25,9 +29,10 @@ def test_candidates_spread_over_their_ranges():
     assert abs(p.mean() - 0.5) < 0.02 and abs(cfg.mean() - 11.25) < 0.2
     assert abs(torch.corrcoef(torch.stack([p, cfg]))[0, 1]) < 0.09
     assert len({c.seed for c in drawn}) == 2000
+    assert all(0 <= c.seed == int(float(c.seed)) for c in drawn), "JSON keeps them"
 
 
-def test_candidates_hang_on_the_triplet_and_the_run_seed_only():
+def test_candidates_depend_on_the_triplet_and_the_run_seed_only():
     def drawn(triplets, n, run_seed=0):
         return draw_candidates(triplets, n, run_seed, Rendering())
 
@@ -38,65 +43,81 @@ def test_candidates_hang_on_the_triplet_and_the_run_seed_only():
     assert drawn([CAT], 3, run_seed=1) != both[:3]
 
 
-def test_a_seed_survives_a_reader_of_floats():
-    seeds = [c.seed for c in draw_candidates([CAT, HOUSE], 50, 0, Rendering())]
-    assert all(0 <= seed == int(float(seed)) for seed in seeds)
+def test_candidates_of_a_tree_share_seed_and_scale_and_stratify_p():
+    drawn = draw_trees([CAT, HOUSE], 3, 4, 0, Rendering())
+    assert len(set(drawn)) == 24
+    assert draw_trees([HOUSE], 3, 4, 0, Rendering()) == drawn[12:]
+    for i in range(0, 24, 4):
+        tree = drawn[i : i + 4]
+        assert len({(c.triplet, c.seed, c.cfg_scale) for c in tree}) == 1
+        assert [int((c.p - 0.1) / 0.2) for c in tree] == [0, 1, 2, 3]
 
 
-def test_a_share_of_the_candidates_lends_words():
+def test_a_fraction_of_the_candidates_gets_a_word_edit():
     plain = draw_candidates([CAT, HOUSE], 1000, 0, Rendering())
-    drawn = lend_words(plain, 0.3, 0)
-    some = [c for c in drawn if c.words]
-    assert 520 < len(some) < 680  # 600 within four deviations
-    assert [replace(c, words=None) for c in drawn] == plain
-    assert lend_words(plain, 0.0, 0) == plain
-    assert all(c.words for c in lend_words(plain, 1.0, 0))
-    tau = torch.tensor([c.words.tau for c in some])
-    assert TAUS[0] <= tau.min() < 0.21 and 0.79 < tau.max() <= TAUS[1]
-    p = torch.tensor([c.p for c in some])
+    drawn = add_cross_attention_edit(plain, 0.3, 0)
+    edited = [c for c in drawn if c.word_edit]
+    assert 520 < len(edited) < 680  # 600 within four deviations
+    assert [replace(c, word_edit=None) for c in drawn] == plain
+    assert add_cross_attention_edit(plain, 0.0, 0) == plain
+    assert all(c.word_edit for c in add_cross_attention_edit(plain, 1.0, 0))
+    tau = torch.tensor([c.word_edit.tau for c in edited])
+    assert TAU_RANGE[0] <= tau.min() < 0.21 and 0.79 < tau.max() <= TAU_RANGE[1]
+    p = torch.tensor([c.p for c in edited])
     assert abs(torch.corrcoef(torch.stack([p, tau]))[0, 1]) < 0.16
 
 
-def test_who_lends_words_hangs_on_the_seed_and_the_run():
+def test_which_candidates_get_one_depends_on_their_seeds_and_the_run():
     plain = draw_candidates([CAT, HOUSE], 20, 0, Rendering())
-    drawn = lend_words(plain, 0.5, 0)
-    assert lend_words(plain[::-1], 0.5, 0) == drawn[::-1]
-    assert lend_words(plain[7:9], 0.5, 0) == drawn[7:9]
-    assert lend_words(plain, 0.5, 1) != drawn
+    drawn = add_cross_attention_edit(plain, 0.5, 0)
+    assert add_cross_attention_edit(plain[::-1], 0.5, 0) == drawn[::-1]
+    assert add_cross_attention_edit(plain[7:9], 0.5, 0) == drawn[7:9]
+    assert add_cross_attention_edit(plain, 0.5, 1) != drawn
 
 
-def test_the_longer_caption_leads():
+def test_the_longer_caption_is_the_source():
     removal = Triplet(HOUSE.edited_caption, "remove the horse", HOUSE.caption)
-    for triplet, lead in ((HOUSE, "after"), (removal, "before"), (CAT, "before")):
+    for triplet, source in ((HOUSE, "after"), (removal, "before"), (CAT, "before")):
         plain = draw_candidates([triplet], 3, 0, Rendering())
-        assert {c.words.lead for c in lend_words(plain, 1.0, 0)} == {lead}
+        edited = add_cross_attention_edit(plain, 1.0, 0)
+        assert {c.word_edit.source for c in edited} == {source}
 
 
-def test_in_order_the_picture_that_lends_comes_first():
+def test_the_source_image_comes_first():
     blend = LocalBlend(("river",), ("horse",))
-    words = WordEdit("refine", 0.5, blend=blend, lead="after")
-    candidate = Candidate(HOUSE, 3, 0.5, 7.5, words)
-    first = candidate.in_order()
-    assert (first.triplet.caption, first.triplet.edited_caption) == (
-        HOUSE.edited_caption,
-        HOUSE.caption,
-    )
-    assert first.words.blend == LocalBlend(("horse",), ("river",))
-    assert first.in_order() == first and first.words.turned() == words
-    for same in (replace(candidate, words=None), replace(candidate, words=first.words)):
-        assert same.in_order() == same
+    edit = WordEdit("refine", 0.5, blend=blend, source="after")
+    candidate = Candidate(HOUSE, 3, 0.5, 7.5, edit)
+    first = candidate.source_first()
+    texts = first.triplet.caption, first.triplet.edited_caption
+    assert texts == (HOUSE.edited_caption, HOUSE.caption)
+    assert first.word_edit.blend == LocalBlend(("horse",), ("river",))
+    assert first.source_first() == first and first.word_edit.swapped() == edit
+    for same in (None, first.word_edit):
+        unchanged = replace(candidate, word_edit=same)
+        assert unchanged.source_first() == unchanged
 
 
-def test_who_leads_is_one_of_two():
-    with pytest.raises(ValueError, match="lead is 'before' or 'after', not 'both'"):
-        WordEdit("refine", lead="both")
-
-
-def test_a_record_tells_of_the_words_that_were_lent():
-    blend = LocalBlend(("river",), ("horse",), 0.4)
-    for words in (
-        WordEdit("refine", 0.5, (("river", 2.0),), blend, "after"),
+@pytest.mark.parametrize(
+    "edit",
+    [
+        WordEdit(
+            "refine", 0.5, (("river", 2.0),), LocalBlend(("a",), ("b",), 0.4), "after"
+        ),
         WordEdit("replace"),
-    ):
-        told = json.loads(json.dumps(words.facts()))
-        assert told == words.facts() and WordEdit.of(told) == words
+    ],
+)
+def test_an_edit_is_stored_as_json(edit):
+    stored = json.loads(json.dumps(edit.to_dict()))
+    assert WordEdit.from_dict(stored) == edit
+    assert (stored["kind"], stored["lead"]) == (edit.mode, edit.source)
+
+
+def test_a_shipped_pair_says_how_its_attention_was_edited():
+    from ip2p_lib.config import DATA
+    from ip2p_lib.dataset.dataset import read_shards
+
+    records = [
+        p.word_edit for p in read_shards(DATA / "pairs" / "sample") if p.word_edit
+    ]
+    assert len(records) > 100
+    assert all(WordEdit.from_dict(r).to_dict() == r for r in records)

@@ -49,12 +49,12 @@ def dies_at(call, function):
 POINTS = {
     "open": (checkpoint, "save_file", die),
     "half written": (checkpoint, "save_file", half_written),
-    "before fsync": (os, "fsync", die),
+    "before the manifest": (checkpoint, "sha256_of", die),
+    "before the first fsync": (os, "fsync", die),
+    "before the second fsync": (os, "fsync", dies_at(2, os.fsync)),
     "before rename": (os, "replace", die),
-    "before the manifest's fsync": (os, "fsync", dies_at(2, os.fsync)),
-    "before the manifest's rename": (os, "replace", dies_at(2, os.replace)),
     "before directory fsync": (os, "fsync", dies_at(3, os.fsync)),
-    "before prune": (checkpoint.shutil, "rmtree", die),
+    "before prune": (checkpoint, "prune", die),
 }
 
 

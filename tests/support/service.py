@@ -1,10 +1,7 @@
-"""A stand-in for a paid service over real sockets: its endpoints, and its faults.
+"""A fake of a paid chat service over real sockets: its replies, bills and faults.
 
-It keeps the books that the service would keep: what was asked, answered and billed. Its
-faults come where a test puts them, never by chance, and ``watch`` is called before and
-after every request is handled, so that a test can kill the asking process right there;
-if it says ``"unheard"`` before, the request goes no further, and if it says so after,
-no request that the connection may hold by then does.
+Faults come where a test puts them, never by chance. ``watch`` is called before and
+after every request is handled, so that a test can kill the client right there.
 """
 
 from __future__ import annotations
@@ -13,68 +10,79 @@ import json
 import threading
 import time
 from collections.abc import Callable
-from http.server import ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from tests.support.service_protocol import (
-    BODIES,
-    RIGHT,
-    Handler,
-    Page,
-    caption_of,
-    failure,
-    form_of,
-    page,
-)
-
+KEY = "sk-canary-0123456789abcdef"
+GOOD = {"instruction": "make it night", "edited_caption": "a castle at night"}
 # Counted once by OpenAI's o200k_base (the package bpe-openai 0.1.4).
 COUNTS = json.loads((Path(__file__).parent / "o200k_counts.json").read_text())
 
+Page = tuple[int, dict[str, str], bytes]
+
+
+def page(status: int, content: Any, **headers: str) -> Page:
+    """A response: status, headers and body."""
+    body = content if isinstance(content, bytes) else json.dumps(content).encode()
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return status, {"content-type": "application/json"} | names, body
+
+
+def completion(content: Any, usage: Any = None, **choice: Any) -> dict[str, Any]:
+    """The body of a chat completion."""
+    message = {"role": "assistant", "content": content} | choice.pop("message", {})
+    choice = {"index": 0, "message": message, "finish_reason": "stop"} | choice
+    body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}
+    return {**body, "choices": [choice]} | ({"usage": usage} if usage else {})
+
+
+def reply(content: Any, **choice: Any) -> Page:
+    return page(200, completion(content, **choice))
+
+
+def failure(status: int, code: str | None = None, message: str = "", **headers) -> Page:
+    error = {"message": message, "type": "error", "code": code}
+    return page(status, {"error": error}, **{"retry_after_ms": "1"} | headers)
+
+
+def caption_of(request: dict[str, Any]) -> str:
+    return json.loads(request["messages"][-1]["content"])["caption"]
+
 
 def tokens(text: str) -> int:
-    """As the service counts them; what is in no list has four bytes each."""
+    """As the service counts them; texts that are not listed at four bytes each."""
     return COUNTS.get(text, -(-len(text.encode()) // 4))
 
 
-class StandInServer(ThreadingHTTPServer):
+class FakeService(ThreadingHTTPServer):
     """Answers from ``script`` while it lasts, then as ``write`` says.
 
-    ``fault(n)`` may name a fault of the n-th question: a page, or ``"drop"`` (no
-    answer), ``"cut"`` (half of one) or ``"hang"`` (one that comes too late).
+    ``fault(n)`` may give a fault of the n-th request: a page, or ``"drop"`` (no reply),
+    ``"cut"`` (half of one) or ``"hang"`` (one that comes too late). Replies are billed
+    before they are dropped.
     """
 
     daemon_threads = True
     request_queue_size = 64
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.script: list[Page] = []
-        self.asked: list[dict[str, Any]] = []
-        self.answered: list[str] = []  # captions whose answers were sent in full
-        self.calls: list[str] = []
-        self.read = self.written = 0  # tokens billed
-        self.files: dict[str, dict[str, Any]] = {}
-        self.batches: dict[str, dict[str, Any]] = {}
+        self.requests: list[dict[str, Any]] = []
+        self.input_tokens = self.output_tokens = 0  # billed
         self.lock = threading.RLock()
         self.connected = 0
         self.fault: Callable[[int], Page | str | None] = lambda n: None
-        self.watch: Callable[[str, str], Any] = lambda when, call: None
-        self.write: Callable[[str], str] | None = None  # a good answer
-        self.flags: Callable[[str], Any] | None = None  # no moderation
-        self.moderated: list[list[str]] = []
-        self.models: list[Any] | None = None  # no list of them
-        self.listing_fault = failure(404)  # what is said where there is none
-        # How the n-th batch ends, and the share of its requests that it finished.
-        self.outcome: Callable[[int], tuple[str, float]] = lambda n: ("completed", 1.0)
-        self.polls = 1  # until a batch ends
+        self.watch: Callable[[str], Any] = lambda when: None
+        self.write: Callable[[str], str] = lambda caption: json.dumps(GOOD)
         self.hang = 1.0
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
 
-    def __enter__(self) -> StandInServer:
+    def __enter__(self) -> FakeService:
         self.thread = threading.Thread(target=self.serve_forever, args=(0.01,))
         self.thread.start()
         return self
@@ -85,120 +93,75 @@ class StandInServer(ThreadingHTTPServer):
         self.server_close()
 
     def wait_until_read(self) -> None:
-        """Once all askers are gone: wait until what they sent has been handled."""
+        """After all clients have gone: wait until their requests are handled."""
         while self.connected:
             time.sleep(0.001)
 
     def handle_error(self, *_: Any) -> None:
         """Say nothing of clients that were killed."""
 
-    # chat, completions and moderation
-
-    def ask(self, body: bytes) -> Page | str:
+    def answer(self, body: bytes) -> Page | str:
         with self.lock:
-            request = json.loads(body)
-            number = len(self.asked)
-            self.asked.append(request)
+            request, number = json.loads(body), len(self.requests)
+            self.requests.append(request)
             fault = self.fault(number)
             if isinstance(fault, tuple):
                 return fault
             if self.script:
                 return self.script.pop(0)
-            sent = page(200, self.complete(request))
+            response = page(200, self.complete(request))
         if fault == "hang":
             time.sleep(self.hang)
-        return fault or sent
+        return fault or response
 
     def complete(self, request: dict[str, Any]) -> dict[str, Any]:
         """Write a reply and bill it, whether or not it will arrive."""
-        form = form_of(request)
-        content = self.write(caption_of(request)) if self.write else RIGHT[form]
-        usage = {"prompt_tokens": self.count(request)}
+        content = self.write(caption_of(request))
+        schema = json.dumps(request["response_format"]["json_schema"]["schema"])
+        prompt = sum(tokens(m["content"]) + 3 for m in request["messages"]) + 3
+        usage = {"prompt_tokens": prompt + tokens(schema)}
         usage["completion_tokens"] = tokens(content)
-        usage["total_tokens"] = sum(usage.values())
-        self.read += usage["prompt_tokens"]
-        self.written += usage["completion_tokens"]
-        return BODIES[form](content, usage)
+        self.input_tokens += usage["prompt_tokens"]
+        self.output_tokens += usage["completion_tokens"]
+        return completion(content, usage)
 
-    @staticmethod
-    def count(request: dict[str, Any]) -> int:
-        if form_of(request) == "completion":
-            return tokens(request["prompt"])
-        form = json.dumps(request["response_format"]["json_schema"]["schema"])
-        read = sum(tokens(m["content"]) + 3 for m in request["messages"]) + 3
-        return read + tokens(form)
 
-    def moderate(self, body: bytes) -> Page:
-        request, number = json.loads(body), len(self.moderated)
-        self.moderated.append(request["input"])
-        fault = self.fault(number)
-        if fault or self.flags is None:
-            return fault or failure(404)
-        results = [{"flagged": self.flags(text)} for text in request["input"]]
-        return page(200, {"id": "1", "model": request["model"], "results": results})
+class _Handler(BaseHTTPRequestHandler):
+    server: FakeService
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1
 
-    # files and batches
+    def handle(self) -> None:
+        with self.server.lock:
+            self.server.connected += 1
+        try:
+            super().handle()
+        finally:
+            with self.server.lock:
+                self.server.connected -= 1
 
-    def upload(self, kind: str, body: bytes) -> Page:
-        boundary = kind.partition("boundary=")[2].strip('"').encode()
-        content = name = None
-        for part in body.split(b"--" + boundary):
-            head, _, data = part.partition(b"\r\n\r\n")
-            if b'name="file"' in head:
-                content = data.removesuffix(b"\r\n")
-                name = head.partition(b'filename="')[2].partition(b'"')[0].decode()
-        return page(200, self.store(content, name, "batch"))
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.server.watch("before")
+        known = self.path == "/v1/chat/completions"
+        self.send(self.server.answer(body) if known else failure(404))
+        self.server.watch("after")
 
-    def store(self, content: Any, name: Any, purpose: str) -> dict[str, Any]:
-        file = {"id": f"file-{len(self.files)}", "object": "file", "created_at": 0}
-        file |= {"filename": name, "purpose": purpose, "bytes": len(content)}
-        self.files[file["id"]] = {**file, "content": content}
-        return file
+    def send(self, response: Page | str) -> None:
+        if response in ("drop", "hang"):
+            self.close_connection = True
+            return
+        status, headers, body = response if response != "cut" else page(200, {})
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        length = len(body) + (99 if response == "cut" else 0)
+        self.send_header("content-length", str(length))
+        self.end_headers()
+        self.wfile.write(body)
+        self.wfile.flush()
+        self.close_connection = self.close_connection or response == "cut"
 
-    def create(self, body: bytes) -> Page:
-        request = json.loads(body)
-        batch = {"id": f"batch-{len(self.batches)}", "object": "batch", "created_at": 0}
-        batch |= {
-            "status": "in_progress",
-            "polls": 0,
-            "output_file_id": None,
-            **request,
-        }
-        self.batches[batch["id"]] = batch
-        return page(200, batch)
-
-    def poll(self, name: str) -> Page:
-        batch = self.batches[name]
-        batch["polls"] += 1
-        if batch["polls"] >= self.polls and batch["status"] == "in_progress":
-            self.finish(batch)
-        return page(200, batch)
-
-    def finish(self, batch: dict[str, Any]) -> None:
-        lines = self.files[batch["input_file_id"]]["content"].splitlines()
-        requests = [json.loads(line) for line in lines]
-        batch["status"], share = self.outcome(int(batch["id"].split("-")[1]))
-        done = round(len(requests) * share)
-        good = [
-            self.line(r, {"status_code": 200, "body": self.complete(r["body"])})
-            for r in requests[:done]
-        ]
-        late = {"code": "batch_expired", "message": "late"}
-        bad = [self.line(r, None, late) for r in requests[done:]]
-        self.asked += [r["body"] for r in requests]
-        for name, rows in (("output_file_id", good[::-1]), ("error_file_id", bad)):
-            text = "".join(json.dumps(row) + "\n" for row in rows).encode()
-            if rows:
-                batch[name] = self.store(text, name, "batch_output")["id"]
-
-    @staticmethod
-    def line(request: dict[str, Any], response: Any, error: Any = None) -> Any:
-        return {
-            "custom_id": request["custom_id"],
-            "response": response,
-            "error": error,
-        }
-
-    def listing(self, things: dict[str, dict[str, Any]]) -> Page:
-        rows = [{k: v for k, v in t.items() if k != "content"} for t in things.values()]
-        return page(200, {"object": "list", "data": rows[::-1], "has_more": False})
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""

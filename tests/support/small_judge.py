@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 
 from ip2p_lib.miniature.judge.model import Judge
-from ip2p_lib.miniature.scenes import Scene, Thing
+from ip2p_lib.miniature.scenes import Scene, SceneObject
 
-CAT = Thing("cat", 32, 112, 56, finish="gold")
-BUS = Thing("bus", 96, 104, 48, mirrored=True, accessory="crown")
+CAT = SceneObject("cat", 32, 112, 56, finish="gold")
+BUS = SceneObject("bus", 96, 104, 48, mirrored=True, accessory="crown")
 PAIR = Scene((CAT, BUS), "beach", "night", "rain", "photo", "noto", 3)
 LONE = replace(PAIR, things=(BUS,), place="city", medium="line drawing")
 

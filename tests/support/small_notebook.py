@@ -3,22 +3,24 @@
 import nbformat
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-PICTURE = """
-import base64, io
+IMAGES = """
 from PIL import Image
-from IPython.display import Markdown, display
+from IPython.display import display
 import ipywidgets as widgets
-file = io.BytesIO()
-Image.new("RGB", (8, 8), "gold").save(file, "PNG")
+from ip2p_lib.notebook import figures
+from ip2p_lib.notebook.panel import Panel
+
+class Small(Panel):
+    def still(self):
+        return figures.show_grid([[Image.new("RGB", (8, 8), "gold")]])
+
 display(Image.new("RGB", (8, 8), "gold"))
-scale = widgets.FloatSlider(value=7.5, description="text scale")
-picture = widgets.Image(value=file.getvalue(), format="png")
-widgets.VBox([scale, widgets.HBox([widgets.Button(description="Edit"), picture])])
+Small([widgets.FloatSlider(value=7.5, description="text scale")])
 """
 
 
 def write_notebook(path, *extra_cells):
-    """A small notebook in the house's form."""
+    """Write a small notebook, with parameters, and more code cells if given."""
     parameters = new_code_cell('SCALE = "smoke"  # size\nSTEPS = 3  # how many, 1 to 9')
     parameters.metadata["tags"] = ["parameters"]
     rules = "check_parameters(globals(), SCALE=SCALES, STEPS=(1, 9))"
@@ -39,9 +41,11 @@ def write_notebook(path, *extra_cells):
     return path
 
 
-def outputs(notebook):
+def outputs_of(notebook):
+    """All outputs of a notebook, in order."""
     return [o for cell in notebook.cells for o in cell.get("outputs", [])]
 
 
 def text_of(notebook):
-    return "".join(o.get("text", "") for o in outputs(notebook))
+    """All that a notebook printed."""
+    return "".join(o.get("text", "") for o in outputs_of(notebook))

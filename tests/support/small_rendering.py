@@ -1,9 +1,9 @@
-"""A backbone of tiny networks for exact comparisons, and what it is asked to render."""
+"""Tiny networks for exact comparisons, and candidates for them."""
 
 import torch
 
-from ip2p_lib.diffusion.stable_diffusion import load_backbone
-from ip2p_lib.rendering.render import Candidate
+from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
+from ip2p_lib.rendering import Candidate
 from ip2p_lib.triplets.record import Triplet
 
 CAT = Triplet("a photo of the cat", "make it a dog", "a photo of the dog")
@@ -15,10 +15,18 @@ CANDIDATES = [
 ]
 
 
-def exact_backbone(folder):
+def exact_stable_diffusion(folder):
     """In float64, and with attention that matters, as it does in a trained model."""
-    backbone = load_backbone(folder, device="cpu", dtype=torch.float64)
+    backbone = load_stable_diffusion(folder, device="cpu", dtype=torch.float64)
     for name, weight in backbone.unet.named_parameters():
         if "attn" in name:
             weight.data *= 3
     return backbone
+
+
+def flat(batches):
+    return [pair for batch in batches for pair in batch]
+
+
+def gap(a, b):
+    return (a - b).abs().max().item()

@@ -3,7 +3,7 @@
 import torch
 
 from ip2p_lib.config import Training
-from ip2p_lib.diffusion.samplers import Schedule
+from ip2p_lib.diffusion.schedule import Schedule
 from ip2p_lib.training.latents import Latents
 
 SETTINGS = Training(
@@ -24,7 +24,7 @@ def make_latents(n=6, length=77, width=16):
         instruction=torch.arange(n) % 3,
         text=random(3, length, width, seed=4),
         null_text=random(1, length, width, seed=5),
-        scaling=0.18215,
+        scaling_factor=0.18215,
     )
 
 

@@ -1,4 +1,4 @@
-"""A few training steps, to be run by one process or by several: see test_parallel."""
+"""A few training steps, to be run by one process or by several: see test_distributed."""
 
 import sys
 from pathlib import Path
@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ip2p_lib import distributed as parallel
+from ip2p_lib import distributed
 from ip2p_lib.config import Training
-from ip2p_lib.diffusion.samplers import Schedule
-from ip2p_lib.distributed import share
+from ip2p_lib.diffusion.schedule import Schedule
+from ip2p_lib.distributed import local_shard
 from ip2p_lib.rng import key, normal
 from ip2p_lib.training import train as training
-from ip2p_lib.training.latents import Latents, visits_of_step
+from ip2p_lib.training.latents import Latents, sample_ids_of_step
 from jobs.miniature.loop import Budget, fit
 
 SETTINGS = Training(steps=5, batch_size=5, learning_rate=1e-2, drop=0.05)
@@ -48,32 +48,33 @@ def edit_training():
     state = training.start(unet, SETTINGS)
     schedule = Schedule.scaled_linear()
     steps = list(training.train(state, data, schedule, SETTINGS, run_seed=0))
-    losses, bands = (
-        torch.stack([getattr(s, n) for s in steps]) for n in ("loss", "bands")
+    losses, bins = (
+        torch.stack([getattr(s, n) for s in steps]) for n in ("loss", "bins")
     )
-    return {"losses": losses, "bands": bands, **dict(unet.state_dict())}
+    return {"losses": losses, "bins": bins, **dict(unet.state_dict())}
 
 
 def visits_and_draws():
-    """This process's visits of three steps, and the noise and timesteps of these."""
-    visits = torch.cat([share(visits_of_step(0, step, 5, 7)) for step in range(3)])
-    noise = normal(key(0, "noise", 0), visits, (4, 4, 4))
-    return {"own visits": visits, "own noise": noise}
+    """This process's sample_ids of three steps, and the noise and timesteps of these."""
+    shards = [local_shard(sample_ids_of_step(0, step, 5, 7)) for step in range(3)]
+    sample_ids = torch.cat(shards)
+    noise = normal(key(0, "noise", 0), sample_ids, (4, 4, 4))
+    return {"own sample_ids": sample_ids, "own noise": noise}
 
 
 def pretraining(work):
     """Final weights of ``fitting.fit`` after one step; equal batches by id."""
     layer = nn.Linear(4, 1)
     with torch.no_grad():
-        layer.weight.fill_(parallel.rank() + 1.0)  # process 0's weights are to win
+        layer.weight.fill_(distributed.rank() + 1.0)  # process 0's weights are to win
         layer.bias.fill_(0.0)
 
     def loss_of(step):
-        x = normal(key("x", step), parallel.share(torch.arange(8)), (4,))
+        x = normal(key("x", step), distributed.local_shard(torch.arange(8)), (4,))
         return layer(x).square().mean()
 
     # Were process 1's longer budget its own, it would wait for process 0 for ever.
-    budget = Budget(0.05 + 0.2 * parallel.rank(), 0.1, warmup=1)
+    budget = Budget(0.05 + 0.2 * distributed.rank(), 0.1, warmup=1)
     steps = fit(layer, loss_of, budget, work)
     first = next(steps)
     found = {"fitted": layer.weight.detach().clone(), "loss": torch.tensor(first.loss)}
@@ -85,17 +86,19 @@ def pretraining(work):
 def work(out):
     """What every process does, however it was started."""
     found = {**edit_training(), **pretraining(out / "work"), **visits_and_draws()}
-    number = torch.tensor(parallel.agree(parallel.rank() + 7.0, torch.device("cpu")))
-    save_file({**found, "agreed": number}, out / f"rank-{parallel.rank()}.safetensors")
+    rank = distributed.rank()
+    number = distributed.broadcast_scalar(rank + 7.0, torch.device("cpu"))
+    result = {**found, "agreed": torch.tensor(number)}
+    save_file(result, out / f"rank-{rank}.safetensors")
 
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     if "as-from-a-notebook" in sys.argv:
-        parallel.launch(work, out, processes=2)
+        distributed.launch(work, out, processes=2)
     else:
-        parallel.join()
-        number = parallel.rank()
+        distributed.init()
+        number = distributed.rank()
         work(out)
-        parallel.leave()
+        distributed.shutdown()
         (out / f"threads-{number}").write_text(str(psutil.Process().num_threads()))

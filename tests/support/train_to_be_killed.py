@@ -15,10 +15,10 @@ import torch
 
 from ip2p_lib import checkpoint
 from ip2p_lib.config import Training
-from ip2p_lib.diffusion.samplers import Schedule
+from ip2p_lib.diffusion.schedule import Schedule
 from ip2p_lib.training import train as training
 from ip2p_lib.training.latents import Latents
-from ip2p_lib.training.resume import recoverable
+from ip2p_lib.training.resume import resumable_run
 from tests.support.strikes import Strikes, in_child
 from tests.support.train_in_parallel import Small, draw
 
@@ -36,15 +36,15 @@ SCHEDULE = Schedule.scaled_linear()
 def train(root, strikes=None):
     """The whole run, going on from ``root``; struck only within the loop if asked."""
     state = training.start(Small(), SETTINGS)
-    with recoverable(state, root, every_steps=2) as run:
+    with resumable_run(state, root, every_steps=2) as run:
         if strikes:
             strikes.before = lambda: (root / "struck").write_text(str(state.step))
             sys.setprofile(strikes)
         steps = training.train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=0)
         for step in steps:
-            run.record(step)
+            run.log_step(step)
     sys.setprofile(None)
-    return strikes.count if strikes else run.banner
+    return strikes.count if strikes else run.status
 
 
 def train_counting_all(root, strikes):
@@ -79,7 +79,7 @@ def struck_runs(folder, work, times, number, *, twice=False):
         struck = root / "struck"
         row = {"code": code, "at": at, "saved": found and found.state["step"]}
         row["struck"] = int(struck.read_text()) if struck.exists() else None
-        again, row["banner"] = in_child(lambda root=root: train(root))
+        again, row["status"] = in_child(lambda root=root: train(root))
         row["same"] = again == 0 and bytes_of(root) == expected
         row["left"] = sorted(p.name for p in root.iterdir() if p != struck)
         yield row

@@ -7,18 +7,20 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from ip2p_lib.diffusion.lora import save_lora
 from ip2p_lib.training.compiled.compile import (
     OPTIONS,
     compile_unet,
-    compiled_parts,
-    even_part,
+    even_micro_batch,
+    modules_to_compile,
 )
 from ip2p_lib.training.compiled.layers import LAYERS
-from ip2p_lib.training.lora import add_editor_lora, load_editor_lora, save_editor_lora
-from ip2p_lib.training.options import Economy
-from ip2p_lib.training.publish import save_editor
+from ip2p_lib.training.lora import add_editor_lora, load_editor_lora
+from ip2p_lib.training.model_card import save_editor
+from ip2p_lib.training.resume import resume, save
+from ip2p_lib.training.state import TrainingOptions
 from ip2p_lib.training.surgery import widen_conv_in
-from ip2p_lib.training.train import resume, save, start, train
+from ip2p_lib.training.train import start, train
 from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
 # Torch hides these warnings where they are printed, not where they are errors.
@@ -53,14 +55,14 @@ def wide(backbone, lora=None):
     return add_editor_lora(unet, rank=lora) if lora else unet
 
 
-def begun(unet, parts=2, **economy):
-    state = start(unet, SETTINGS, Economy(**economy))
+def begun(unet, parts=2, **options):
+    state = start(unet, SETTINGS, TrainingOptions(**options))
     state.micro_batch = parts
     return state
 
 
-def trained(unet, **economy):
-    state = begun(unet, **economy)
+def trained(unet, **options):
+    state = begun(unet, **options)
     list(train(state, LATENTS, SCHEDULE, STEPS, run_seed=7))
     return state
 
@@ -72,13 +74,13 @@ def assert_alike(found, expected, gap=1e-4):
         torch.testing.assert_close(found[name], tensor, rtol=0, atol=gap)
 
 
-@pytest.mark.parametrize("way", ["blocks", "whole"])
+@pytest.mark.parametrize("mode", ["blocks", "whole"])
 def test_what_a_compiled_run_saves_goes_on_and_opens_without_compiling(
-    tiny_backbone, way, tmp_path
+    tiny_backbone, mode, tmp_path
 ):
     """With the backward pass compiled too, and laid out as on a GPU."""
     plain, unet = trained(wide(tiny_backbone)), wide(tiny_backbone)
-    compile_unet(unet, way, backend="aot_eager", channels_last=True)
+    compile_unet(unet, mode, backend="aot_eager", channels_last=True)
     assert unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
     state = trained(unet)
     assert_alike(state.tensors(), plain.tensors())
@@ -97,15 +99,14 @@ def test_what_a_compiled_run_saves_goes_on_and_opens_without_compiling(
 
 
 @pytest.mark.parametrize(
-    ("economy", "backend"),
-    [({"checkpointing": True}, "aot_eager"), ({"lora_rank": 4}, "aot_eager")],
+    "options", [{"gradient_checkpointing": True}, {"lora_rank": 4}]
 )
-def test_it_goes_with_what_saves_memory(tiny_backbone, economy, backend):
-    lora = economy.get("lora_rank")
-    plain = trained(wide(tiny_backbone, lora), **economy)
+def test_it_goes_with_what_saves_memory(tiny_backbone, options):
+    lora = options.get("lora_rank")
+    plain = trained(wide(tiny_backbone, lora), **options)
     unet = wide(tiny_backbone, lora)
-    compile_unet(unet, "blocks", backend=backend, channels_last=True)
-    assert_alike(trained(unet, **economy).tensors(), plain.tensors())
+    compile_unet(unet, "blocks", backend="aot_eager", channels_last=True)
+    assert_alike(trained(unet, **options).tensors(), plain.tensors())
 
 
 def test_an_adapter_laid_out_for_a_gpu_is_saved(
@@ -113,7 +114,7 @@ def test_an_adapter_laid_out_for_a_gpu_is_saved(
 ):
     unet, base = wide(tiny_backbone, lora=4), tiny_sd_folder / "unet"
     compile_unet(unet, "blocks", backend="eager", channels_last=True)
-    folder = save_editor_lora(unet, tmp_path, base)
+    folder = save_lora(unet, tmp_path, base)
     back = load_editor_lora(tiny_backbone.unet, folder, base)
     assert_alike(back.state_dict(), unet.state_dict(), gap=0)
 
@@ -134,7 +135,7 @@ def test_blocks_of_one_shape_are_compiled_once(tiny_backbone):
     counter = Counter()
     unet = compile_unet(wide(tiny_backbone), "blocks", backend=counter)
     trained(unet)
-    parts = compiled_parts(unet, "blocks")
+    parts = modules_to_compile(unet, "blocks")
     names = {type(part).__name__ for part in parts}
     assert names == {"ResnetBlock2D", "Transformer2DModel"}
     assert 0 < counter.graphs < len(parts)
@@ -153,39 +154,32 @@ def test_inductor_is_given_options_that_it_knows_where_it_compiles_for_a_gpu(
     assert [options["options"] for options in asked] == [None, OPTIONS]
 
 
-@pytest.mark.parametrize(("way", "outside"), [("blocks", True), ("whole", False)])
-def test_only_layers_that_are_compiled_are_exchanged(tiny_backbone, way, outside):
+@pytest.mark.parametrize(("mode", "outside"), [("blocks", True), ("whole", False)])
+def test_only_layers_that_are_compiled_are_exchanged(tiny_backbone, mode, outside):
     unet = wide(tiny_backbone)
     kinds = {type(module) for module in unet.modules()}
     assert kinds > LAYERS.keys()
-    compile_unet(unet, way, backend="eager", channels_last=True)
-    inner = {type(m) for part in compiled_parts(unet, way) for m in part.modules()}
+    compile_unet(unet, mode, backend="eager", channels_last=True)
+    inner = {type(m) for part in modules_to_compile(unet, mode) for m in part.modules()}
     assert not inner & LAYERS.keys()
     assert (type(unet.conv_in) is torch.nn.Conv2d) is outside
-
-
-@pytest.mark.parametrize(
-    ("examples", "at_most", "part"),
-    [(64, 23, 16), (64, 64, 64), (64, 1000, 64), (10, 4, 4), (12, 5, 4), (7, 6, 6)],
-)
-def test_parts_are_of_one_size_unless_they_would_be_small(examples, at_most, part):
-    assert even_part(examples, at_most) == part
 
 
 def test_even_parts_fit_and_are_at_least_half_of_what_does():
     for examples in range(1, 40):
         for at_most in range(1, 45):
-            part, most = even_part(examples, at_most), min(at_most, examples)
+            part, most = even_micro_batch(examples, at_most), min(at_most, examples)
             assert most / 2 < part <= most
             assert examples % part == 0 or part == most
+    assert [even_micro_batch(64, 23), even_micro_batch(7, 6)] == [16, 6]
 
 
-def test_a_copy_is_not_compiled_and_neither_is_the_way_none(tiny_backbone):
+def test_a_copy_is_not_compiled_and_neither_is_the_mode_none(tiny_backbone):
     unet = compile_unet(wide(tiny_backbone), "none", channels_last=True)
-    assert compiled_parts(unet, "none") == []
+    assert modules_to_compile(unet, "none") == []
     assert unet.conv_in.weight.is_contiguous() and unet._compiled_call_impl is None
     compile_unet(unet, "whole", backend="eager")
     assert unet._compiled_call_impl is not None
     assert deepcopy(unet)._compiled_call_impl is None
-    with pytest.raises(ValueError, match=r"no way 'half' to compile; choose from"):
+    with pytest.raises(ValueError, match=r"no mode 'half'"):
         compile_unet(unet, "half")

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ip2p_lib.training.latents import Batch, select, visits_of_step
+from ip2p_lib.training.latents import Batch, gather_batch, sample_ids_of_step
 from ip2p_lib.training.train import edit_loss
 from tests.support.small_training import LATENTS, SCHEDULE, random
 
@@ -20,8 +20,8 @@ class Oracle(nn.Module):
 
 
 def batch_of(n, **changes):
-    visits = visits_of_step(0, 0, n, len(LATENTS))
-    batch = select(LATENTS, visits, run_seed=0, step=0, device="cpu")
+    sample_ids = sample_ids_of_step(0, 0, n, len(LATENTS))
+    batch = gather_batch(LATENTS, sample_ids, run_seed=0, step=0, device="cpu")
     return replace(batch, **changes)
 
 

@@ -21,6 +21,18 @@ def test_the_average_is_the_released_recursion():
     assert torch.allclose(ema.weights["weight"].double(), expected, atol=1e-6)
 
 
+def test_a_step_that_was_not_taken_changes_nothing():
+    layer = nn.Linear(3, 2)
+    ema = EMA(layer, 0.9)
+    before = ema.weights["weight"].clone()
+    with torch.no_grad():
+        layer.weight.add_(1)
+    ema.update(layer, taken=torch.tensor(0.0))
+    assert torch.equal(ema.weights["weight"], before) and ema.updates == 0
+    ema.update(layer, taken=torch.tensor(1.0))
+    assert not torch.equal(ema.weights["weight"], before) and ema.updates == 1
+
+
 def test_the_average_does_not_move_with_the_weights():
     layer = nn.Linear(3, 2)
     ema, before = EMA(layer, 0.9), layer.weight.detach().clone()
@@ -42,26 +54,18 @@ def test_wrappers_do_not_change_the_names():
         assert named_weights(wrapped).keys() == {"weight", "bias"}
 
 
-def test_an_average_on_the_host_has_the_numbers_of_one_beside_the_weights():
-    """There it works on copies: here, too, though both are on one machine."""
+def test_an_average_on_the_cpu_has_the_same_numbers():
     layers = nn.Sequential(*(nn.Linear(2, 3) for _ in range(70)))  # more than one call
-    near, host = EMA(layers, 0.9), EMA(layers, 0.9, "cpu")
+    near, on_cpu = EMA(layers, 0.9), EMA(layers, 0.9, "cpu")
     for n in range(5):
         with torch.no_grad():
             for weight in layers.parameters():
                 weight.mul_(-1.1 + n)
         near.update(layers)
-        host.update(layers)
-    assert len(near.weights) == 140 and near.updates == host.updates
+        on_cpu.update(layers)
+    assert len(near.weights) == 140 and near.updates == on_cpu.updates
     for name, weight in near.weights.items():
-        torch.testing.assert_close(host.weights[name], weight)
-
-
-def test_an_average_on_the_host_takes_nothing_of_another_device():
-    layer = nn.Linear(3, 2, device="meta")
-    assert {w.device.type for w in EMA(layer, 0.5).weights.values()} == {"meta"}
-    with torch.device("meta"), pytest.raises(NotImplementedError, match="meta"):
-        EMA(layer, 0.5, "cpu")  # it tries to fetch the numbers, of which there are none
+        torch.testing.assert_close(on_cpu.weights[name], weight)
 
 
 def test_only_what_is_trained_is_averaged():
@@ -74,7 +78,7 @@ def test_only_what_is_trained_is_averaged():
     assert torch.equal(layer.bias, bias)
 
 
-@pytest.mark.parametrize("decay", [-0.1, 1.0, 9.999])
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_a_decay_that_never_settles_is_refused(decay):
     with pytest.raises(ValueError, match="ema_decay"):
         EMA(nn.Linear(1, 1), decay)

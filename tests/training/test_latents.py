@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ip2p_lib.training.latents import select, store_latents, visits_of_step
+from ip2p_lib.training.latents import gather_batch, sample_ids_of_step, store_latents
 
 INSTRUCTIONS = [
     "make it a cat",
@@ -43,7 +43,7 @@ def test_what_is_stored_is_what_the_encoders_say_of_both_flips(
     assert not torch.allclose(mirrored, mean.flip(-1), atol=1e-3), (
         "flipping latents would have been good enough"
     )
-    assert len(latents) == 5 and latents.scaling == tiny_backbone.scaling
+    assert len(latents) == 5 and latents.scaling_factor == tiny_backbone.scaling_factor
 
 
 def test_each_instruction_is_encoded_once(tiny_backbone, latents):
@@ -59,25 +59,25 @@ def test_every_pair_needs_an_instruction(tiny_backbone, pictures):
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 4), (10, 10), (3, 7), (7, 1)])
 def test_every_epoch_meets_every_example_once_in_another_order(n, batch):
-    steps = [visits_of_step(1, step, batch, n) for step in range(2 * n)]
-    visits = torch.cat(steps)
+    steps = [sample_ids_of_step(1, step, batch, n) for step in range(2 * n)]
+    sample_ids = torch.cat(steps)
     assert {len(v) for v in steps} == {batch}
-    assert len(visits.unique()) == len(visits), "a visit happened twice"
-    epochs = (visits[: 2 * n] % n).reshape(2, n)
+    assert len(sample_ids.unique()) == len(sample_ids), "a sample_id happened twice"
+    epochs = (sample_ids[: 2 * n] % n).reshape(2, n)
     assert torch.equal(epochs.sort(1).values, torch.arange(n).expand(2, n))
     assert n == 3 or not torch.equal(epochs[0], epochs[1])
 
 
 def test_a_step_is_known_without_the_steps_before_it():
-    straight = [visits_of_step(1, step, 4, 10) for step in range(50)]
-    assert torch.equal(visits_of_step(1, 37, 4, 10), straight[37])
-    assert not torch.equal(visits_of_step(2, 37, 4, 10), straight[37])
+    straight = [sample_ids_of_step(1, step, 4, 10) for step in range(50)]
+    assert torch.equal(sample_ids_of_step(1, 37, 4, 10), straight[37])
+    assert not torch.equal(sample_ids_of_step(2, 37, 4, 10), straight[37])
 
 
 def test_a_batch_gathers_matching_rows_and_the_same_flip_everywhere(latents):
-    visits = torch.arange(200)
-    batch = select(latents, visits, run_seed=1, step=0, device="cpu")
-    rows = visits % 5
+    sample_ids = torch.arange(200)
+    batch = gather_batch(latents, sample_ids, run_seed=1, step=0, device="cpu")
+    rows = sample_ids % 5
     flipped = (batch.condition != latents.condition[rows, 0]).flatten(1).any(1).long()
     for name in ("condition", "target_mean", "target_logvar"):
         assert torch.equal(getattr(batch, name), getattr(latents, name)[rows, flipped])
@@ -86,9 +86,9 @@ def test_a_batch_gathers_matching_rows_and_the_same_flip_everywhere(latents):
 
 
 def test_part_of_a_batch_is_the_same_examples_and_flips(latents):
-    visits = visits_of_step(3, 2, 8, 5)
-    whole = select(latents, visits, run_seed=3, step=2, device="cpu")
-    part = select(latents, visits[5:], run_seed=3, step=2, device="cpu")
+    sample_ids = sample_ids_of_step(3, 2, 8, 5)
+    whole = gather_batch(latents, sample_ids, run_seed=3, step=2, device="cpu")
+    part = gather_batch(latents, sample_ids[5:], run_seed=3, step=2, device="cpu")
     assert torch.equal(whole.target_mean[5:], part.target_mean)
 
 
@@ -101,10 +101,10 @@ def test_token_ids_are_encoded_when_a_batch_is_made(tiny_backbone, latents):
         return tiny_backbone.text_encoder(tokens).last_hidden_state
 
     stored = {"run_seed": 1, "step": 0, "device": "cpu"}
-    by_ids = select(
+    by_ids = gather_batch(
         replace(latents, text=ids), torch.arange(5), encode=encode, **stored
     )
     assert torch.allclose(
-        by_ids.text, select(latents, torch.arange(5), **stored).text, atol=1e-5
+        by_ids.text, gather_batch(latents, torch.arange(5), **stored).text, atol=1e-5
     )
     assert not by_ids.text.requires_grad

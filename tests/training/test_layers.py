@@ -9,22 +9,27 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from ip2p_lib.training.compiled.layers import LAYERS, Heads, compilable
+from ip2p_lib.training.compiled.layers import (
+    LAYERS,
+    PlainAttnProcessor,
+    attend,
+    replace_layers,
+)
 from ip2p_lib.training.lora import add_editor_lora
 from ip2p_lib.training.surgery import widen_conv_in
 
-PICTURES, TOKENS = (3, 12, 6, 4), (3, 5, 12)
+IMAGES, TOKENS = (3, 12, 6, 4), (3, 5, 12)
 CASES = {
-    "convolution": (nn.Conv2d(12, 8, 3, stride=2, padding=1), PICTURES),
-    "product": (nn.Conv2d(12, 8, 1), PICTURES),
-    "product with a stride": (nn.Conv2d(12, 8, 1, stride=2), PICTURES),
-    "without bias": (nn.Conv2d(12, 8, 1, bias=False), PICTURES),
-    "norm": (nn.GroupNorm(4, 12, eps=1e-3), PICTURES),
-    "norm of channels": (nn.GroupNorm(12, 12), PICTURES),
+    "convolution": (nn.Conv2d(12, 8, 3, stride=2, padding=1), IMAGES),
+    "product": (nn.Conv2d(12, 8, 1), IMAGES),
+    "product with a stride": (nn.Conv2d(12, 8, 1, stride=2), IMAGES),
+    "without bias": (nn.Conv2d(12, 8, 1, bias=False), IMAGES),
+    "norm": (nn.GroupNorm(4, 12, eps=1e-3), IMAGES),
+    "norm of channels": (nn.GroupNorm(12, 12), IMAGES),
     "norm of tokens": (nn.GroupNorm(5, 5), TOKENS),
-    "gate": (GEGLU(12, 7), TOKENS),
+    "geglu": (GEGLU(12, 7), TOKENS),
     "attention": (Attention(12, heads=3, dim_head=4), TOKENS),
-    "doubling": (Upsample2D(12, use_conv=True, out_channels=8), PICTURES),
+    "upsampling": (Upsample2D(12, use_conv=True, out_channels=8), IMAGES),
 }
 
 
@@ -47,7 +52,7 @@ def pair(request):
     layer = deepcopy(layer).double()
     for seed, weight in enumerate(layer.parameters(), 2):
         weight.data.copy_(drawn(*weight.shape, seed=seed))
-    return layer, compilable(deepcopy(layer)), 3 + drawn(*shape).requires_grad_()
+    return layer, replace_layers(deepcopy(layer)), 3 + drawn(*shape).requires_grad_()
 
 
 def test_values_and_gradients_are_the_same_to_rounding(pair):
@@ -66,9 +71,9 @@ def test_names_of_weights_stay(pair):
 def test_a_convolution_is_given_pictures_and_gradients_channels_last(laid_out):
     """Whatever lies around it."""
     seen = []
-    layer = compilable(nn.Sequential(nn.Identity(), nn.Conv2d(12, 8, 3)).double())
+    layer = replace_layers(nn.Sequential(nn.Identity(), nn.Conv2d(12, 8, 3)).double())
     kind = torch.channels_last if laid_out else torch.contiguous_format
-    x = drawn(*PICTURES).contiguous(memory_format=kind).requires_grad_()
+    x = drawn(*IMAGES).contiguous(memory_format=kind).requires_grad_()
     layer[0].register_full_backward_hook(lambda *args: seen.append(args[2][0]))
     y = layer(x)
     y.backward(drawn(*y.shape).contiguous(memory_format=kind))
@@ -77,8 +82,8 @@ def test_a_convolution_is_given_pictures_and_gradients_channels_last(laid_out):
 
 def test_attention_to_a_text_is_the_same():
     layer = Attention(12, 7, heads=3, dim_head=4, bias=True).double()
-    other = compilable(deepcopy(layer))
-    assert isinstance(other.processor, Heads)
+    other = replace_layers(deepcopy(layer))
+    assert isinstance(other.processor, PlainAttnProcessor)
     given = drawn(*TOKENS).requires_grad_(), drawn(3, 9, 7)
     results = outcome(other, *given), outcome(layer, *given)
     for found, right in zip(*results, strict=True):
@@ -98,7 +103,7 @@ def test_attention_to_a_text_is_the_same():
 def test_attention_that_does_more_stays_what_it_is(more):
     attention = Attention(12, heads=3, dim_head=4, **more)
     before = attention.processor
-    assert compilable(attention).processor is before
+    assert replace_layers(attention).processor is before
 
 
 def test_a_norm_sums_half_precision_in_float32():
@@ -106,7 +111,7 @@ def test_a_norm_sums_half_precision_in_float32():
     layer = nn.GroupNorm(4, 12)
     x, far = 30 + drawn(2, 12, 40, 40), drawn(2, 12, 40, 40, seed=1)
     given = x.bfloat16().requires_grad_()
-    found = compilable(deepcopy(layer))(given)
+    found = replace_layers(deepcopy(layer))(given)
     found.backward(far.bfloat16())
     exact = given.detach().double().requires_grad_()
     right = layer.double()(exact)
@@ -116,11 +121,11 @@ def test_a_norm_sums_half_precision_in_float32():
     assert (given.grad - exact.grad).abs().max() < 0.02
 
 
-def test_a_doubling_asked_for_a_size_makes_it():
+def test_upsampling_to_a_size_gives_it():
     layer = Upsample2D(12, use_conv=True).double()
-    x = drawn(*PICTURES).requires_grad_()
+    x = drawn(*IMAGES).requires_grad_()
     for found, right in zip(
-        outcome(compilable(deepcopy(layer)), x, (11, 7)),
+        outcome(replace_layers(deepcopy(layer)), x, (11, 7)),
         outcome(layer, x, (11, 7)),
         strict=True,
     ):
@@ -132,8 +137,17 @@ def test_lora_goes_on_beside_them(tiny_backbone):
     inputs = drawn(2, 8, 8, 8), torch.tensor([3, 500])
     width = unet.config.cross_attention_dim
     right = unet(*inputs, drawn(2, 5, width)).sample
-    found = compilable(unet)(*inputs, drawn(2, 5, width)).sample
-    assert any(
-        isinstance(processor, Heads) for processor in unet.attn_processors.values()
-    )
+    found = replace_layers(unet)(*inputs, drawn(2, 5, width)).sample
+    assert PlainAttnProcessor in {type(p) for p in unet.attn_processors.values()}
     torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("keys", [5, 7])
+def test_attention_is_that_of_attention_maps(keys):
+    q, k, v = (
+        drawn(2, 3, 5, 4),
+        drawn(2, 3, keys, 4, seed=1),
+        drawn(2, 3, keys, 4, seed=2),
+    )
+    maps = (q @ k.transpose(2, 3) / 2).softmax(-1)
+    torch.testing.assert_close(attend(q, k, v), maps @ v, rtol=1e-12, atol=1e-12)

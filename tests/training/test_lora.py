@@ -1,27 +1,27 @@
 """LoRA for the editor begins as the text-to-image model and ends a stock U-Net."""
 
-import shutil
 from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from peft import PeftModel
 
-from ip2p_lib.diffusion.lora import count_parameters, lora_weights
+from ip2p_lib.diffusion.lora import count_parameters, lora_weights, save_lora
 from ip2p_lib.rng import key, normal
 from ip2p_lib.training.lora import (
     add_editor_lora,
     load_editor_lora,
     merge_editor_lora,
-    save_editor_lora,
 )
-from ip2p_lib.training.options import Economy
+from ip2p_lib.training.resume import resume, save
+from ip2p_lib.training.state import TrainingOptions
 from ip2p_lib.training.surgery import widen_conv_in
-from ip2p_lib.training.train import resume, save, start, train
+from ip2p_lib.training.train import start, train
 from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
-LORA = Economy(lora_rank=4)
+LORA = TrainingOptions(lora_rank=4)
 LEARNING = replace(SETTINGS, learning_rate=1e-2)
 
 
@@ -56,23 +56,23 @@ def trained(plain, **options):
     return state, steps
 
 
-@pytest.mark.parametrize("everywhere", [False, True])
-def test_before_the_first_step_it_is_the_text_to_image_model(plain, everywhere):
+@pytest.mark.parametrize("all_layers", [False, True])
+def test_before_the_first_step_it_is_the_text_to_image_model(plain, all_layers):
     before = predict(plain, X)
-    unet = add_editor_lora(widen_conv_in(plain), everywhere=everywhere)
+    unet = add_editor_lora(widen_conv_in(plain), all_layers=all_layers)
     assert torch.equal(predict(unet, X, 100 * PICTURE), before)
 
 
-@pytest.mark.parametrize(("everywhere", "fewest"), [(False, 10), (True, 60)])
+@pytest.mark.parametrize(("all_layers", "fewest"), [(False, 10), (True, 60)])
 def test_the_matrices_and_the_first_convolution_learn_and_nothing_else_does(
-    plain, everywhere, fewest
+    plain, all_layers, fewest
 ):
-    state, steps = trained(plain, everywhere=everywhere)
-    fresh = add_editor_lora(widen_conv_in(plain), rank=4, everywhere=everywhere)
+    state, steps = trained(plain, all_layers=all_layers)
+    fresh = add_editor_lora(widen_conv_in(plain), rank=4, all_layers=all_layers)
     before = dict(fresh.named_parameters())
     after = dict(state.unet.named_parameters())
     changed = {n for n in after if not torch.equal(after[n], before[n])}
-    # One position attends to itself, whatever q and k are: B stays zero there.
+    # One position attends to itself, whatever q and k are: B need not move there.
     alone = "mid_block.attentions.0.transformer_blocks.0.attn1.to_{}.lora_B"
     matrices = {
         name
@@ -80,7 +80,9 @@ def test_the_matrices_and_the_first_convolution_learn_and_nothing_else_does(
         if ".lora_" in name
         and not name.startswith((alone.format("q"), alone.format("k")))
     }
-    assert changed == matrices | {"conv_in.weight", "conv_in.bias"}
+    own = "conv_in.modules_to_save.default."
+    assert matrices | {f"{own}weight", f"{own}bias"} <= changed
+    assert changed <= {name for name, w in after.items() if w.requires_grad}
     assert state.ema.weights.keys() >= changed
     assert len(lora_weights(state.unet)) >= 2 * fewest
     assert state.unet.conv_in.weight[:, 4:].abs().min() > 0, "it sees the picture"
@@ -116,31 +118,23 @@ def test_merged_it_is_a_stock_u_net_that_predicts_the_same(plain, tmp_path):
     assert not torch.allclose(before, predict(plain, X), atol=1e-3), "nothing learnt"
 
 
-def test_what_was_saved_goes_onto_the_base_and_learns_on(plain, base, tmp_path):
+# peft reads the configuration of a U-Net, which diffusers warns is not how to do it.
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_saved_goes_onto_the_base_opens_in_peft_and_learns_on(
+    plain, base, tiny_sd_folder, tmp_path
+):
     unet = trained(plain)[0].unet
-    folder = save_editor_lora(unet, tmp_path / "adapter", base)
-    assert len(list(folder.iterdir())) == 3
+    folder = save_lora(unet, tmp_path / "adapter", base)
+    assert len(list(folder.iterdir())) == 2
     back = load_editor_lora(plain, folder, base)
     assert torch.equal(predict(back, X, PICTURE), predict(unet, X, PICTURE))
+    theirs = PeftModel.from_pretrained(widen_conv_in(plain), folder)
+    torch.testing.assert_close(predict(theirs, X, PICTURE), predict(unet, X, PICTURE))
     state = start(back, LEARNING, LORA)
     next(train(state, LATENTS, SCHEDULE, LEARNING, run_seed=8))
     assert plain.config.in_channels == 4, "the given U-Net is left alone"
-
-
-def test_an_adapter_of_another_base_or_of_two_savings_is_refused(
-    plain, base, tiny_sd_folder, tmp_path
-):
-    first = save_editor_lora(trained(plain)[0].unet, tmp_path / "1", base)
-    other = add_editor_lora(widen_conv_in(plain), rank=4, run_seed=1)
-    second = save_editor_lora(other, tmp_path / "2", base)
-    with pytest.raises(ValueError, match="was trained on sha256"):
-        load_editor_lora(plain, first, tiny_sd_folder / "vae")
-    shutil.copy(first / "conv_in.safetensors", second)
-    with pytest.raises(ValueError, match="not of one saving"):
-        load_editor_lora(plain, second, base)
-    (second / "conv_in.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks conv_in.safetensors"):
-        load_editor_lora(plain, second, base)
+    with pytest.raises(ValueError, match="was trained on"):
+        load_editor_lora(plain, folder, tiny_sd_folder / "vae")
 
 
 def test_frozen_weights_may_lie_in_half_precision_and_what_is_trained_may_not(plain):
@@ -149,17 +143,17 @@ def test_frozen_weights_may_lie_in_half_precision_and_what_is_trained_may_not(pl
     for name, weight in unet.named_parameters():
         half = torch.float32 if weight.requires_grad else torch.bfloat16
         assert kinds[name] is half, name
-    economy = replace(LORA, autocast=torch.bfloat16)
-    state = start(unet, LEARNING, economy)
+    options = replace(LORA, autocast=torch.bfloat16)
+    state = start(unet, LEARNING, options)
     next(train(state, LATENTS, SCHEDULE, LEARNING, run_seed=7))
     merged = merge_editor_lora(unet)
     assert {weight.dtype for weight in merged.parameters()} == {torch.float32}
 
 
 def test_checkpointed_activations_change_no_bit(plain):
-    economy = replace(LORA, checkpointing=True)
+    options = replace(LORA, gradient_checkpointing=True)
     unet = add_editor_lora(widen_conv_in(plain), rank=4)
-    state = start(unet, LEARNING, economy)
+    state = start(unet, LEARNING, options)
     list(train(state, LATENTS, SCHEDULE, LEARNING, run_seed=7))
     assert unet.is_gradient_checkpointing
     for name, tensor in trained(plain)[0].tensors().items():

@@ -12,15 +12,14 @@ from PIL import Image
 from torch import nn
 
 from ip2p_lib.config import Source
-from ip2p_lib.training.model_card import RunFacts, card
-from ip2p_lib.training.publish import push_to_hub, save_editor
+from ip2p_lib.training.model_card import RunSummary, card, push_to_hub, save_editor
 from ip2p_lib.training.surgery import widen_conv_in
 from ip2p_lib.training.train import start, train
-from ip2p_lib.training.validation import Look
+from ip2p_lib.training.validation import ValidationResult
 from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
 HUB = Source("stable-diffusion-v1-5/stable-diffusion-v1-5", "a" * 40)
-LOOKS = [Look(0, 0.99, 0.01), Look(6, 0.8765, 0.4321)]
+LOOKS = [ValidationResult(0, 0.99, 0.01), ValidationResult(6, 0.8765, 0.4321)]
 MADE = {"commit": "b" * 40, "device": "cpu", "versions": {"torch": "2.11"}}
 
 
@@ -29,12 +28,12 @@ def run(tiny_backbone):
     """A trained state, and what its steps gave by band."""
     state = start(widen_conv_in(tiny_backbone.unet), SETTINGS)
     steps = train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7)
-    return state, torch.stack([step.bands for step in steps])
+    return state, torch.stack([step.bins for step in steps])
 
 
 @pytest.fixture
 def facts(run):
-    return RunFacts(HUB, "pairs/sample", 1234, SETTINGS, 7, run[1], LOOKS, 3, 1.5, MADE)
+    return RunSummary(HUB, "pairs/sample", 1234, SETTINGS, 7, run[1], LOOKS, 3, 1.5, MADE)
 
 
 def header_of(text):
@@ -74,7 +73,7 @@ def test_every_number_is_the_runs(facts, run):
     }
     for name, value in told.items():
         assert f"| {name} | {value} |" in text
-    whole = replace(facts, bands=run[1].sum(0, keepdim=True))
+    whole = replace(facts, bins=run[1].sum(0, keepdim=True))
     for mean in sums / counts:
         assert f"| {mean:.4f} |" in card(whole, name="An editor", license="mit")
 
@@ -95,7 +94,7 @@ def test_what_cannot_be_told_is_refused(facts):
     with pytest.raises(ValueError, match="license_link"):
         card(facts, name="An editor", license="other")
     with pytest.raises(ValueError, match="no step yet"):
-        card(replace(facts, bands=facts.bands[:0]), name="An editor", license="mit")
+        card(replace(facts, bins=facts.bins[:0]), name="An editor", license="mit")
 
 
 @pytest.fixture

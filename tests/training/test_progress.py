@@ -12,24 +12,29 @@ from PIL import Image
 
 from ip2p_lib.evaluation.metrics import Examples
 from ip2p_lib.training import progress as training_figures
-from ip2p_lib.training.loss_weighting import by_band
-from ip2p_lib.training.progress import Board, plot_bands, plot_looks, told_time
+from ip2p_lib.training.loss_weighting import bin_losses
+from ip2p_lib.training.progress import (
+    ProgressFigure,
+    format_duration,
+    plot_loss_bins,
+    plot_validation,
+)
 from ip2p_lib.training.train import TrainStep
-from ip2p_lib.training.validation import Look
+from ip2p_lib.training.validation import ValidationResult
 
 BEFORE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 EXAMPLES = Examples(BEFORE, ["make it a cat", "turn"], ["a", "b"], ["c", "d"])
-BOUNDS = {"input copied": Look(0, 1.0, 0.0), "exact answer": Look(0, 0.7, 0.9)}
+BOUNDS = {"input copied": ValidationResult(0, 1.0, 0.0), "exact answer": ValidationResult(0, 0.7, 0.9)}
 FIXED = SimpleNamespace(examples=EXAMPLES, bounds=lambda: BOUNDS)
 
 
 def a_step(n, t=(100, 900)):
-    bands = by_band(torch.tensor(t), torch.tensor([1.0 / n, 0.1 / n]))
-    return TrainStep(n, torch.tensor(1.0), torch.tensor(1.0), 1e-4, bands)
+    bins = bin_losses(torch.tensor(t), torch.tensor([1.0 / n, 0.1 / n]))
+    return TrainStep(n, torch.tensor(1.0), torch.tensor(1.0), 1e-4, bins)
 
 
 def a_look(n):
-    return Look(n, 1 - n / 100, n / 100, BEFORE)
+    return ValidationResult(n, 1 - n / 100, n / 100, BEFORE)
 
 
 @dataclass
@@ -58,8 +63,8 @@ def screen(monkeypatch):
 
 
 def test_the_lines_are_the_running_means_of_the_bands():
-    steps = torch.stack([a_step(n).bands for n in range(1, 6)])
-    lines = plot_bands(steps, window=2, first=11).axes[0].lines
+    steps = torch.stack([a_step(n).bins for n in range(1, 6)])
+    lines = plot_loss_bins(steps, window=2, first=11).axes[0].lines
     drawn = {line.get_label(): line.get_xydata() for line in lines}
     assert [*drawn] == ["t 0-249", "t 250-499", "t 500-749", "t 750-999"]
     assert drawn["t 0-249"][:, 0].tolist() == [11, 12, 13, 14, 15]
@@ -68,7 +73,7 @@ def test_the_lines_are_the_running_means_of_the_bands():
 
 
 def test_both_similarities_stand_over_what_trivial_edits_get():
-    axes = plot_looks([a_look(0), a_look(50)], BOUNDS).axes[0]
+    axes = plot_validation([a_look(0), a_look(50)], BOUNDS).axes[0]
     image, direction = axes.lines[:2]
     assert image.get_ydata().tolist() == [1.0, 0.5]
     assert direction.get_ydata().tolist() == [0.0, 0.5]
@@ -79,7 +84,7 @@ def test_both_similarities_stand_over_what_trivial_edits_get():
 
 def test_a_run_is_one_display_and_one_file_however_often_it_is_drawn(screen, tmp_path):
     file = tmp_path / "run" / "progress.png"
-    board = Board(FIXED, last=4, file=file, every_seconds=0.0)
+    board = ProgressFigure(FIXED, last=4, file=file, every_seconds=0.0)
     for n in range(1, 5):
         board.show(a_step(n), a_look(n) if n % 2 == 0 else None)
     assert (len(screen.shown), screen.changes) == (1, 3)
@@ -91,26 +96,26 @@ def test_a_run_is_one_display_and_one_file_however_often_it_is_drawn(screen, tmp
 
 
 def test_between_looks_it_is_drawn_only_when_it_has_grown_old(screen):
-    board = Board(FIXED, last=50, every_seconds=1000.0)
+    board = ProgressFigure(FIXED, last=50, every_seconds=1000.0)
     for n in range(1, 51):
         board.show(a_step(n), a_look(n) if n == 20 else None)
     assert screen.changes == 2, "the first, the look at 20, the last"
-    assert len(board.bands) == 50
+    assert len(board.bins) == 50
 
 
 def test_what_an_earlier_sitting_had_is_drawn_on(screen):
-    earlier = [a_step(n).bands for n in (1, 2)]
-    board = Board(FIXED, last=3, bands=earlier, looks=[Look(2, 0.9, 0.1)])
+    earlier = [a_step(n).bins for n in (1, 2)]
+    board = ProgressFigure(FIXED, last=3, bins=earlier, looks=[ValidationResult(2, 0.9, 0.1)])
     board.show(a_step(3))
-    assert len(board.bands) == 3 and len(screen.shown) == 1
+    assert len(board.bins) == 3 and len(screen.shown) == 1
 
 
 def test_the_time_left_is_reckoned_from_this_sittings_steps(screen, monkeypatch):
     now = iter([0.0, 60.0])
     monkeypatch.setattr(training_figures.time, "monotonic", lambda: next(now))
-    board = Board(FIXED, last=300, bands=[a_step(n).bands for n in range(1, 101)])
+    board = ProgressFigure(FIXED, last=300, bins=[a_step(n).bins for n in range(1, 101)])
     for n in range(101, 111):
-        board.bands.append(a_step(n).bands)
+        board.bins.append(a_step(n).bins)
         board._taken += 1
     assert board.words(110) == "step 110 of 300, about 19 min left"
 
@@ -120,4 +125,4 @@ def test_the_time_left_is_reckoned_from_this_sittings_steps(screen, monkeypatch)
     [(0.4, "0 s"), (89, "89 s"), (120, "2 min"), (5400, "1 h 30 min")],
 )
 def test_a_time_is_told_as_a_person_would(seconds, words):
-    assert told_time(seconds) == words
+    assert format_duration(seconds) == words

@@ -23,11 +23,11 @@ SIGNAL = np.cumprod(1 - BETAS)  # share of signal at each timestep
 CASES = ["neither", "text", "both", "image"]
 
 
-def drawn(purpose, visits, shape=None, high=None):
+def drawn(purpose, sample_ids, shape=None, high=None):
     key = rng.key(SEED, purpose, 0)
     if shape is not None:
-        return rng.normal(key, visits, shape).double()
-    return rng.integers(key, visits, high) if high else rng.uniform(key, visits)
+        return rng.normal(key, sample_ids, shape).double()
+    return rng.integers(key, sample_ids, high) if high else rng.uniform(key, sample_ids)
 
 
 def visits_of_first_step():
@@ -43,9 +43,9 @@ def dropped(u):
     return CASES[1 + int(u // DROP)] if u < 3 * DROP else CASES[0]
 
 
-def reference_example(visit, t):
+def reference_example(sample_id, t):
     """Sample (8, h, w), hidden states (L, D) and noise (4, h, w) of one example."""
-    row, one = int(visit) % 6, visit[None]
+    row, one = int(sample_id) % 6, sample_id[None]
     flip = int(drawn("flip", one, high=2)[0])
     mean, logvar, condition = (
         x[row, flip].double()
@@ -65,11 +65,11 @@ def reference_example(visit, t):
 
 def reference_gradients(unet, gamma):
     """Loss, named gradients, and which dropouts occurred, example by example."""
-    unet, visits = deepcopy(unet).double(), visits_of_first_step()
-    times = drawn("timestep", visits, high=1000).tolist()
+    unet, sample_ids = deepcopy(unet).double(), visits_of_first_step()
+    times = drawn("timestep", sample_ids, high=1000).tolist()
     total, seen = 0.0, set()
-    for visit, t in zip(visits, times, strict=True):
-        sample, text, noise, lost = reference_example(visit, t)
+    for sample_id, t in zip(sample_ids, times, strict=True):
+        sample, text, noise, lost = reference_example(sample_id, t)
         eps = unet(sample[None], t, encoder_hidden_states=text[None]).sample[0]
         snr = SIGNAL[t] / (1 - SIGNAL[t])
         weight = min(snr, gamma) / snr if gamma else 1.0

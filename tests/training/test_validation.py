@@ -6,21 +6,21 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ip2p_lib import distributed as parallel
+from ip2p_lib import distributed
 from ip2p_lib.config import Editing
+from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.editing.editor import Editor
 from ip2p_lib.evaluation.metrics import Examples
-from ip2p_lib.filtering.clip_filter import load_clip
 from ip2p_lib.rng import key, normal
 from ip2p_lib.training import validation
 from ip2p_lib.training.surgery import widen_conv_in
 from ip2p_lib.training.train import start, train
 from ip2p_lib.training.validation import (
-    Look,
     Validation,
-    read_looks,
-    with_looks,
-    write_looks,
+    ValidationResult,
+    read_validation,
+    validate_every,
+    write_validation,
 )
 from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
@@ -49,7 +49,7 @@ def a_run(unet, fixed, every):
     steps = train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7)
     if every is None:
         return [(step, None) for step in steps], state
-    looked = with_looks(steps, state, fixed, every=every, last=SETTINGS.steps)
+    looked = validate_every(steps, state, fixed, every=every, last=SETTINGS.steps)
     return list(looked), state
 
 
@@ -101,7 +101,7 @@ def test_of_several_processes_the_first_looks(unet, fixed, monkeypatch):
     monkeypatch.setattr(validation, "rank", lambda: 1)
     steps, _ = a_run(unet, fixed, every=1)
     assert [look for _, look in steps] == [None] * 6
-    assert parallel.rank() == 0
+    assert distributed.rank() == 0
 
 
 def test_no_look_at_all_is_not_a_number_of_steps(unet, fixed):
@@ -110,8 +110,8 @@ def test_no_look_at_all_is_not_a_number_of_steps(unet, fixed):
 
 
 def test_numbers_read_back_without_those_after_the_step_resumed_at(tmp_path):
-    looks = [Look(0, 1.0, 0.0), Look(50, 0.9, 1 / 3), Look(100, 0.8, 0.5)]
-    path = write_looks(tmp_path / "run" / validation.LOOKS, looks)
-    assert read_looks(path, up_to=100) == looks
-    assert read_looks(path, up_to=99) == looks[:2]
-    assert read_looks(tmp_path / "none.csv", up_to=5) == []
+    looks = [ValidationResult(0, 1.0, 0.0), ValidationResult(50, 0.9, 1 / 3), ValidationResult(100, 0.8, 0.5)]
+    path = write_validation(tmp_path / "run" / validation.LOOKS, looks)
+    assert read_validation(path, up_to=100) == looks
+    assert read_validation(path, up_to=99) == looks[:2]
+    assert read_validation(tmp_path / "none.csv", up_to=5) == []

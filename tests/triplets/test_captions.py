@@ -1,12 +1,11 @@
-"""Captions come one at a time from files and data sets."""
+"""Captions come one at a time from files."""
 
 import json
 import tracemalloc
-from itertools import islice
 
 import pytest
 
-from ip2p_lib.triplets.captions import captions_of, read_captions
+from ip2p_lib.triplets.captions import read_captions
 
 
 @pytest.fixture
@@ -40,20 +39,6 @@ def test_bad_files_are_named(files):
         list(read_captions(files / "broken.jsonl"))
 
 
-def test_a_data_set_is_read_no_further_than_asked():
-    reached = []
-
-    def rows():
-        for number in range(10**9):
-            reached.append(number)
-            yield {"TEXT": f"caption {number}", "url": "x"}
-
-    assert list(islice(captions_of(rows()), 3)) == [f"caption {i}" for i in range(3)]
-    assert reached == [0, 1, 2]
-    with pytest.raises(ValueError, match="no text under 'prompt'"):
-        next(captions_of(rows(), "prompt"))
-
-
 def test_memory_stays_flat_over_half_a_million_captions(tmp_path):
     path = tmp_path / "many.txt"
     path.write_text("a cat on a mat in the sun, a photo\n" * 500_000)
@@ -62,33 +47,3 @@ def test_memory_stays_flat_over_half_a_million_captions(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 500_000 and peak < 2**20
-
-
-@pytest.fixture
-def parquet(tmp_path):
-    """A file of 1,000 captions in ten row groups, as data sets on the Hub are."""
-    import pyarrow
-    from pyarrow import parquet
-
-    columns = {"url": ["x"] * 1000, "TEXT": [f"caption  {i}" for i in range(1000)]}
-    path = tmp_path / "captions.parquet"
-    parquet.write_table(pyarrow.table(columns), path, row_group_size=100)
-    return path
-
-
-@pytest.mark.parametrize("streaming", [True, False])
-def test_a_real_data_set_is_read(parquet, streaming):
-    from datasets import load_dataset
-
-    rows = load_dataset(
-        "parquet",
-        data_files={"train": str(parquet)},
-        split="train",
-        streaming=streaming,
-        cache_dir=str(parquet.parent / "cache"),
-    )
-    expected = [f"caption {i}" for i in range(1000)]
-    assert list(captions_of(rows)) == expected
-    assert list(islice(captions_of(rows, "TEXT"), 5)) == expected[:5]
-    with pytest.raises(ValueError, match=r"'title'; the keys are \['TEXT', 'url'\]"):
-        next(captions_of(rows, "title"))

@@ -8,8 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from ip2p_lib.config import DATA, preset
 from ip2p_lib.diffusion.lora import add_lora, lora_weights
-from ip2p_lib.triplets.finetuning import completion_loss, encode, fine_tune
-from ip2p_lib.triplets.generation import load_language_model
+from ip2p_lib.triplets.finetuning import completion_loss, fine_tune, tokenize_triplets
+from ip2p_lib.triplets.loading import load_language_model
 from ip2p_lib.triplets.record import (
     Triplet,
     parse_completion,
@@ -39,7 +39,7 @@ def model(tokenizer) -> GPT2LMHeadModel:
 
 
 def test_a_row_is_the_papers_and_only_its_completion_is_learnt(tokenizer) -> None:
-    tokens, labels = encode(tokenizer, TRIPLETS)
+    tokens, labels = tokenize_triplets(tokenizer, TRIPLETS)
     for row, learnt, triplet in zip(tokens, labels, TRIPLETS, strict=True):
         stop = tokenizer.eos_token
         text = tokenizer.decode(row).rstrip(stop)
@@ -55,7 +55,7 @@ def test_a_tokenizer_of_the_hub_gives_the_same_rows(kind: str, end) -> None:
     """With no padding token and no length; with a first token; with no end."""
     tokenizer = new_tokenizer(kind, eos_token=end)
     assert tokenizer.pad_token is None and tokenizer.model_max_length > 1e18
-    tokens, labels = encode(tokenizer, TRIPLETS)
+    tokens, labels = tokenize_triplets(tokenizer, TRIPLETS)
     for row, learnt, triplet in zip(tokens, labels, TRIPLETS, strict=True):
         reply = to_completion(triplet) + (end or "")
         assert tokenizer.decode(learnt[learnt >= 0]) == reply
@@ -71,7 +71,7 @@ def test_the_loss_is_transformers_own(kind: str) -> None:
     """Which shifts the labels itself and averages over those that are not -100."""
     tokenizer = new_tokenizer(kind)
     model = new_model(kind, len(tokenizer)).double()
-    tokens, labels = encode(tokenizer, TRIPLETS)
+    tokens, labels = tokenize_triplets(tokenizer, TRIPLETS)
     mask = torch.ones_like(tokens)
     theirs = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
     ours = completion_loss(model, tokens, labels)
@@ -79,7 +79,7 @@ def test_the_loss_is_transformers_own(kind: str) -> None:
 
 
 def test_the_prompts_tokens_are_read_but_not_learnt(tokenizer, model) -> None:
-    tokens, labels = encode(tokenizer, TRIPLETS[:1])
+    tokens, labels = tokenize_triplets(tokenizer, TRIPLETS[:1])
     prompt = len(tokenizer(to_prompt(TRIPLETS[0].caption))["input_ids"])
     states = []
 
@@ -95,7 +95,7 @@ def test_the_prompts_tokens_are_read_but_not_learnt(tokenizer, model) -> None:
 
 
 def test_fine_tuning_sees_every_row_once_an_epoch_and_learns(tokenizer, model) -> None:
-    tokens, labels = encode(tokenizer, TRIPLETS)
+    tokens, labels = tokenize_triplets(tokenizer, TRIPLETS)
     steps = fine_tune(model, tokens, labels, batch_size=2)
     assert len(list(steps)) == 2  # 3 rows, one epoch
     losses = list(
@@ -110,7 +110,7 @@ def test_fine_tuning_sees_every_row_once_an_epoch_and_learns(tokenizer, model) -
 def test_a_triplet_too_long_for_the_model_is_refused(tokenizer) -> None:
     long = Triplet("cat " * 300, "shorter", "a cat")
     with pytest.raises(ValueError, match="at most 192"):
-        encode(tokenizer, [*TRIPLETS, long])
+        tokenize_triplets(tokenizer, [*TRIPLETS, long])
 
 
 def learner(kind: str, lora: bool = True, dtype=torch.float32):
@@ -118,7 +118,7 @@ def learner(kind: str, lora: bool = True, dtype=torch.float32):
     tokenizer = new_tokenizer(kind)
     model = new_model(kind, len(tokenizer), resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
     model.to(dtype).train()
-    rows = [part.repeat(2, 1) for part in encode(tokenizer, TRIPLETS)]
+    rows = [part.repeat(2, 1) for part in tokenize_triplets(tokenizer, TRIPLETS)]
     return add_lora(model) if lora else model, rows
 
 
@@ -159,7 +159,7 @@ def test_checkpointing_computes_twice_and_learns_the_same(kind: str) -> None:
         return losses, calls
 
     losses, once = train()
-    others, twice = train(checkpointing=True)
+    others, twice = train(gradient_checkpointing=True)
     assert others == pytest.approx(losses, rel=1e-5)
     assert twice == 2 * once == 2 * 2 * 3  # two blocks, three steps
 
@@ -195,6 +195,7 @@ def test_a_step_without_a_finite_loss_is_not_taken() -> None:
         assert torch.equal(weight, before[name])
 
 
+@pytest.mark.slow
 def test_an_epoch_of_lora_teaches_what_one_of_all_weights_does() -> None:
     """On triplets held out of the set written by hand, with a twentieth of the numbers.
 
@@ -207,7 +208,9 @@ def test_an_epoch_of_lora_teaches_what_one_of_all_weights_does() -> None:
     gains = []
     for lora, rate in ((False, 1e-4), (True, 7e-4)):
         pupil = load_language_model(preset("miniature").language_model, device="cpu")
-        test, train = (encode(pupil.tokenizer, part) for part in (held_out, learnt))
+        test, train = (
+            tokenize_triplets(pupil.tokenizer, part) for part in (held_out, learnt)
+        )
         if lora:
             add_lora(pupil.model, rank=8)
         with torch.no_grad():

@@ -15,7 +15,7 @@ from operator import attrgetter
 from torch import Tensor
 
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.render import SCENE_COLUMNS, THING_COLUMNS, encode
+from ip2p_lib.miniature.render import OBJECT_COLUMNS, SCENE_COLUMNS, encode
 from ip2p_lib.miniature.scenes import Scene
 
 NONE = "none"  # no finish, no accessory, no right thing
@@ -115,7 +115,7 @@ def labels(codes: Tensor) -> dict[str, Tensor]:
     """
     found = {name: codes[:, column] for name, (column, _) in SCENE.items()}
     for index, slot in enumerate(SLOTS):
-        start = SCENE_COLUMNS + index * THING_COLUMNS
+        start = SCENE_COLUMNS + index * OBJECT_COLUMNS
         for name, (column, _) in THING.items():
             found[f"{slot}.{name}"] = codes[:, start + column] + 1  # -1 is "none"
     return found

@@ -28,7 +28,7 @@ from ip2p_lib.miniature.judge.readings import (
     ThingReading,
     readings_of,
 )
-from ip2p_lib.miniature.scenes import Scene, Thing
+from ip2p_lib.miniature.scenes import Scene, SceneObject
 
 RULED_OUT = 0.05  # an answer that is less likely is not seen
 MOVED = 16.0  # pixels: a thing that is further from its place has moved
@@ -128,7 +128,7 @@ def _change(scene: Scene, target: Scene) -> _Change:
     return _Change(was - becomes, becomes - was, differs)
 
 
-def _look(thing: Thing) -> Look:
+def _look(thing: SceneObject) -> Look:
     return thing.name, thing.finish or NONE, thing.accessory or NONE
 
 

@@ -1,12 +1,10 @@
-"""Compile a U-Net for training: the blocks that it repeats, or the whole (3.2; ours).
+"""Compile a U-Net for training: its repeated blocks, or all of it (section 3.2; ours).
 
-    state = training.start(compile_unet(unet, "blocks"), settings)
+    state = train.start(compile_unet(unet, "blocks"), settings)
 
-A GPU computes Stable Diffusion's U-Net faster if its operations are joined to fewer and
-its pictures lie channels last (see ``compiled_layers``). Compiling the whole takes
-minutes; its blocks are alike, and those of one shape are compiled once. Both change how
-a module is called and nothing else: names of weights, checkpoints and averages stay,
-and a copy of the module is not compiled.
+Compiling all of Stable Diffusion's U-Net takes minutes; its blocks are alike, and those
+of one shape are compiled once. Both change how a module is called and nothing else:
+names of weights, checkpoints and averages stay, and a copy of it is not compiled.
 """
 
 from __future__ import annotations
@@ -17,79 +15,79 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ip2p_lib.training.compiled.layers import compilable
+from ip2p_lib.training.compiled.layers import replace_layers
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
-WAYS = ("none", "blocks", "whole")
-LIMIT = 64  # forms of one block's code: Stable Diffusion's have some twenty
-# The layers say how pictures lie; left to Inductor, attention's heads would lie so too.
+MODES = ("none", "blocks", "whole")
+RECOMPILE_LIMIT = 64  # variants of one block's code; Stable Diffusion has some twenty
+# The layers state their layout; left to Inductor, attention's heads would change too.
 OPTIONS: dict[str, bool] = {"layout_optimization": False}
 
 
 def compile_unet(
     unet: UNet2DConditionModel,
-    way: str = "blocks",
+    mode: str = "blocks",
     *,
     backend: str | Callable[..., Any] = "inductor",
     channels_last: bool | None = None,
 ) -> UNet2DConditionModel:
-    """Have a U-Net compiled at its first call, for the one shape that it meets there.
+    """Compile a U-Net at its first call, for the one shape that it meets there.
 
-    Another shape is another compilation, so give it batches of one size: ``even_part``.
+    Another shape is another compilation, so use batches of one size: see
+    ``even_micro_batch``.
 
     Args:
-        unet: on its device, with LoRA if it is to have it, and before AdamW is laid
-            out like it; changed in place. Torch's limit is raised for the process.
-        way: ``"blocks"`` are its ``ResnetBlock2D`` and ``Transformer2DModel``;
-            ``"whole"`` is it alone, ``"none"`` leaves it as it is.
+        unet: on its device, with LoRA if it is to have it, and before AdamW's state is
+            laid out like it; changed in place. Raises torch's limit for the process.
+        mode: ``"blocks"`` compiles each ``ResnetBlock2D`` and ``Transformer2DModel``,
+            ``"whole"`` the U-Net as one, ``"none"`` nothing.
         backend: as for ``torch.compile``.
-        channels_last: lay the convolutions' weights out like pictures on a GPU; None
-            does so on a GPU. The 8-bit AdamW has no use for it: it lays them out anew.
+        channels_last: use the layers for a GPU; None does so on a GPU.
     Returns:
         ``unet``.
     Raises:
-        ValueError: there is no such way.
+        ValueError: there is no such mode.
     """
-    if way not in WAYS:
-        raise ValueError(f"There is no way {way!r} to compile; choose from {WAYS}.")
-    if way == "none":
+    if mode not in MODES:
+        raise ValueError(f"There is no mode {mode!r} to compile; choose from {MODES}.")
+    if mode == "none":
         return unet
-    for_gpu = bool(channels_last) or unet.device.type == "cuda"
-    if for_gpu if channels_last is None else channels_last:
+    for_gpu = unet.device.type == "cuda" if channels_last is None else channels_last
+    if for_gpu:
         unet.to(memory_format=torch.channels_last)
     # Many blocks share one code, and past its limit torch goes on without compiling.
     dynamo: Any = torch._dynamo.config
-    dynamo.recompile_limit = max(dynamo.recompile_limit, LIMIT)
+    dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
     options = OPTIONS if for_gpu and backend == "inductor" else None
-    for module in compiled_parts(unet, way):
+    for module in modules_to_compile(unet, mode):
         if for_gpu:
-            compilable(module)
+            replace_layers(module)
         module.compile(dynamic=False, backend=backend, options=options)
     return unet
 
 
-def compiled_parts(unet: UNet2DConditionModel, way: str) -> list[nn.Module]:
-    """The modules of a U-Net that a way compiles."""
+def modules_to_compile(unet: UNet2DConditionModel, mode: str) -> list[nn.Module]:
+    """The modules of a U-Net that a mode compiles."""
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
-    if way != "blocks":
-        return [unet] if way == "whole" else []
+    if mode != "blocks":
+        return [unet] if mode == "whole" else []
     repeated = (ResnetBlock2D, Transformer2DModel)
     return [module for module in unet.modules() if isinstance(module, repeated)]
 
 
-def even_part(examples: int, at_most: int) -> int:
-    """Examples at once that cut a batch into parts of one size, compiled once.
+def even_micro_batch(examples: int, at_most: int) -> int:
+    """Micro-batch size that cuts a batch into equal parts, which are compiled once.
 
     Args:
-        examples: of a batch, on one device; at least 1.
+        examples: of a batch on one device; at least 1.
         at_most: that fit at once; at least 1.
     Returns:
-        The largest part of this kind. If it is below half of what fits, ``at_most``:
-        then the last part of a batch is smaller, which is compiled once more.
+        The largest divisor of ``examples`` up to ``at_most``. If it is below half of
+        what fits, ``at_most``: then the last part is smaller, and compiled once more.
     """
     at_most = min(at_most, examples)
     even = next(n for n in range(at_most, 0, -1) if examples % n == 0)

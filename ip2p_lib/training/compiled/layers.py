@@ -1,13 +1,13 @@
-"""Layers of a U-Net, written for a GPU's compiler (section 3.2; ours).
+"""Layers of a U-Net that a GPU's compiler can lay out and fuse (section 3.2; ours).
 
-A GPU's convolutions want a picture's channels side by side (channels last). Torch's
-compiler can lay out a whole graph like that, but then the heads of attention, which
-have four dimensions too, are copied to and fro. So the layers that work on pictures say
-themselves how they lie, and the compiler leaves the rest alone.
+A GPU's convolutions are fastest channels last. Torch's compiler can lay out a whole
+graph like that, but then it copies the heads of attention, which have four dimensions
+too, to and fro. So the layers that work on images state their own layout, and the
+compiler leaves the rest alone.
 
-Small networks are bound by memory: what counts is how often a picture is read and
-written. Each layer here computes what the one does that it takes the place of, and
-holds the same weights under the same names.
+Small networks are bound by memory: what counts is how often an activation is read and
+written. Each layer here computes what the one does that it replaces, and holds the same
+weights under the same names.
 """
 
 from __future__ import annotations
@@ -21,56 +21,76 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import flex_attention
 
-from ip2p_lib.diffusion.attention import attend
+# Width of a head and number of tokens up to which cuDNN's attention, torch's choice on
+# a Hopper GPU, wastes time: it computes such heads 64 wide. (H100, torch 2.11)
+NARROW_HEAD, FEW_TOKENS = 32, 64
 
 
-class _Laid(torch.autograd.Function):
-    """The same picture, channels last, and so is its gradient."""
+class _ChannelsLast(torch.autograd.Function):
+    """Identity whose output and gradient are channels last."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Copy only what lies otherwise."""
+        """Copy only what has another layout."""
         return x.contiguous(memory_format=torch.channels_last)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        """Copy only what lies otherwise."""
+        """Copy only what has another layout."""
         return grads[0].contiguous(memory_format=torch.channels_last)
 
 
-def laid(x: Tensor) -> Tensor:
-    """Lay out a picture (B, C, H, W), and later its gradient, channels last."""
-    result: Tensor = _Laid.apply(x)
+def channels_last(x: Tensor) -> Tensor:
+    """Lay out activations (B, C, H, W), and later their gradient, channels last."""
+    result: Tensor = _ChannelsLast.apply(x)
     return result
 
 
 class Convolution(nn.Conv2d):
-    """Takes and gives pictures and gradients channels last."""
+    """Takes and returns activations and gradients channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, h, w)."""
         form = self.kernel_size, self.stride, self.padding, self.groups
         if form != ((1, 1), (1, 1), (0, 0), 1):
-            return laid(super().forward(laid(x)))
-        # A product at each place, which adds the bias as it goes.
-        places = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
-        return places.permute(0, 3, 1, 2)
+            return channels_last(super().forward(channels_last(x)))
+        # 1 x 1: a matrix product at each position, which adds the bias on the way.
+        rows = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
+        return rows.permute(0, 3, 1, 2)
 
 
-def _kept(parts: Iterable[Tensor]) -> list[Tensor]:
-    """Numbers of each channel (B, G, C / G), written down to meet (B, H, W, C).
+def _materialize(parts: Iterable[Tensor]) -> list[Tensor]:
+    """Store per-channel values (B, G, C / G) to broadcast against (B, H, W, C).
 
-    A strided view is one of memory, so the compiler computes them once. Else it would
-    repeat their arithmetic at every place, and then, to repeat no more than that, write
-    down the whole picture before it in float32.
+    A strided view needs memory to view, so Inductor computes the values once. Otherwise
+    it would fuse their arithmetic into the loop over positions, and then, to limit that
+    recomputation, store the activations before the loop in float32.
     """
     flat = (part.flatten(1) for part in parts)
     return [part.as_strided(part.shape, part.stride())[:, None, None] for part in flat]
 
 
-class _Normed(torch.autograd.Function):
-    """A group norm in two readings of the picture, and its gradient in two of both."""
+class _GroupNorm(torch.autograd.Function):
+    r"""Group norm that reads activations twice, and twice more in the backward pass.
+
+    Forward, with mean mu and variance s^2 of a group and weight w, bias b of a channel:
+
+        n = (x - mu) / s        y = w n + b = x (w / s) + (b - mu w / s)
+
+    mu is the mean of the channels' means; s^2 is the mean of their variances plus the
+    variance of their means. Backward, with g = dL/dy and means E over a group:
+
+        dL/db = sum g           dL/dw = sum g n
+        dL/dx = (w g - E[w g] - n E[w g n]) / s  =  g (w / s) + x dvar + dmean
+        dvar  = -E[w g n] / s^2         (what the variance passes back, per unit of x)
+        dmean = -E[w g] / s - mu dvar   (what the mean passes back)
+
+    Both directions are one reduction by channel, then one pointwise pass with a scale
+    and a shift for each channel.
+    """
 
     @staticmethod
     def forward(
@@ -78,51 +98,54 @@ class _Normed(torch.autograd.Function):
     ) -> Tensor:
         """(B, C, H, W) -> the same shape and dtype; sums are float32 at least."""
         exact = torch.promote_types(x.dtype, torch.float32)
-        places, form = x.permute(0, 2, 3, 1), (groups, -1)
-        parts = torch.var_mean(places.to(exact), (1, 2), correction=0)
-        var, mean = (part.unflatten(1, form) for part in parts)  # of each channel
+        rows, form = x.permute(0, 2, 3, 1), (groups, -1)  # (B, H, W, C), (G, C / G)
+        # First read: the reduction. Means and variances of each channel, then group.
+        parts = torch.var_mean(rows.to(exact), (1, 2), correction=0)
+        var, mean = (part.unflatten(1, form) for part in parts)  # (B, G, C / G)
         var = var.mean(2, keepdim=True) + mean.var(2, correction=0, keepdim=True)
-        mean, inverse = mean.mean(2, keepdim=True), (var + eps).rsqrt()
+        mean, inverse = mean.mean(2, keepdim=True), (var + eps).rsqrt()  # 1 / s
         ctx.save_for_backward(x, weight, mean, inverse)
         scale = weight.unflatten(0, form) * inverse
         shift = bias.unflatten(0, form) - mean * scale
-        scale, shift = _kept((scale, shift))
-        return (places * scale + shift).to(x.dtype).permute(0, 3, 1, 2)
+        scale, shift = _materialize((scale, shift))
+        # Second read: the pointwise pass, which fuses with the layers around it.
+        return (rows * scale + shift).to(x.dtype).permute(0, 3, 1, 2)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """With n = (x - mean) / deviation: mean(g w) and mean(g w n) are taken off."""
+        """Gradients of x, weight and bias, as derived above."""
         x, weight, mean, inverse = ctx.saved_tensors
-        places, grad = (t.permute(0, 2, 3, 1) for t in (x, grads[0]))
+        rows, grad = (t.permute(0, 2, 3, 1) for t in (x, grads[0]))
         exact, form = mean.dtype, (mean.shape[1], -1)
         w = weight.unflatten(0, form)
-        # Of each channel: the gradient's sum, and its sum with the normed picture.
-        sums = grad.sum((1, 2), dtype=exact), (grad * places.to(exact)).sum((1, 2))
-        plain, normed = (part.unflatten(1, form) for part in sums)
-        normed = inverse * (normed - mean * plain)
+        # First read: sum g and sum g x of each channel; sum g n follows from them.
+        sums = grad.sum((1, 2), dtype=exact), (grad * rows.to(exact)).sum((1, 2))
+        dbias, dweight = (part.unflatten(1, form) for part in sums)
+        dweight = inverse * (dweight - mean * dbias)
         count = x[0, 0].numel() * w.shape[1]
-        slope = -(inverse**2) * (w * normed).sum(2, keepdim=True) / count
-        level = -inverse * (w * plain).sum(2, keepdim=True) / count - slope * mean
-        parts = (w * inverse, slope.expand_as(plain), level.expand_as(plain))
-        scale, slope, level = _kept(parts)
-        own = (grad * scale + places * slope + level).to(x.dtype).permute(0, 3, 1, 2)
-        return own, normed.sum(0).flatten(), plain.sum(0).flatten(), None, None
+        dvar = -(inverse**2) * (w * dweight).sum(2, keepdim=True) / count
+        dmean = -inverse * (w * dbias).sum(2, keepdim=True) / count - dvar * mean
+        parts = (w * inverse, dvar.expand_as(dbias), dmean.expand_as(dbias))
+        scale, dvar, dmean = _materialize(parts)
+        # Second read: the pointwise pass.
+        dx = (grad * scale + rows * dvar + dmean).to(x.dtype).permute(0, 3, 1, 2)
+        return dx, dweight.sum(0).flatten(), dbias.sum(0).flatten(), None, None
 
 
-class Norm(nn.GroupNorm):
-    """The same norm as one factor and one summand a channel, which fuse."""
+class FusableGroupNorm(nn.GroupNorm):
+    """Group norm as one scale and one shift for each channel, which fuse."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape and, under autocast too, dtype."""
         if x.ndim != 4:
             return super().forward(x)
         numbers = self.weight, self.bias, self.num_groups, self.eps
-        result: Tensor = _Normed.apply(x, *numbers)
+        result: Tensor = _GroupNorm.apply(x, *numbers)
         return result
 
 
-class Gate(GEGLU):
-    """Two products instead of one that is cut, whose gradient would be joined again."""
+class SplitGEGLU(GEGLU):
+    """GEGLU by two products instead of one whose output, and gradient, is split."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """(B, N, C) -> (B, N, D)."""
@@ -134,13 +157,13 @@ class Gate(GEGLU):
         return value * F.gelu(gate)
 
 
-class Doubling(Upsample2D):
-    """Repeats rows and columns: the gradient is a sum, where torch's is scattered."""
+class NearestUpsample2D(Upsample2D):
+    """Upsampling by repeated rows and columns, whose gradient is a sum."""
 
     def forward(
         self, hidden_states: Tensor, output_size: tuple[int, int] | None = None
     ) -> Tensor:
-        """(B, C, H, W) -> (B, D, 2 H, 2 W), unless another size is asked for."""
+        """(B, C, H, W) -> (B, D, 2 H, 2 W), or to ``output_size``."""
         if output_size is not None:
             other: Tensor = super().forward(hidden_states, output_size)
             return other
@@ -150,8 +173,21 @@ class Doubling(Upsample2D):
         return doubled
 
 
-class Heads(AttnProcessor2_0):
-    """Attention as a transformer's block has it: nothing masked, normed or rescaled."""
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention (B, heads, N, D) -> the same shape, by the kernel that is fastest."""
+    trained = q.is_cuda and q.requires_grad and torch.compiler.is_compiling()
+    if trained and q.shape[3] <= NARROW_HEAD:
+        if k.shape[2] != q.shape[2]:  # of an image and a text
+            result: Tensor = flex_attention(q, k, v)
+            return result
+        if k.shape[2] <= FEW_TOKENS:
+            with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+                return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class PlainAttnProcessor(AttnProcessor2_0):
+    """Attention of a transformer block: without mask, norms or rescaling."""
 
     def __call__(
         self,
@@ -172,7 +208,7 @@ class Heads(AttnProcessor2_0):
 
 
 def _is_plain(attn: Attention) -> bool:
-    """Whether ``Heads`` computes what this attention does."""
+    """Whether ``PlainAttnProcessor`` computes what this attention does."""
     norms = attn.spatial_norm, attn.group_norm, attn.norm_q, attn.norm_k
     more = any(norms) or attn.norm_cross or attn.residual_connection or attn.dropout
     usual = type(attn.processor) is AttnProcessor2_0
@@ -182,22 +218,22 @@ def _is_plain(attn: Attention) -> bool:
 Net = TypeVar("Net", bound=nn.Module)
 LAYERS: dict[type[nn.Module], type[nn.Module]] = {
     nn.Conv2d: Convolution,
-    nn.GroupNorm: Norm,
-    GEGLU: Gate,
-    Upsample2D: Doubling,
+    nn.GroupNorm: FusableGroupNorm,
+    GEGLU: SplitGEGLU,
+    Upsample2D: NearestUpsample2D,
 }
 
 
-def compilable(net: Net) -> Net:
-    """Exchange the layers of a U-Net for those of this module.
+def replace_layers(net: Net) -> Net:
+    """Replace the layers of a U-Net, with LoRA or without, by those of this module.
 
     Args:
-        net: Stable Diffusion's U-Net, with LoRA or without; changed in place.
+        net: changed in place.
     Returns:
         ``net``.
     """
     for module in net.modules():
         module.__class__ = LAYERS.get(type(module), type(module))
         if isinstance(module, Attention) and _is_plain(module):
-            module.processor = Heads()
+            module.processor = PlainAttnProcessor()
     return net

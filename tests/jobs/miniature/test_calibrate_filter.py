@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from ip2p_lib.config import HELD_OUT, Rendering, preset
-from ip2p_lib.filtering.clip_filter import keep_best, load_clip, score_pairs
+from ip2p_lib.diffusion.clip import load_clip
+from ip2p_lib.filtering.clip_filter import keep_best, score_pairs
 from ip2p_lib.miniature.judge.model import load_judge
 from ip2p_lib.miniature.judge.verdicts import VERDICTS, verdicts
-from ip2p_lib.rendering.render import draw_candidates, render
+from ip2p_lib.rendering import draw_candidates, generate_pairs
 from jobs.miniature import calibrate_filter as calibrate
 from jobs.miniature import make_pairs
 
@@ -47,13 +48,15 @@ def test_tasks_are_held_out_edits_that_captions_show():
 
 
 def test_a_row_holds_the_scores_and_the_verdict_of_its_candidate(scale, written):
-    from ip2p_lib.diffusion.stable_diffusion import load_backbone
+    from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
 
     todo = calibrate.tasks(3)
     triplets = [task.triplet for task in todo]
     candidates = draw_candidates(triplets, 2, 0, SETTINGS)
     options = {"steps": 2, "batch_size": 2, "sampler": "ddim"}
-    batches = render(load_backbone(scale.backbone), candidates, **options)
+    batches = generate_pairs(
+        load_stable_diffusion(scale.backbone), candidates, **options
+    )
     made = [pair for batch in batches for pair in batch]
     before, after = (
         torch.stack([getattr(p, name) for p in made]) for name in ("before", "after")
@@ -94,10 +97,10 @@ def test_what_was_written_is_read_as_columns(written):
 
 
 def test_the_same_candidates_are_marked_with_words_lent(scale, written):
-    from ip2p_lib.diffusion.stable_diffusion import load_backbone
+    from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
 
     marker = calibrate.Marker(load_clip(scale.clip), load_judge())
-    backbone, todo = load_backbone(scale.backbone), calibrate.tasks(3)
+    backbone, todo = load_stable_diffusion(scale.backbone), calibrate.tasks(3)
     lent = calibrate.mark_candidates(backbone, marker, todo, SETTINGS, 0, lent=1)
     plain = json.loads(written.read_text())["rows"]
     same = ("triplet", "kind", "p", "cfg_scale")

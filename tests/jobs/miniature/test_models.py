@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ip2p_lib.config import MODELS, preset
-from ip2p_lib.filtering.clip_filter import load_clip
+from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.miniature.corpus import build_corpus
 from ip2p_lib.miniature.render import render_codes
 from jobs.miniature import measure as quality

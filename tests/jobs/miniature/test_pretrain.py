@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ip2p_lib.diffusion.samplers import Schedule
+from ip2p_lib.diffusion.schedule import Schedule
 from ip2p_lib.miniature.corpus import build_corpus
 from ip2p_lib.miniature.render import encode
 from ip2p_lib.miniature.world import sample_scene

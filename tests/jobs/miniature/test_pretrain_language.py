@@ -19,8 +19,8 @@ from ip2p_lib.miniature.parsing import (
     read_caption,
 )
 from ip2p_lib.miniature.vocabulary import COLOURS
-from ip2p_lib.triplets.finetuning import encode
-from ip2p_lib.triplets.generation import LanguageModel, load_language_model
+from ip2p_lib.triplets.finetuning import tokenize_triplets
+from ip2p_lib.triplets.loading import LanguageModel, load_language_model
 from ip2p_lib.triplets.record import (
     Reply,
     read_jsonl,
@@ -69,7 +69,7 @@ def test_any_text_survives_the_tokenizer(tokenizer, text: str) -> None:
 def test_pretraining_learns_and_goes_on_where_it_stopped(
     model, tokenizer, grammar, tmp_path
 ) -> None:
-    rows = encode(tokenizer, grammar)
+    rows = tokenize_triplets(tokenizer, grammar)
 
     def train(seconds: float, learner) -> list:
         budget = Budget(seconds, learning_rate=3e-3, warmup=5)
@@ -120,11 +120,11 @@ def test_the_final_model_is_measured_at_one_attempt_and_at_the_miniatures(
 ) -> None:
     asked = []
 
-    def write(writer, captions, *, attempts):
-        asked.append(attempts)
+    def write(writer, captions, *, num_samples):
+        asked.append(num_samples)
         return [Reply(caption, "") for caption in captions]
 
-    monkeypatch.setattr(pretrain_language, "write_triplets", write)
+    monkeypatch.setattr(pretrain_language, "generate_triplets", write)
     pretrain_language.save(model, tokenizer, tmp_path)
     write_jsonl(tmp_path / "written.jsonl", grammar[:12])
     paths = {
@@ -150,7 +150,9 @@ def test_the_measure_tells_what_is_known_and_what_is_wrong(monkeypatch) -> None:
         Reply(t.caption, "", replace(t, instruction=said))
         for t, said in zip(triplets, asked, strict=True)
     ]
-    monkeypatch.setattr(pretrain_language, "write_triplets", lambda *_, **__: replies)
+    monkeypatch.setattr(
+        pretrain_language, "generate_triplets", lambda *_, **__: replies
+    )
     found = pretrain_language.measure(None, 40, known=set(triplets[:20]))
     assert (found["parsed"], found["one_change"]) == (1.0, 1.0)
     assert (found["right"], found["new"]) == (0.75, 0.5)

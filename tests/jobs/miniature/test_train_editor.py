@@ -9,9 +9,9 @@ import torch
 
 from ip2p_lib.config import DATA, MODELS, preset
 from ip2p_lib.dataset.dataset import read_shards
-from ip2p_lib.diffusion.stable_diffusion import load_backbone
+from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
 from ip2p_lib.editing.editor import load_editor
-from ip2p_lib.miniature.corpus import fewer_whole
+from ip2p_lib.miniature.corpus import subsample_scene_edits
 from ip2p_lib.triplets.record import Triplet, read_jsonl
 from jobs.miniature import make_pairs
 from jobs.miniature.make_pairs import world_captions
@@ -30,7 +30,7 @@ def test_pairs_are_made_and_read_back_for_training(tmp_path: Path) -> None:
     assert {t.caption for t in triplets} <= set(world_captions(0, 6))
     easy = replace(scale.filtering, image=-1.0, text=-1.0, direction=-1.0)
     make_pairs.run_render(asked, replace(scale, filtering=easy))
-    backbone = load_backbone(scale.backbone, device="cpu")
+    backbone = load_stable_diffusion(scale.backbone, device="cpu")
     latents, counts = read_pairs(tmp_path, backbone)
     assert counts["kept"] == len(latents) > 0
     sample = list(read_shards(out / "pairs" / "sample"))
@@ -42,15 +42,15 @@ def test_some_edits_of_a_whole_scene_are_left_out_and_none_of_an_object() -> Non
     scene = Triplet(first, "make it night", f"{first} at night")
     thing = Triplet(f"{first} at night", "turn it into a rose", second)
     both = Triplet(first, "a rose at night", second)
-    left = fewer_whole([scene, thing, both] * 400, 0.25)
+    left = subsample_scene_edits([scene, thing, both] * 400, 0.25)
     assert left.count(thing) == left.count(both) == 400
     assert 60 < left.count(scene) < 140
-    assert fewer_whole([scene, thing], 0.0) == [thing]
-    assert fewer_whole([scene, thing], 1.0) == [scene, thing]
+    assert subsample_scene_edits([scene, thing], 0.0) == [thing]
+    assert subsample_scene_edits([scene, thing], 1.0) == [scene, thing]
 
 
 def test_an_editor_begins_as_the_widened_unet_or_as_an_earlier_editor() -> None:
-    backbone = load_backbone(MODELS / "miniature-sd", device="cpu")
+    backbone = load_stable_diffusion(MODELS / "miniature-sd", device="cpu")
     begun = first_unet(DATA, backbone, None)
     assert not begun.conv_in.weight[:, 4:].any()
     assert torch.equal(

@@ -38,17 +38,17 @@ def alone(words, tmp_path_factory):
 @pytest.fixture
 def stopped_after_two(monkeypatch):
     """Begin a run, and stop it after two steps."""
-    record = train.Run.record
+    log_step = train.Run.log_step
 
     def stop(run, step):
-        record(run, step)
+        log_step(run, step)
         if step.step == 2:
             run.save()
             raise KeyboardInterrupt
 
     def begin(command):
         with monkeypatch.context() as patch:
-            patch.setattr(train.Run, "record", stop)
+            patch.setattr(train.Run, "log_step", stop)
             with pytest.raises(KeyboardInterrupt):
                 train.main(command)
 

@@ -13,7 +13,7 @@ from ip2p_lib.training import memory_plan
 from ip2p_lib.training.compiled.compile import compile_unet
 from ip2p_lib.training.lora import load_editor_lora, merge_editor_lora
 from ip2p_lib.training.memory_plan import plan_training
-from ip2p_lib.training.options import Economy
+from ip2p_lib.training.state import TrainingOptions
 from jobs import train, training_plan
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -21,12 +21,12 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def room(monkeypatch, tiny_backbone):
-    """Pretend that there is as much memory as an economy takes, and a little more."""
+    """Pretend that there is as much memory as an options takes, and a little more."""
     monkeypatch.setattr(memory_plan, "LIBRARIES", 0)
 
-    def give(economy, batch_size=4):
+    def give(options, batch_size=4):
         size = {"batch_size": batch_size, "resolution": 64, "memory": 2**40}
-        plan = plan_training(tiny_backbone.unet.config, economy, **size)
+        plan = plan_training(tiny_backbone.unet.config, options, **size)
         memory = int(plan.peak * (1 + memory_plan.FRAGMENTS)) + 1
         monkeypatch.setattr(training_plan, "memory_of", lambda device: memory)
         return plan
@@ -35,7 +35,7 @@ def room(monkeypatch, tiny_backbone):
 
 
 def economy_in(out):
-    return Economy.of(newest_state(out)["economy"])
+    return TrainingOptions.of(newest_state(out)["options"])
 
 
 def test_what_fits_is_decided_and_said_before_anything_long_starts(
@@ -44,8 +44,8 @@ def test_what_fits_is_decided_and_said_before_anything_long_starts(
     def too_long(*arguments):
         raise RuntimeError("encoding")
 
-    room(Economy(checkpointing=True))
-    monkeypatch.setattr(train, "latents_of", too_long)
+    room(TrainingOptions(checkpointing=True))
+    monkeypatch.setattr(train, "cached_latents", too_long)
     with pytest.raises(RuntimeError, match="encoding"):
         train.main([*words, "--out", str(tmp_path)])
     said = capsys.readouterr().out
@@ -70,17 +70,17 @@ def test_a_number_below_one_is_refused(words, flag, capsys):
 
 
 def test_flags_decide_and_the_plan_says_what_they_take(words, room, tmp_path, capsys):
-    room(Economy())
+    room(TrainingOptions())
     command = [*words, "--out", str(tmp_path), "--steps", "1", "--looks", "0"]
     train.main([*command, "--ema-on-cpu", "--micro-batch", "3"])
-    assert economy_in(tmp_path) == Economy(ema_on_cpu=True)
+    assert economy_in(tmp_path) == TrainingOptions(ema_on_cpu=True)
     assert newest_state(tmp_path)["micro_batch"] == 2, "parts of one size"
     said = capsys.readouterr().out
     assert "average on the CPU: 4 examples in 2 parts of at most 2 take" in said
 
 
 def test_more_at_once_than_fits_is_said_and_done(words, room, tmp_path, capsys):
-    room(Economy(), batch_size=3)
+    room(TrainingOptions(), batch_size=3)
     train.main([*words, "--micro-batch", "4", "--steps", "1", "--out", str(tmp_path)])
     assert "4 at once are asked for, and do not fit by this plan" in (
         capsys.readouterr().out
@@ -92,23 +92,25 @@ def test_a_resumed_run_keeps_its_economy_unless_told(
     words, room, tmp_path, stopped_after_two, capsys
 ):
     command = [*words, "--out", str(tmp_path), "--looks", "0"]
-    room(Economy(checkpointing=True))
+    room(TrainingOptions(checkpointing=True))
     stopped_after_two(command)
-    assert economy_in(tmp_path) == Economy(checkpointing=True)
-    room(Economy())
+    assert economy_in(tmp_path) == TrainingOptions(checkpointing=True)
+    room(TrainingOptions())
     train.main([*command, "--steps", "3"])
-    assert economy_in(tmp_path) == Economy(checkpointing=True), "though all would fit"
+    assert economy_in(tmp_path) == TrainingOptions(checkpointing=True), (
+        "though all would fit"
+    )
     assert "Steps still to be taken: 1, in about" in capsys.readouterr().out
     with pytest.warns(UserWarning, match=r"checkpointed activations\); from here on"):
         train.main([*command, "--ema-on-cpu"])
-    assert economy_in(tmp_path) == Economy(ema_on_cpu=True)
+    assert economy_in(tmp_path) == TrainingOptions(ema_on_cpu=True)
 
 
 def test_a_run_in_bfloat16_does_not_go_on_where_it_would_be_emulated(
     words, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(precision, "_cpu_features", dict)
-    facts = {"step": 2, "economy": Economy(autocast=torch.bfloat16).facts()}
+    facts = {"step": 2, "options": TrainingOptions(autocast=torch.bfloat16).facts()}
     checkpoint.save(tmp_path / "step-2", {"w": torch.ones(1)}, facts)
     with pytest.raises(SystemExit, match=r"AdamW, bfloat16.*This CPU is not known"):
         train.main([*words, "--out", str(tmp_path)])
@@ -141,9 +143,9 @@ def test_lora_goes_from_the_command_line_to_an_editor_and_an_adapter(
 def test_a_lora_run_is_not_resumed_as_another(words, tmp_path, stopped_after_two):
     command = [*words, "--looks", "0", "--out", str(tmp_path)]
     stopped_after_two([*command, "--lora-rank", "4"])
-    with pytest.raises(ValueError, match="another economy"):
+    with pytest.raises(ValueError, match="another options"):
         train.main([*command, "--lora-rank", "2"])
-    with pytest.raises(ValueError, match="another economy"):
+    with pytest.raises(ValueError, match="another options"):
         train.main([*command, "--checkpointing"])
 
 

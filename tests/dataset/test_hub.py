@@ -1,0 +1,192 @@
+"""Parquet files hold our pairs bit for bit, for us, for datasets and for diffusers."""
+
+import io
+import re
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from ip2p_lib.config import DATA
+from ip2p_lib.dataset import (
+    DatasetError,
+    export_parquet,
+    read_parquet,
+    read_shards,
+    write_shards,
+)
+from ip2p_lib.dataset.hub import FIVE_COLUMNS, THREE_COLUMNS, from_row
+from tests.support.pairs import fields_of, make_pair, same
+
+PAIRS = [make_pair(i) for i in range(25)]
+
+
+@pytest.fixture
+def source(tmp_path):
+    write_shards(PAIRS, tmp_path / "shards", shard_size=8)
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def exported(source, tmp_path):
+    return export_parquet(source, tmp_path / "out", pairs_per_file=10)
+
+
+@pytest.fixture
+def datasets(tmp_path, monkeypatch):
+    """The package, with its caches in the test's folder and no progress bars."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", tmp_path / "modules")
+    datasets.disable_progress_bars()
+    yield datasets
+    datasets.enable_progress_bars()
+
+
+def test_the_files_are_named_as_the_hub_names_them(exported):
+    names = sorted(str(p.relative_to(exported)) for p in exported.rglob("*.*"))
+    of = [f"train-0000{i}-of-00003" for i in range(3)]
+    expected = [f"data/{name}.parquet" for name in of]
+    assert names == [*expected, "records.jsonl"]
+    rows = [pq.read_metadata(exported / name).num_rows for name in expected]
+    assert rows == [10, 10, 5]
+
+
+def test_every_pair_comes_back_bit_for_bit_and_in_order(exported):
+    back = list(read_parquet(exported))
+    assert [same(a, b) for a, b in zip(PAIRS, back, strict=True)] == [True] * 25
+
+
+def test_the_shipped_sample_comes_back_too(tmp_path):
+    sample = DATA / "pairs" / "sample"
+    back = read_parquet(export_parquet(sample, tmp_path / "out"))
+    assert all(same(a, b) for a, b in zip(read_shards(sample), back, strict=True))
+
+
+def test_the_same_pairs_make_the_same_bytes(source, exported, tmp_path):
+    again = export_parquet(source, tmp_path / "again", pairs_per_file=10)
+    for path in exported.rglob("*.*"):
+        copy = again / path.relative_to(exported)
+        assert path.read_bytes() == copy.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_datasets_opens_the_folder_and_sees_our_pictures(exported, datasets, streaming):
+    rows = datasets.load_dataset(str(exported), split="train", streaming=streaming)
+    assert rows.column_names == list(FIVE_COLUMNS)
+    for pair, row in zip(PAIRS, rows, strict=True):
+        assert np.array_equal(row["original_image"], pair.before)
+        assert np.array_equal(row["edited_image"], pair.after)
+        texts = [row[f"{name}_prompt"] for name in ("original", "edit", "edited")]
+        assert texts == [pair.caption, pair.instruction, pair.edited_caption]
+
+
+def test_a_row_of_datasets_becomes_a_pair(exported, datasets):
+    rows = datasets.load_dataset(str(exported), split="train", streaming=True)
+    for pair, row in zip(PAIRS, rows, strict=True):
+        back = from_row(row, "a")
+        assert np.array_equal(pair.after, back.after)
+        assert (back.instruction, back.seed) == (pair.instruction, None)
+
+
+@pytest.mark.parametrize(
+    ("columns", "flags"),
+    [
+        (FIVE_COLUMNS, ("original_image", "edit_prompt", "edited_image")),
+        (THREE_COLUMNS, (None, None, None)),
+    ],
+)
+def test_rows_serve_as_diffusers_training_script_uses_them(
+    source, datasets, tmp_path, columns, flags
+):
+    """As train_instruct_pix2pix.py: columns by flag or place, then batched access."""
+    folder = export_parquet(source, tmp_path / "x", columns=columns)
+    train = datasets.load_dataset(str(folder))["train"].shuffle(seed=0).select(range(8))
+    names = train.column_names
+    image, prompt, edited = (f or names[i] for i, f in enumerate(flags))
+
+    def preprocess(examples):
+        pixels = [
+            np.array(picture.convert("RGB").resize((8, 8))).transpose(2, 0, 1)
+            for picture in examples[image] + examples[edited]
+        ]
+        return {"pixels": pixels, "texts": list(examples[prompt])}
+
+    batch = train.with_transform(preprocess)[:4]
+    assert np.stack(batch["pixels"]).shape == (8, 3, 8, 8)
+    assert set(batch["texts"]) <= {pair.instruction for pair in PAIRS}
+
+
+def test_three_columns_lose_the_captions_and_nothing_else(source, tmp_path):
+    folder = export_parquet(source, tmp_path / "x", columns=THREE_COLUMNS)
+    for pair, back in zip(PAIRS, read_parquet(folder), strict=True):
+        gone = {"caption": "", "edited_caption": ""}
+        assert fields_of(back) == fields_of(pair) | gone
+
+
+def test_pairs_without_captions_need_the_three_columns(tmp_path):
+    bare = {"caption": "", "edited_caption": ""}
+    write_shards([make_pair(0, **bare)], tmp_path / "shards")
+    with pytest.raises(ValueError, match=r"000000 has no captions.*THREE_COLUMNS"):
+        export_parquet(tmp_path / "shards", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+    export_parquet(tmp_path / "shards", tmp_path / "out", columns=THREE_COLUMNS)
+    (back,) = read_parquet(tmp_path / "out")
+    assert fields_of(back) == fields_of(make_pair(0, **bare))
+
+
+def png(size=(8, 8)):
+    file = io.BytesIO()
+    Image.new("RGB", size, "red").save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_data_set_of_others_is_read_and_a_bad_row_named(tmp_path, datasets):
+    """Written by ``datasets``, with the columns of diffusers' example."""
+    good = {"input_image": png(), "edit_prompt": "make it blue", "edited_image": png()}
+    faults = {
+        "not an image": {"edited_image": b"GIF89a?"},
+        "cannot be read": {"edited_image": png()[:-30]},
+        "input_image is empty": {"input_image": None},
+        "no image at": {"input_image": {"bytes": None, "path": "nowhere.png"}},
+        "edit_prompt is empty": {"edit_prompt": " "},
+        "differ in size: 8 x 8 and 9 x 8": {"edited_image": png((9, 8))},
+    }
+    rows = [good, *(good | fault for fault in faults.values()), good]
+    kinds = {"edit_prompt": datasets.Value("string")}
+    kinds |= {name: datasets.Image() for name in ("input_image", "edited_image")}
+    data = datasets.Dataset.from_list(rows, features=datasets.Features(kinds))
+    pq.write_table(data.data.table, tmp_path / "train.parquet")
+    problems = []
+    pairs = list(read_parquet(tmp_path, problems=problems))
+    assert [pair.key for pair in pairs] == ["train-00000", "train-00007"]
+    for i, (problem, reason) in enumerate(zip(problems, faults, strict=True)):
+        assert problem.key == f"row {i + 1}" and re.search(reason, problem.reason)
+    with pytest.raises(DatasetError, match="row 1"):
+        list(read_parquet(tmp_path))
+    with pytest.raises(ValueError, match="its columns are text"):
+        from_row({"text": "x"}, "a")
+
+
+def test_a_folder_without_parquet_files_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no Parquet file"):
+        read_parquet(tmp_path)
+
+
+def test_without_datasets_the_error_says_what_to_install(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install datasets"):
+        export_parquet(source, tmp_path / "out")
+
+
+def test_a_cut_file_is_one_problem_and_the_others_are_read(exported):
+    path = exported / "data" / "train-00001-of-00003.parquet"
+    data = path.read_bytes()
+    for cut in np.linspace(0, len(data) - 1, 10).astype(int):
+        path.write_bytes(data[:cut])
+        problems = []
+        keys = [int(pair.key) for pair in read_parquet(exported, problems=problems)]
+        assert keys == [*range(10), *range(20, 25)]
+        assert [problem.shard for problem in problems] == [path.name]

@@ -1,0 +1,47 @@
+"""CLIP embeddings equal those of transformers' own model and image processor."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ip2p_lib.diffusion.clip import load_clip
+from ip2p_lib.images import to_tensor
+from tests.support.clip import clip_reference, smooth_images
+
+
+@pytest.fixture(scope="module")
+def clip(tiny_clip_folder):
+    return load_clip(tiny_clip_folder, device="cpu")
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 32), (90, 64), (48, 70)])
+def test_embeddings_equal_those_of_transformers(clip, tiny_clip_folder, size):
+    images, texts = (
+        smooth_images(3, size),
+        ["a photo of a cat", "the dog", "a house " * 60],
+    )
+    pixels, image, text = clip_reference(tiny_clip_folder, images, texts)
+    ours = clip.preprocess(to_tensor(images))
+    assert (ours - pixels).abs().max() < 1.1 / 255 / 0.26  # one level of 8 bits
+    assert (clip.embed_images(to_tensor(images)) - image).abs().max() < 5e-3
+    assert (clip.embed_texts(texts) - text).abs().max() < 1e-5
+
+
+def test_the_released_range_skips_the_step_to_0_1(clip):
+    x = to_tensor(smooth_images(2))
+    slip = replace(clip, released_range=True)
+    small = torch.nn.functional.interpolate(x, 32, mode="bicubic", antialias=True)
+    mean, std = clip.mean[:, None, None], clip.std[:, None, None]
+    assert torch.allclose(slip.preprocess(x), (small - mean) / std, atol=1e-6)
+    assert not torch.allclose(slip.embed_images(x), clip.embed_images(x), atol=1e-2)
+
+
+def test_images_of_another_shape_are_refused(clip):
+    with pytest.raises(ValueError, match=r"\(B, 3, H, W\), not \(3, 64, 64\)"):
+        clip.embed_images(torch.zeros(3, 64, 64))
+
+
+def test_a_folder_without_clip_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no CLIP in"):
+        load_clip(tmp_path)

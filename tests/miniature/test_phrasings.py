@@ -1,0 +1,126 @@
+"""The phrasings of instructions and captions: enough, split well, refused if wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ip2p_lib.config import HELD_OUT
+from ip2p_lib.miniature.parsing import read_instruction
+from ip2p_lib.miniature.phrasings import (
+    FIELDS,
+    FORMS,
+    load_captions,
+    load_phrasebook,
+)
+from ip2p_lib.miniature.world import (
+    KINDS,
+    Edit,
+    Scene,
+    caption,
+    sample_edit,
+    sample_scene,
+)
+
+
+@pytest.mark.parametrize(("language", "least"), [("en", 40), ("zh", 15)])
+def test_every_edit_type_has_many_phrasings(language: str, least: int) -> None:
+    phrasings = load_phrasebook(language).phrasings
+    assert FIELDS.keys() == {*KINDS, "take off"}
+    for kind in FIELDS:
+        lines = phrasings[kind]
+        assert len(lines) >= least
+        assert sum(not line.values for line in lines) >= 0.8 * least
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_fifth_is_held_out_in_every_form(language: str) -> None:
+    for kind in FIELDS:
+        phrasings = load_phrasebook(language).phrasings[kind]
+        held_out = [phrasing.held_out for phrasing in phrasings]
+        assert sum(held_out) / len(held_out) == pytest.approx(0.2, abs=0.03), kind
+        general = [phrasing for phrasing in phrasings if not phrasing.values]
+        for form in {*FORMS} - ({"wish"} if language == "zh" else set()):
+            splits = {p.held_out for p in general if p.form == form}
+            assert splits == {False, True}, (kind, form)
+
+
+def test_captions_have_many_patterns_and_name_left_and_right() -> None:
+    english, chinese = load_captions("en"), load_captions("zh")
+    assert len(english.patterns) >= 12 and len(chinese.patterns) >= 6
+    scenes = [s for s in map(sample_scene, range(600)) if len(s.things) == 2]
+    texts = [caption(scene, seed) for seed, scene in enumerate(scenes)]
+    share = sum("left" in text or "right" in text for text in texts) / len(texts)
+    assert 0.4 < share < 0.7
+
+
+def new_value(scene: Scene, edit: Edit) -> str | None:
+    """What an edit leads to, by comparing the scene with its target."""
+    before, after = scene.things, edit.target.things
+    if edit.kind in ("place", "time", "weather", "medium"):
+        return getattr(edit.target, edit.kind)
+    if edit.kind in ("replace", "add", "remove"):
+        names = {t.name for t in after} - {t.name for t in before}
+        return names.pop() if names else None
+    ((old, new),) = [
+        pair for pair in zip(before, after, strict=True) if len({*pair}) > 1
+    ]
+    if edit.kind == "accessory":
+        return new.accessory or old.accessory  # the one that is taken off
+    return new.finish
+
+
+@pytest.mark.parametrize("wording", ["train", "held-out"])
+def test_every_instruction_is_read_as_the_edit_it_asks_for(wording: str) -> None:
+    for seed in range(HELD_OUT, HELD_OUT + 2000):
+        scene = sample_scene(seed)
+        edit = sample_edit(scene, seed, wording=wording)
+        requests = read_instruction(edit.instruction)
+        kinds = {request.kind.replace("take off", "accessory") for request in requests}
+        assert kinds == {edit.kind}, edit
+        assert {request.value for request in requests} == {new_value(scene, edit)}, edit
+        held_out = {request.phrasing.held_out for request in requests}
+        assert held_out == {wording == "held-out"}, (edit.instruction, requests)
+
+
+def test_instructions_are_as_varied_as_people_are() -> None:
+    for seed in range(40):
+        scene = sample_scene(seed)
+        for wording, least in (("train", 60), ("held-out", 20)):
+            edits = [sample_edit(scene, i, "time", wording) for i in range(100)]
+            assert len({edit.instruction for edit in edits}) > least
+
+
+def test_an_object_of_two_may_be_named_by_its_side() -> None:
+    scene = next(s for s in map(sample_scene, range(99)) if len(s.things) == 2)
+    edits = [sample_edit(scene, seed, "remove") for seed in range(300)]
+    sided = [e for e in edits if "left" in e.instruction or "right" in e.instruction]
+    assert 60 < len(sided) < 200
+    assert not [e for e in edits if e.instruction.endswith(" it")]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "plain",
+        "rude  {x} sucks",
+        "plain  do something to {y}",
+        "plain  do something to {x",
+        "plain  remove {x} for {n}",
+        "plain  take {x} away",
+    ],
+)
+def test_a_line_that_cannot_be_used_is_refused(line: str, tmp_path: Path) -> None:
+    references = "[refer x 1]\n1 the {name}\n"
+    text = f"{references}[remove]\nplain  take {{x}} away\n{line}\n"
+    (tmp_path / "en.txt").write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=r"en\.txt, line 5"):
+        load_phrasebook("en", tmp_path)
+
+
+@pytest.mark.parametrize("header", ["[fly]", "[weather: hail]", "[time: day < x]"])
+def test_an_unknown_header_is_refused(header: str, tmp_path: Path) -> None:
+    (tmp_path / "en.txt").write_text(f"{header}\nplain  do it\n", "utf-8")
+    with pytest.raises(ValueError, match=r"en\.txt, line 2"):
+        load_phrasebook("en", tmp_path)

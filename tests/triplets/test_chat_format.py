@@ -1,0 +1,58 @@
+"""A chat model's reply is a triplet, or has one reason why it is none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ip2p_lib.triplets.chat_format import parse_reply
+from ip2p_lib.triplets.record import Triplet
+from tests.support.service import GOOD
+
+RIGHT = json.dumps(GOOD)
+
+
+def changed(**texts) -> str:
+    return json.dumps(GOOD | texts)
+
+
+MALFORMED = [
+    ("schema", ["make it night", "", "{", RIGHT[:-3], "null"]),
+    ("schema", ["{}", "[]", "3", "[" * 20_000, "9" * 5000, "\ufeff"]),
+    ("schema", [changed(instruction=wrong) for wrong in (3, None, [], {})]),
+    ("schema", [json.dumps({name: GOOD[name]}) for name in GOOD]),
+    ("schema", ['{"instruction": "\\ud800"}', "<think>" + RIGHT, "```" + RIGHT]),
+    ("characters", [changed(instruction=f"a {c}b") for c in "\0\x1b\u202e"]),
+    ("blank", [changed(**{name: " \t"}) for name in GOOD]),
+    ("lines", [changed(**{n: t}) for n in GOOD for t in ("a\nb", "##", "a\u2028b")]),
+    ("unchanged", [changed(edited_caption=t) for t in ("a castle", " A castle. ")]),
+]
+
+
+@pytest.mark.parametrize(("reason", "texts"), MALFORMED)
+def test_a_malformed_reply_has_one_reason_and_keeps_its_text(reason, texts) -> None:
+    for text in texts:
+        reply = parse_reply("a castle", text)
+        assert (reply.triplet, reply.reason, reply.text) == (None, reason, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        RIGHT,
+        f" {RIGHT}\n",
+        f"```json\n{RIGHT}\n```",
+        f"Here you are:\n```\n{RIGHT}\n```\nAnything else?",
+        f"<think>\nA castle {{at night}}?\n```json\n{{}}\n```</think>\n\n{RIGHT}",
+        f"the template opened the block</think>```json\n{RIGHT}```",
+    ],
+)
+def test_a_reply_may_follow_reasoning_or_be_fenced(text) -> None:
+    triplet = parse_reply("a castle", text).triplet
+    assert triplet == Triplet("a castle", "make it night", "a castle at night")
+
+
+def test_a_fence_inside_the_json_is_text() -> None:
+    text = changed(instruction="add a sign that says ```go```")
+    assert parse_reply("a castle", text).triplet is not None
