@@ -32,13 +32,12 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read, and what is known of newer ones."""
+    """A checkpoint that was read."""
 
     folder: Path
     tensors: dict[str, Tensor]
     state: dict[str, Any]
     refused: tuple[str, ...] = ()  # why newer ones were skipped
-    newest: int = 0  # the highest number, skipped or not
 
 
 def size_of(tensors: dict[str, Tensor]) -> int:
@@ -135,8 +134,7 @@ def latest(*roots: str | Path) -> Checkpoint | None:
     refused, folders = list[str](), _numbered(*map(Path, roots))
     for folder in folders:
         try:
-            newest = int(folders[0].name.rpartition("-")[2])
-            return replace(load(folder), refused=tuple(refused), newest=newest)
+            return replace(load(folder), refused=tuple(refused))
         except (CheckpointError, FileNotFoundError) as error:
             refused.append(str(error))
     if any(map(_is_complete, folders)):

@@ -54,9 +54,7 @@ def to_device_async(
 ) -> Tensor:
     """Copy numbers to a device from pinned memory, without waiting for the copy.
 
-    Args:
-        values: a tensor, or numbers as ``torch.as_tensor`` takes them.
-        device: the destination. A tensor that is already there is not copied.
+    ``values`` is what ``torch.as_tensor`` takes; a tensor already there is not copied.
     """
     tensor = torch.as_tensor(values)
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
@@ -70,13 +68,9 @@ def without_cudnn_attention() -> ContextDecorator:
     cuDNN, which torch prefers on a Hopper GPU, makes an attention plan for every new
     shape, and that takes longer than a batch of CLIP. The other kernels need no plan.
     """
-    kernels = [
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.MATH,
-    ]
-    chosen: ContextDecorator = sdpa_kernel(kernels)
-    return chosen
+    fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+    decorator: ContextDecorator = sdpa_kernel([*fused, SDPBackend.MATH])
+    return decorator
 
 
 def pick_autocast(
@@ -86,15 +80,14 @@ def pick_autocast(
 
     Args:
         device: None is the GPU where there is one.
-        dtype: ``torch.bfloat16``, ``float16`` or ``float32``. None chooses bfloat16 on
-            GPUs from Ampere on (it has float32's range, so no loss is scaled), float16
-            on older ones, which emulate bfloat16, and float32 elsewhere.
+        dtype: None chooses bfloat16 on GPUs from Ampere on (it has float32's range, so
+            no loss is scaled), float16 on older ones, and float32 elsewhere.
 
     Returns:
         The dtype for ``torch.autocast``; None for float32 throughout.
 
     Raises:
-        ValueError: the device has no hardware for ``dtype``, or there is none such.
+        ValueError: there is no such device, or it has no hardware for ``dtype``.
     """
     device = pick_device(device)
     if dtype is torch.float32 or (dtype is None and device.type != "cuda"):
@@ -108,8 +101,7 @@ def pick_autocast(
                 "emulate bfloat16. Leave dtype out: float16 is used, its loss scaled."
             )
         return torch.float16
-    get_features = getattr(torch.cpu, "get_capabilities", dict)  # new in torch 2.13
-    features: dict[str, Any] = get_features()
+    features = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.13
     native = any(features.get(name) for name in CPU_FEATURES)
     if device.type != "cpu" or dtype is torch.float16 or not native:
         raise ValueError(

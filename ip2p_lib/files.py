@@ -75,8 +75,7 @@ def sha256_of(*paths: str | Path) -> str:
     digest = hashlib.sha256()
     for path in paths:
         with Path(path).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(file, lambda: digest)
     return digest.hexdigest()
 
 
@@ -178,12 +177,7 @@ def _check_replaceable(folder: Path, replaces: str | None) -> None:
 def explain_disk_errors(path: Path, needed: int) -> Iterator[None]:
     """Explain an ``OSError`` of a full or write-protected disk raised in the block.
 
-    Args:
-        path: what is being written.
-        needed: its size in bytes, about.
-
-    Raises:
-        OSError: with the same errno; other errors pass unchanged.
+    ``path``, of about ``needed`` bytes, is being written. Other errors pass unchanged.
     """
     try:
         yield
@@ -191,10 +185,8 @@ def explain_disk_errors(path: Path, needed: int) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _disk_full(error.errno, path, needed) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            reason = f"Not writable ({error.strerror}: {error.filename})"
-            raise OSError(
-                error.errno, f"{reason}; choose another", str(path)
-            ) from error
+            reason = f"Not writable ({error.strerror}: {error.filename}); use another"
+            raise OSError(error.errno, reason, str(path)) from error
         raise
 
 

@@ -28,9 +28,8 @@ def load(source: str | Path | bytes | Image.Image) -> Image.Image:
     """Open an image as people see it: upright, RGB, transparency on white.
 
     Args:
-        source: the path or the bytes of a file of one of ``FORMATS``, or a PIL image.
-    Returns:
-        A new RGB image, fully decoded. Of an animation, the first frame.
+        source: the path or the bytes of a file of one of ``FORMATS``, or a PIL image;
+            of an animation, the first frame is read.
     Raises:
         FileNotFoundError: there is no such file.
         ImageError: not one of ``FORMATS``, damaged, or so many pixels (PIL's own
@@ -119,10 +118,7 @@ def fit(image: Image.Image, resolution: int, multiple: int = 8) -> Image.Image:
         The image with its long side in [resolution, 2 resolution), up to rounding.
     Raises:
         ImageError: so long and thin that the short side would vanish.
-        ValueError: ``resolution`` is below ``multiple``.
     """
-    if resolution < multiple:
-        raise ValueError(f"resolution {resolution} is below the multiple {multiple}.")
     short, long = sorted(image.size)
     if short * resolution < long * multiple:
         raise ImageError(

@@ -57,9 +57,8 @@ def commit_hash() -> str:
 
 def _git(*arguments: str) -> str:
     command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    output = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True)
+    return output.strip()
 
 
 def provenance(device: str | torch.device | None = None) -> Row:
@@ -86,8 +85,7 @@ def write_results(
     """Write a table of results as JSON, atomically, with its provenance.
 
     Args:
-        path: the file.
-        rows: the table.
+        path, rows: the file and its table.
         seed, seconds, device: of the run; None is the CPU.
         readme: the file's lines in the README; the device is added to each.
         settings: further JSON values, such as the number of steps.
@@ -100,27 +98,18 @@ def write_results(
     return write_json(path, run | {"readme": lines, "rows": list(rows)})
 
 
-def bootstrap_interval(
-    values: Tensor, draws: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """Interval of 95 % for the mean of independent values, by the bootstrap.
+def bootstrap_interval(values: Tensor) -> tuple[float, float]:
+    """Interval of 95 % for the mean of (N,) values, by 2000 bootstrap resamplings.
 
-    Args:
-        values: (N,); NaN values are left out.
-        draws: number of resamplings.
-        seed: of the resamplings.
-
-    Raises:
-        ValueError: there is no value.
+    NaN values are left out; raises ValueError if no other is there.
     """
-    values = values.double().flatten()
-    values = values[~values.isnan()]
-    if not len(values):
+    values = values[~values.isnan()].double()
+    n = len(values)
+    if n == 0:
         raise ValueError("An interval needs at least one value that is not NaN.")
-    ids = torch.arange(draws)
-    rows = integers(key("bootstrap", seed), ids, len(values), (len(values),))
-    means = values[rows].mean(1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    rows = integers(key("bootstrap", 0), torch.arange(2000), n, (n,))
+    levels = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    low, high = values[rows].mean(1).quantile(levels).tolist()
     return low, high
 
 

@@ -41,12 +41,8 @@ def key(*parts: int | str) -> int:
         TypeError: a part is neither an int nor a str. A float is refused because its
             text, hence its hash, depends on how it was computed.
     """
-    for part in parts:
-        if not isinstance(part, int | str):
-            raise TypeError(
-                f"A key is made of int and str, not {type(part).__name__} ({part!r}). "
-                "Convert it first, for example with int(...)."
-            )
+    if odd := [part for part in parts if not isinstance(part, int | str)]:
+        raise TypeError(f"A key is made of int and str, not {odd}. Convert it first.")
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -91,7 +87,7 @@ def uniform(key: int, ids: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
     Args:
         key: the purpose, from ``key``.
         ids: (B,) int64 sample ids. Row b depends on ``ids[b]`` alone.
-        shape: of one sample's block; ``()`` is one number each.
+        shape: of one sample's block, such as (4, 64, 64); ``()`` is one number each.
     Returns:
         (B, *shape) float32 on the device of ``ids``, bit-identical on every device.
     Raises:
@@ -105,15 +101,8 @@ def uniform(key: int, ids: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
 def normal(key: int | Tensor, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard normal numbers by the Box-Muller transform.
 
-    Args:
-        key: the purpose, from ``key``; or (B,) int64, one a sample.
-        ids: (B,) int64 sample ids. Row b depends on ``ids[b]`` and its key alone.
-        shape: of one sample's block, such as (4, 64, 64).
-    Returns:
-        (B, *shape) float32 on the device of ``ids``. The transform runs in float64, so
-        devices differ by the last bit of a logarithm or a cosine at most.
-    Raises:
-        ValueError: ``ids`` is not a one-dimensional int64 tensor.
+    As ``uniform``, but ``key`` may also be (B,) int64, one a sample. The transform runs
+    in float64, so devices differ by the last bit of a logarithm or a cosine at most.
     """
     n = math.prod(shape)
     u, v = _unit(_words(key, ids, n + n % 2)).unflatten(1, (-1, 2)).unbind(-1)
@@ -124,18 +113,10 @@ def normal(key: int | Tensor, ids: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def integers(key: int, ids: Tensor, high: int, shape: tuple[int, ...] = ()) -> Tensor:
-    """Uniform integers in [0, high).
+    """Uniform integers in [0, high): as ``uniform``, but (B, *shape) int64.
 
-    Args:
-        key: the purpose, from ``key``.
-        ids: (B,) int64 sample ids. Row b depends on ``ids[b]`` alone.
-        high: number of values, 1 to 2**32 (then no value is favoured by more than
-            one part in two million).
-        shape: of one sample's block; ``()`` is one number each.
-    Returns:
-        (B, *shape) int64 on the device of ``ids``, bit-identical on every device.
-    Raises:
-        ValueError: ``high`` is out of range, or ``ids`` is not one-dimensional int64.
+    ``high`` is 1 to 2**32 (then no value is favoured by more than one part in two
+    million); ValueError otherwise.
     """
     if not 1 <= high <= 2**32:
         raise ValueError(f"high must be 1 to 2**32, not {high}.")

@@ -10,7 +10,6 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ip2p_lib import files
@@ -55,9 +54,6 @@ def other(tmp_path):
         process.kill()
 
 
-# ------------------------------------------------------------------------- files
-
-
 def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path):
     path = tmp_path / "folder" / "a.txt"
     with atomic_write(path) as file:
@@ -92,24 +88,22 @@ def test_json_and_hashes(tmp_path):
     assert files.read_json(path) == {"name": "é", "n": [1, 2.5]}
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(path, float("nan"))
-    (tmp_path / "abc").write_bytes(b"abc")
+    (tmp_path / "ab").write_bytes(b"ab")
     (tmp_path / "c").write_bytes(b"c")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert files.sha256_of(tmp_path / "abc") == expected  # FIPS 180-2
-    (tmp_path / "ab").write_bytes(b"ab")
-    assert files.sha256_of(tmp_path / "ab", tmp_path / "c") == expected
-
-
-# ----------------------------------------------------------------------- folders
+    assert files.sha256_of(tmp_path / "ab", tmp_path / "c") == expected  # FIPS 180-2
 
 
 def test_a_folder_appears_when_it_is_complete(tmp_path):
-    with atomic_directory(tmp_path / "deep" / "out") as folder:
-        (folder / "a").mkdir()
-        (folder / "a" / "b").write_text("x")
-        assert not (tmp_path / "deep" / "out").exists()
-    assert (tmp_path / "deep" / "out" / "a" / "b").read_text() == "x"
+    (tmp_path / "empty").mkdir()
+    for out in (tmp_path / "deep" / "out", tmp_path / "empty"):
+        with atomic_directory(out) as folder:
+            (folder / "a").mkdir()
+            (folder / "a" / "b").write_text("x")
+            assert not out.exists() or names(out) == []
+        assert (out / "a" / "b").read_text() == "x"
     assert names(tmp_path / "deep") == ["out"]
+    assert names(tmp_path) == ["deep", "empty"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -118,13 +112,6 @@ def test_an_error_leaves_nothing(tmp_path, error):
         (folder / "half").write_text("x")
         raise error
     assert names(tmp_path) == []
-
-
-def test_an_empty_folder_is_filled(tmp_path):
-    (tmp_path / "out").mkdir()
-    with atomic_directory(tmp_path / "out") as folder:
-        (folder / "a").write_text("x")
-    assert names(tmp_path / "out") == ["a"]
 
 
 @pytest.mark.parametrize("replaces", [None, "old|b"])
@@ -162,16 +149,10 @@ def test_an_older_version_survives_a_kill_between_the_two_renames(tmp_path):
     assert (tmp_path / "out" / "a").read_text() == "old"
 
 
-def test_a_second_run_is_refused_at_once(tmp_path, other):
+def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path, other):
     for start in (atomic_directory(tmp_path / "out"), run_lock(tmp_path / "run")):
         with pytest.raises(FolderInUseError, match="Another run"), start:
             pass
-    with atomic_directory(tmp_path / "out2") as folder:
-        (folder / "a").write_text("x")
-    assert names(tmp_path / "out2") == ["a"]
-
-
-def test_what_a_killed_run_left_is_cleared_and_its_locks_are_free(tmp_path, other):
     other.send_signal(signal.SIGKILL)
     other.wait()
     assert names(tmp_path) == [".out.lock", ".out.partial", "run"]
@@ -193,9 +174,6 @@ def test_of_two_that_start_at_the_same_moment_one_writes(tmp_path):
     os.close(opened)
 
 
-# ----------------------------------------------------- full and protected disks
-
-
 @contextmanager
 def full_disk(offset):
     with file_size_limit(offset), pytest.raises(OSError, match=r"MB are needed and"):
@@ -210,7 +188,7 @@ def source(tmp_path):
 
 def offsets(contents):
     """Five places within the largest file."""
-    return np.linspace(0, max(map(len, contents.values())) - 1, 5).astype(int).tolist()
+    return [max(map(len, contents.values())) * i // 5 for i in range(5)]
 
 
 def test_shards_survive_a_disk_that_fills_up_anywhere(source):
@@ -236,16 +214,16 @@ def test_exports_survive_a_disk_that_fills_up_anywhere(source, tmp_path, kind):
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("kind", EXPORTS)
 def test_too_little_room_is_noticed_before_anything_is_read(
-    source, tmp_path, monkeypatch, kind
+    source, tmp_path, monkeypatch
 ):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)
     (source / "pairs-00000.tar").write_bytes(b"x" * 5000)  # which no reader accepts
-    with pytest.raises(OSError, match=r"0\.0 MB are needed and 0\.0 MB free") as full:
-        EXPORTS[kind](source, tmp_path / "out")
-    assert full.value.errno == errno.ENOSPC
+    for export in EXPORTS.values():
+        with pytest.raises(OSError, match="0 MB are needed and") as full:
+            export(source, tmp_path / "out")
+        assert full.value.errno == errno.ENOSPC
     assert names(tmp_path) == ["shards"]
 
 
@@ -269,18 +247,14 @@ def test_a_protected_folder_is_explained(read_only):
     with pytest.raises(PermissionError, match="Not writable"):
         write_shards(map(make_pair, range(2)), read_only / "out")
     assert names(read_only / "out") == []
+    with (
+        pytest.raises(PermissionError, match="Not writable"),
+        atomic_directory(read_only / "new"),
+    ):
+        pass
     with pytest.raises(PermissionError):
         run_lock(read_only / "out").__enter__()
-
-
-@pytest.mark.parametrize("kind", EXPORTS)
-def test_an_export_into_a_protected_folder_is_explained(kind, read_only):
-    shards = Path(tempfile.mkdtemp())  # which the user of this test owns
-    write_shards(map(make_pair, range(2)), shards)
-    with pytest.raises(PermissionError, match="Not writable"):
-        EXPORTS[kind](shards, read_only / "new")
     assert names(read_only) == ["out"]
-    shutil.rmtree(shards)
 
 
 def test_other_errors_pass_unchanged(tmp_path):

@@ -1,5 +1,6 @@
 """Images survive the conversions, and files that are none are named."""
 
+import io
 import math
 
 import numpy as np
@@ -25,54 +26,40 @@ def pixels(image):
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_every_allowed_format_is_read(tmp_path, suffix):
+def test_every_allowed_format_is_read_and_no_other(tmp_path, suffix):
     path = tmp_path / f"picture.{suffix}"
     Image.new("RGB", (40, 30), (200, 30, 60)).save(path)
     for source in (path, str(path), path.read_bytes()):
         image = load(source)
         assert image.mode == "RGB" and image.size == (40, 30)
         assert np.abs(pixels(image) - (200, 30, 60)).max() <= 4
-
-
-def test_other_formats_are_refused(tmp_path):
-    path = tmp_path / "picture.ppm"
-    picture().save(path)
+    image.save(tmp_path / "picture.ppm")
     with pytest.raises(ImageError, match=r"picture.ppm is not an image of a known"):
-        load(path)
+        load(tmp_path / "picture.ppm")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_photo_is_turned_upright(tmp_path, orientation):
-    undo = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
-    upright = picture()
-    stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
-    exif = Image.Exif()
+def test_a_photo_is_turned_upright(orientation):
+    """The tag's meaning as in the EXIF standard: where row 0 and column 0 are."""
+    turn, upright = Image.Transpose, picture()
+    undo = [turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE]
+    undo += [turn.ROTATE_90, turn.TRANSVERSE, turn.ROTATE_270]
+    stored = upright.transpose(undo[orientation - 2]) if orientation > 1 else upright
+    file, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = orientation
-    stored.save(tmp_path / "photo.png", exif=exif)
-    assert np.array_equal(load(tmp_path / "photo.png"), upright)
+    stored.save(file, "PNG", exif=exif)
+    assert np.array_equal(load(file.getvalue()), upright)
 
 
 def test_transparency_is_shown_on_white(tmp_path):
     image = picture().convert("RGBA")
-    image.putalpha(Image.new("L", image.size, 0))
-    image.save(tmp_path / "clear.png")
-    assert (pixels(load(tmp_path / "clear.png")) == 255).all()
-    image.putalpha(Image.new("L", image.size, 255))
+    image.putalpha(0)
+    assert (pixels(load(image)) == 255).all()
+    image.putalpha(255)
     assert np.array_equal(load(image), picture())
-
-
-def test_a_transparent_palette_is_shown_on_white(tmp_path):
-    image = Image.new("P", (4, 4), 0)
-    image.putpalette([10, 20, 30, 40, 50, 60])
-    image.save(tmp_path / "palette.gif", transparency=0)
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.save(tmp_path / "palette.gif", transparency=0)
     assert (pixels(load(tmp_path / "palette.gif")) == 255).all()
 
 
@@ -88,28 +75,20 @@ def test_sixteen_bits_become_eight_and_not_white(tmp_path):
     assert pixels(load(tmp_path / "deep.png"))[0, :, 0].tolist() == [0, 100, 199, 255]
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no image at .*nothing.png"):
-        load(tmp_path / "nothing.png")
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"not a picture at all", b"\x89PNG\r\n\x1a\n"]
-)
-def test_something_else_is_named(tmp_path, content):
-    (tmp_path / "text.png").write_bytes(content)
-    with pytest.raises(ImageError, match=r"text.png (is not an image|cannot be read)"):
-        load(tmp_path / "text.png")
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpeg", "webp"])
-def test_a_damaged_file_is_named(tmp_path, suffix):
+@pytest.mark.parametrize("suffix", ["png", "jpeg", "webp", "txt"])
+def test_a_damaged_or_missing_file_is_named(tmp_path, suffix):
     path = tmp_path / f"half.{suffix}"
     noise = rng.integers(1, torch.arange(64), 256, (64, 3)).to(torch.uint8)
-    Image.fromarray(noise.numpy()).save(path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ImageError, match=rf"half.{suffix} (cannot be read|is not an)"):
-        load(path)
+    if suffix == "txt":
+        path.write_text("not an image at all")
+    else:
+        Image.fromarray(noise.numpy()).save(path)
+    for size in (path.stat().st_size // 2, 8, 0):
+        path.write_bytes(path.read_bytes()[:size])
+        with pytest.raises(ImageError, match=rf"{path.name} (cannot be|is not an)"):
+            load(path)
+    with pytest.raises(FileNotFoundError, match=r"no image at .*nothing.png"):
+        load(tmp_path / "nothing.png")
 
 
 @pytest.mark.parametrize("limit", [1000, 2000])  # beyond, and far beyond, the limit
@@ -144,32 +123,18 @@ def test_values_beyond_the_range_are_clamped():
     assert pixels(to_pil(x)[0])[0, 0].tolist() == [0, 255, 128]
 
 
-def test_a_batch_of_different_sizes_is_refused():
-    with pytest.raises(ImageError, match=r"one size, not \[\(4, 6\), \(6, 4\)\]"):
+def test_what_is_no_batch_of_images_is_refused():
+    with pytest.raises(ImageError, match="one size"):
         to_tensor([picture(6, 4), picture(4, 6)])
     with pytest.raises(ImageError, match="one size"):
         to_tensor([])
-
-
-def test_nan_is_not_shown_as_black():
-    with pytest.raises(ImageError, match="holds NaN"):
+    with pytest.raises(ImageError, match="NaN"):
         to_pil(torch.full((1, 3, 2, 2), math.nan))
-
-
-def test_another_shape_is_refused():
-    with pytest.raises(ImageError, match=r"shape \(B, 3, H, W\), not \(1, 4, 2, 2\)"):
+    with pytest.raises(ImageError, match="shape"):
         to_pil(torch.zeros(1, 4, 2, 2))
 
 
-SIZES = [
-    (512, 512),
-    (640, 480),
-    (480, 640),
-    (100, 37),
-    (4000, 3000),
-    (513, 511),
-    (7, 5),
-]
+SIZES = [(512, 512), (480, 640), (100, 37), (4000, 3000), (513, 511), (7, 5)]
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -197,19 +162,10 @@ def test_fit_keeps_the_aspect_and_the_content():
     assert abs(fitted.width / fitted.height - 1.5) < 0.1
     reference = image.resize(fitted.size, Image.Resampling.LANCZOS)
     assert np.abs(pixels(fitted) - pixels(reference)).mean() < 4
+    assert np.array_equal(fit(picture(128, 64), 128), picture(128, 64))
 
 
-def test_a_picture_of_the_right_size_is_returned_as_it_is():
-    image = picture(128, 64)
-    assert np.array_equal(fit(image, 128), image)
-
-
-def test_a_thin_picture_is_refused():
+def test_a_thin_image_is_refused():
     assert fit(Image.new("RGB", (1600, 100)), 128).size == (128, 8)
     with pytest.raises(ImageError, match=r"1700 x 100 is too thin.*at most 16 : 1"):
         fit(Image.new("RGB", (1700, 100)), 128)
-
-
-def test_a_resolution_below_one_latent_is_refused():
-    with pytest.raises(ValueError, match="resolution 4 is below the multiple 8"):
-        fit(picture(), 4)

@@ -52,13 +52,12 @@ def test_a_row_depends_on_its_own_id_only(draw):
     assert torch.equal(draw(key, IDS, (5,)), whole.flatten(1)[:, :5])
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 5)])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
 def test_shapes_and_types(shape):
-    assert rng.uniform(1, IDS, shape).shape == (6, *shape)
-    assert rng.integers(1, IDS, 9, shape).shape == (6, *shape)
-    assert rng.normal(1, IDS, shape).shape == (6, *shape)
-    assert rng.normal(1, IDS, shape).dtype == torch.float32
-    assert rng.integers(1, IDS, 9, shape).dtype == torch.int64
+    for drawn in (rng.uniform(1, IDS, shape), rng.normal(1, IDS, shape)):
+        assert drawn.shape == (6, *shape) and drawn.dtype == torch.float32
+    drawn = rng.integers(1, IDS, 9, shape)
+    assert drawn.shape == (6, *shape) and drawn.dtype == torch.int64
 
 
 def test_uniform_numbers_are_uniform():
@@ -79,20 +78,18 @@ def test_normal_numbers_are_normal():
     assert (expected - empirical).abs().max() < 1.95 / math.sqrt(z.numel())  # 0.1 %
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        (rng.key(0, "noise", 2), 0, "next step"),
-        (rng.key(0, "target", 1), 0, "other purpose"),
-        (rng.key(1, "noise", 1), 0, "other run"),
-        (rng.key(0, "noise", 1), 1, "next sample"),
-        (rng.key(0, "noise", 1) + 1, 0, "next key"),
-    ],
-    ids=lambda other: other[2],
-)
+OTHERS = {
+    "next step": (rng.key(0, "noise", 2), 0),
+    "other purpose": (rng.key(0, "target", 1), 0),
+    "other run": (rng.key(1, "noise", 1), 0),
+    "next sample": (rng.key(0, "noise", 1), 1),
+    "next key": (rng.key(0, "noise", 1) + 1, 0),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
 def test_neighbouring_draws_are_independent(other):
-    key, shift, _ = other
-    n = 50
+    (key, shift), n = OTHERS[other], 50
     a = rng.normal(rng.key(0, "noise", 1), torch.arange(n), (1000,)).double()
     b = rng.normal(key, torch.arange(n) + shift, (1000,)).double()
     assert (a * b).mean().abs() < 4 / math.sqrt(a.numel())
@@ -130,17 +127,14 @@ def test_the_global_generator_is_not_touched():
 
 @pytest.mark.parametrize("part", [0.5, None, (1,), torch.tensor(1)])
 def test_a_key_refuses_what_it_cannot_name(part):
-    with pytest.raises(TypeError, match=r"made of int and str.*Convert it first"):
+    with pytest.raises(TypeError, match="int and str"):
         rng.key("noise", part)
 
 
 @pytest.mark.parametrize("ids", [torch.arange(3.0), torch.arange(4).reshape(2, 2)])
-def test_wrong_ids_are_refused(ids):
-    with pytest.raises(ValueError, match=r"ids must be int64 of shape \(B,\)"):
+def test_ids_and_ranges_that_cannot_be_drawn_are_refused(ids):
+    with pytest.raises(ValueError, match="ids must be int64"):
         rng.uniform(1, ids)
-
-
-@pytest.mark.parametrize("high", [0, -1, 2**32 + 1])
-def test_an_impossible_range_is_refused(high):
-    with pytest.raises(ValueError, match=r"high must be 1 to 2\*\*32"):
-        rng.integers(1, IDS, high)
+    for high in (0, 2**32 + 1):
+        with pytest.raises(ValueError, match="high must be"):
+            rng.integers(1, IDS, high)

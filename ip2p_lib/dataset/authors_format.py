@@ -41,17 +41,17 @@ _EXPORT = r"\d{7}|seeds\.json|README\.md"
 
 
 def export_folders(
-    source: str | Path, out: str | Path, *, quality: int = 100, replace: bool = False
+    source: str | Path, out: str | Path, *, replace: bool = False
 ) -> Path:
     """Write a data set of shards as the authors' scripts do, with JPEG images.
 
-    The folder appears when complete; ``edit_dataset.py`` then trains on it.
+    The JPEG quality is 100, as in the released script, which also halves the resolution
+    of colour; here it stays full.
 
     Args:
         source: a folder of shards.
-        out: a new folder; returned. With ``replace``, an older export is replaced.
-        quality: of the JPEG files. The released script uses 100 and halves the
-            resolution of colour, which stays full here.
+        out: a new folder, which appears when complete; returned. With ``replace``, an
+            older export is replaced.
 
     Raises:
         ValueError: a triplet has two pairs of one seed, which would be one file.
@@ -68,13 +68,13 @@ def export_folders(
             used.append(len(used) if seed is None else seed)
             if used.count(used[-1]) > 1:
                 raise ValueError(f"The pair {pair.key} repeats seed {seed}.")
-            _write_pair(pair, folder / name, used[-1], quality)
+            _write_pair(pair, folder / name, used[-1])
         listing = [[name, sorted(map(str, used))] for name, used in seeds.items()]
         (folder / SEEDS).write_text(json.dumps(listing), encoding="utf-8")
     return Path(out)
 
 
-def _write_pair(pair: EncodedPair, folder: Path, seed: int, quality: int) -> None:
+def _write_pair(pair: EncodedPair, folder: Path, seed: int) -> None:
     record, scores = pair.record, pair.record.get("scores", {})
     if not folder.exists():
         folder.mkdir()
@@ -84,7 +84,7 @@ def _write_pair(pair: EncodedPair, folder: Path, seed: int, quality: int) -> Non
         (folder / PROMPT).write_text(text, encoding="utf-8")
     for number, data in enumerate((pair.before, pair.after)):
         buffer = io.BytesIO()  # PIL may leave a truncated file on a full disk
-        load(data).save(buffer, "JPEG", quality=quality, subsampling=0)
+        load(data).save(buffer, "JPEG", quality=100, subsampling=0)
         (folder / f"{seed}_{number}.jpg").write_bytes(buffer.getvalue())
     line = {
         "seed": seed,
@@ -104,10 +104,8 @@ def read_folders(
 ) -> Iterator[Pair]:
     """Read the pairs that are there in the authors' layout, by folder and seed.
 
-    Args:
-        folder: as the authors' scripts or ``export_folders`` leave it. ``seeds.json``
-            is not needed; the released one lists 10,434 folders that do not exist.
-        problems: as in ``dataset.read_shards``.
+    ``seeds.json`` is not needed; the released one lists 10,434 folders that do not
+    exist. ``problems`` is as in ``dataset.read_shards``.
 
     Raises:
         FileNotFoundError: there is no such data set.

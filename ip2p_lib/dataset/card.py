@@ -9,15 +9,12 @@ import io
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from ip2p_lib.dataset.dataset import read_encoded_shards, read_manifest
 from ip2p_lib.files import write_bytes
 
-QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 _TEMPLATE = """\
 ---
 {{ card_data }}
@@ -27,12 +24,19 @@ _TEMPLATE = """\
 
 Images before and after an edit, and the instruction for it, generated as section 3.1 of
 InstructPix2Pix (arXiv 2211.09800) describes.
-{% for title, rows in tables.items() %}
-## {{ title }}
 
-{% for row in rows %}| {{ row | join(" | ") }} |
-{% if loop.first %}|{{ " --- |" * (row | length) }}
-{% endif %}{% endfor %}{% endfor %}
+## Contents
+
+| what | how many |
+| --- | --- |
+{% for name, value in contents.items() %}| {{ name }} | {{ value }} |
+{% endfor %}
+## Generation
+
+| what | recorded by the run |
+| --- | --- |
+{% for name, value in recorded.items() %}| `{{ name }}` | {{ value }} |
+{% endfor %}
 ## Loading
 
 `FOLDER` is where this file is.
@@ -62,7 +66,6 @@ def write_card(
     *,
     name: str,
     license: str,
-    license_link: str | None = None,
     attribution: str = "No attribution required.",
 ) -> Path:
     """Write ``out/README.md`` for a folder of shards or an export of it.
@@ -70,78 +73,52 @@ def write_card(
     Args:
         source: the folder of shards, which is read completely.
         out: ``source`` itself, or what ``export_parquet`` or ``export_folders`` wrote.
-        name, license, license_link: as the Hub spells them; a license of your own is
-            ``"other"`` with the link to its text.
+        name: the title.
+        license: as the Hub spells it, such as "cc-by-4.0".
         attribution: whom to name, and for what.
 
     Raises:
         FileNotFoundError: ``out`` or ``source`` holds no data set.
-        ValueError: the license is ``"other"``, without a link.
     """
-    from huggingface_hub import DatasetCard
+    from huggingface_hub import DatasetCard, DatasetCardData
 
-    if license == "other" and license_link is None:
-        raise ValueError("license='other' needs a license_link to its text.")
     layout = next((p for p in _LOADING if any(Path(out).glob(p))), None)
     if layout is None:
         raise FileNotFoundError(f"{out} holds no data set; export it first.")
-    languages, tables = _tables(source)
+    languages, contents = _count(source)
+    manifest, hidden = read_manifest(source), ("format", "shards")
+    config = {"config_name": "default", "data_files": layout}
     card = DatasetCard.from_template(
-        _metadata(name, license, license_link, languages, layout),
+        DatasetCardData(
+            pretty_name=name,
+            license=license,
+            language=languages,
+            task_categories=["image-to-image"],
+            tags=["instruct-pix2pix", "image-editing"],
+            configs=[config] if "*" in layout else None,
+        ),
         template_str=_TEMPLATE,
         name=name,
-        tables=tables,
+        contents=contents,
+        recorded={k: json.dumps(v) for k, v in manifest.items() if k not in hidden},
         loading=_LOADING[layout],
-        license=license_link or license,
+        license=license,
         attribution=attribution,
     )
     return write_bytes(Path(out) / "README.md", str(card).encode())
 
 
-def _metadata(
-    name: str, license: str, link: str | None, languages: list[str], layout: str
-) -> Any:
-    """What the Hub and ``datasets`` read in a card."""
-    from huggingface_hub import DatasetCardData
-
-    config = {"config_name": "default", "data_files": layout}
-    return DatasetCardData(
-        pretty_name=name,
-        license=license,
-        license_link=link,
-        language=languages,
-        task_categories=["image-to-image"],
-        tags=["instruct-pix2pix", "image-editing"],
-        configs=[config] if "*" in layout else None,
-    )
-
-
-def _tables(source: str | Path) -> tuple[list[str], dict[str, list[Any]]]:
-    """The languages, and the card's tables; no image is decoded."""
-    counts = {n: Counter[str]() for n in ("language", "image size", "instruction")}
-    values: dict[str, list[float]] = {}
+def _count(source: str | Path) -> tuple[list[str], dict[str, str]]:
+    """The languages, and the card's table of contents; no image is decoded."""
+    counts = {name: Counter[str]() for name in ("language", "image size")}
+    instructions = set[str]()
     for pair in read_encoded_shards(source):
         width, height = Image.open(io.BytesIO(pair.before)).size
         counts["image size"][f"{width} x {height}"] += 1
-        counts["instruction"][pair.record["instruction"]] += 1
         counts["language"][pair.record["language"]] += 1
-        settings = {name: pair.record.get(name) for name in ("p", "cfg", "steps")}
-        for name, value in (settings | pair.record.get("scores", {})).items():
-            if value is not None:
-                values.setdefault(name, []).append(value)
-    distinct = len(counts.pop("instruction"))
-    contents = [("what", "how many"), ("distinct instructions", f"{distinct:,}")]
+        instructions.add(pair.record["instruction"])
+    contents = {"distinct instructions": f"{len(instructions):,}"}
     for name, counter in counts.items():
         row = ", ".join(f"{value}: {n:,}" for value, n in counter.items())
-        contents.append((f"pairs by {name}", row))
-    recorded, hidden = read_manifest(source).items(), ("format", "shards")
-    rows = [(f"`{key}`", json.dumps(v)) for key, v in recorded if key not in hidden]
-    quantiles = [["number", *(f"{q:.0%}" for q in QUANTILES)]]
-    for name, column in values.items():
-        cells = [f"{value:.3f}" for value in np.quantile(column, QUANTILES)]
-        quantiles.append([name, *cells])
-    return sorted(counts["language"]), {
-        "Contents": contents,
-        "Generation": [("what", "recorded by the run"), *rows],
-        "Quantiles": quantiles,
-    }
+        contents[f"pairs by {name}"] = row
+    return sorted(counts["language"]), contents

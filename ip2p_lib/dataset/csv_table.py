@@ -23,7 +23,6 @@ from ip2p_lib.dataset.pairs import TEXTS, Pair, Problem, make_pair, value_or_pro
 from ip2p_lib.images import ImageError, load
 
 REQUIRED = ("before", "after", "instruction")
-CAPTIONS = ("caption", "edited_caption")
 ASPECT_ERROR = 0.02  # the aspect ratios of two images of a pair may differ this much
 
 
@@ -71,26 +70,21 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     if missing := [name for name in REQUIRED if name not in names]:
         raise ValueError(
             f"{path} has no column {' and '.join(missing)}; its first line must name "
-            f"the columns {', '.join(REQUIRED)}, and may name {', '.join(CAPTIONS)}."
+            f"the columns {', '.join(REQUIRED)}."
         )
     table.fieldnames = names
     return [(table.line_num, row) for row in table]
 
 
 def _from_row(row: dict[str, str], path: Path, n: int, resolution: int | None) -> Pair:
-    cells = {name: (row.get(name) or "").strip() for name in (*REQUIRED, *CAPTIONS)}
+    cells = {name: (row.get(name) or "").strip() for name in (*REQUIRED, *TEXTS)}
     if empty := [name for name in REQUIRED if not cells[name]]:
         raise ValueError(f"its {' and '.join(empty)} is empty")
     before, after = (load(path.parent / cells[name]) for name in ("before", "after"))
     if resolution is not None:
-        _check_aspect(before, after)
+        ratios = [image.width / image.height for image in (before, after)]
+        if max(ratios) / min(ratios) > 1 + ASPECT_ERROR:
+            raise ImageError(f"its images' aspect ratios differ: {ratios}")
         square, method = (resolution, resolution), Image.Resampling.LANCZOS
         before, after = (ImageOps.fit(i, square, method) for i in (before, after))
     return make_pair(f"{n:07d}", (before, after), [cells[name] for name in TEXTS])
-
-
-def _check_aspect(before: Image.Image, after: Image.Image) -> None:
-    ratios = [image.width / image.height for image in (before, after)]
-    if max(ratios) / min(ratios) > 1 + ASPECT_ERROR:
-        sizes = " and ".join(f"{i.width} x {i.height}" for i in (before, after))
-        raise ImageError(f"its images differ in aspect ratio: {sizes}")

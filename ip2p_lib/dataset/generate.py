@@ -183,10 +183,8 @@ def _score(clip: ClipScorer, pairs: list[GeneratedPair], batch_size: int) -> Sco
     """CLIP scores of all pairs, on the CPU."""
     if not pairs:
         return Scores(*torch.empty(4, 0))
-    starts = range(0, len(pairs), batch_size)
-    parts = [
-        clip_filter.score_generated(clip, pairs[i : i + batch_size]) for i in starts
-    ]
+    batches = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
+    parts = [clip_filter.score_generated(clip, batch) for batch in batches]
     columns = zip(*(vars(part).values() for part in parts), strict=True)
     return Scores(*(torch.cat(column).cpu() for column in columns))
 

@@ -41,22 +41,18 @@ COLUMNS = (  # of the authors' data, timbrooks/instructpix2pix-clip-filtered
     "edited_image",
 )
 RECORDS = "records.jsonl"
+PAIRS_PER_FILE = 500  # in memory at once
 _EXPORT = r"data|records\.jsonl|README\.md"
 
 
 def export_parquet(
-    source: str | Path,
-    out: str | Path,
-    *,
-    pairs_per_file: int = 500,
-    replace: bool = False,
+    source: str | Path, out: str | Path, *, replace: bool = False
 ) -> Path:
     """Write a data set of shards as Parquet files; the folder appears when complete.
 
     Args:
         source: a folder of shards.
         out: a new folder; returned. With ``replace``, an older export is replaced.
-        pairs_per_file: rows of one file, which are in memory at once.
 
     Raises:
         ModuleNotFoundError: the package ``datasets`` is not installed.
@@ -70,7 +66,7 @@ def export_parquet(
     with atomic_directory(Path(out), needed=needed, replaces=replaces) as folder:
         (folder / "data").mkdir()
         with (folder / RECORDS).open("w", encoding="utf-8") as records:
-            while chunk := list(itertools.islice(pairs, pairs_per_file)):
+            while chunk := list(itertools.islice(pairs, PAIRS_PER_FILE)):
                 paths.append(folder / "data" / f"{len(paths):05d}.parquet")
                 _write_file(chunk, paths[-1])
                 for pair in chunk:
@@ -88,10 +84,8 @@ def _write_file(pairs: Sequence[EncodedPair], path: Path) -> None:
     from pyarrow import Table
     from pyarrow.parquet import write_table
 
-    kinds = {
-        n: datasets.Image() if "image" in n else datasets.Value("string")
-        for n in COLUMNS
-    }
+    image, text = datasets.Image(), datasets.Value("string")
+    features = datasets.Features({n: image if "image" in n else text for n in COLUMNS})
     rows = [
         {
             "original_prompt": pair.record["caption"],
@@ -102,7 +96,7 @@ def _write_file(pairs: Sequence[EncodedPair], path: Path) -> None:
         }
         for pair in pairs
     ]
-    table = Table.from_pylist(rows, datasets.Features(kinds).arrow_schema)
+    table = Table.from_pylist(rows, features.arrow_schema)
     with path.open("wb") as file:  # Python's errors carry the system's number
         write_table(table, file, row_group_size=100)
 
@@ -158,25 +152,20 @@ def _read_file(
 
 
 def from_row(row: Mapping[str, Any], key: str, **metadata: Any) -> Pair:
-    """Convert one row of a data set to a pair, as ``datasets.load_dataset`` gives it.
+    """Convert a row, as ``datasets.load_dataset`` gives it; ValueError if it is unfit.
 
     Args:
         row: with ``COLUMNS``, or with ``input_image``, ``edit_prompt`` and
-            ``edited_image``, the defaults of diffusers' script; ``rename_columns`` of
-            ``datasets`` brings others to these. An image is a PIL image, or a mapping
-            with a file's ``bytes`` or ``path``.
+            ``edited_image``, the defaults of diffusers' script. An image is a PIL
+            image, or a mapping with a file's ``bytes`` or ``path``.
         key, metadata: fields of ``Pair``.
-
-    Raises:
-        ValueError: columns, texts or images are missing or cannot be used.
     """
     before = "original_image" if "original_image" in row else "input_image"
     if missing := {before, "edit_prompt", "edited_image"} - row.keys():
         raise ValueError(f"it has no columns {', '.join(sorted(missing))}")
-    captions = [row.get(f"{name}_prompt", "") for name in ("original", "edited")]
     images = _load(row[before]), _load(row["edited_image"])
-    texts = captions[0], row["edit_prompt"], captions[1]
-    return make_pair(key, images, texts, **metadata)
+    prompts = ("original_prompt", "edit_prompt", "edited_prompt")
+    return make_pair(key, images, [row.get(name, "") for name in prompts], **metadata)
 
 
 def _load(value: Any) -> Image.Image:

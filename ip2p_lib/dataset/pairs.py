@@ -104,13 +104,10 @@ def make_pair(
     texts: Iterable[Any],
     **metadata: Any,
 ) -> Pair:
-    """Build a pair from elsewhere.
+    """Build a pair from elsewhere: images before and after, and ``TEXTS``.
 
-    Args:
-        key: as in ``Pair``.
-        images: before and after.
-        texts: caption, instruction, edited caption; each becomes one line.
-        metadata: other fields of ``Pair``; the language is detected if it is missing.
+    Each text becomes one line. ``metadata`` are other fields of ``Pair``; the language
+    is detected if it is missing.
     """
     lines = (" ".join(t.split()) if isinstance(t, str) else t for t in texts)
     caption, instruction, edited_caption = lines

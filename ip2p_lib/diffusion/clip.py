@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class ClipScorer:
     """A ``CLIPModel``, its tokenizer, and the (3,) mean and deviation of its images.
 
-    ``released_range`` repeats a slip of the released ``compute_metrics.py``: CLIP sees
-    [-1, 1] where [0, 1] is meant. Only for comparing with the paper's curves.
+    ``released_range`` repeats a slip of the released ``compute_metrics.py``, to compare
+    with the paper's curves: CLIP sees [-1, 1] where [0, 1] is meant.
     """
 
     model: Any
@@ -43,15 +43,7 @@ class ClipScorer:
 
         As CLIP's own processor does it: smoothed, and cropped in the middle. The
         released ``clip_similarity.py`` squeezes images to a square without smoothing.
-
-        Raises:
-            ValueError: not a batch of three-channel images.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"CLIP embeds images of shape (B, 3, H, W), not {tuple(images.shape)}. "
-                "Stack them with images.to_tensor first."
-            )
         x = images.to(self.device, torch.float32)
         size = self.model.config.vision_config.image_size
         if self.released_range:
@@ -96,15 +88,7 @@ def load_clip(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
 ) -> ClipScorer:
-    """Load CLIP for inference.
-
-    Args:
-        source: a local folder; or a ``config.Source`` with a Hub id and a revision.
-        device: None picks the GPU where there is one.
-        dtype: None is float32 on a CPU and float16 on a GPU.
-    Raises:
-        FileNotFoundError: the folder holds no model, or the Hub is out of reach.
-    """
+    """Load CLIP for inference; arguments and errors as ``load_stable_diffusion``."""
     import transformers
 
     place = pick_device(device)

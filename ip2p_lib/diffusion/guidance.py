@@ -23,12 +23,7 @@ def _per_row(scale: float | Tensor, like: Tensor) -> float | Tensor:
     """(B,) scales shaped to multiply (B, ...); a plain number passes through."""
     if not isinstance(scale, Tensor) or scale.ndim == 0:
         return scale
-    if scale.shape != like.shape[:1]:
-        raise ValueError(
-            f"A scale is one number or one per row: {like.shape[0]} rows, but the "
-            f"scale has shape {tuple(scale.shape)}."
-        )
-    return scale.to(like).reshape(-1, *[1] * (like.ndim - 1))
+    return scale.to(like).reshape(len(like), *[1] * (like.ndim - 1))
 
 
 def classifier_free(e_uncond: Tensor, e_cond: Tensor, scale: float | Tensor) -> Tensor:
@@ -36,12 +31,7 @@ def classifier_free(e_uncond: Tensor, e_cond: Tensor, scale: float | Tensor) -> 
 
     Args:
         e_uncond, e_cond: (B, C, H, W) noise predictions.
-        scale: 1 gives ``e_cond``, 0 gives ``e_uncond``, larger values extrapolate; a
-            number or (B,).
-    Returns:
-        (B, C, H, W) the guided prediction.
-    Raises:
-        ValueError: ``scale`` has another number of rows.
+        scale: a number or (B,); 1 gives ``e_cond``, 0 ``e_uncond``, more extrapolates.
     """
     return e_uncond + _per_row(scale, e_uncond) * (e_cond - e_uncond)
 
@@ -60,16 +50,13 @@ def combine(
     real scale; ``diffusers``' pipeline switches guidance off below 1.
 
     Args:
-        e_uncond: (B, C, H, W) prediction with neither conditioning.
-        e_image: (B, C, H, W) prediction with the image alone.
-        e_full: (B, C, H, W) prediction with image and instruction.
+        e_uncond, e_image, e_full: (B, C, H, W) predictions with neither conditioning,
+            with the image alone, with image and instruction.
         text_scale: s_T, a number or (B,); the paper uses 5 to 10.
         image_scale: s_I, a number or (B,); the paper uses 1 to 1.5.
     Returns:
         (B, C, H, W) the guided prediction. s_I = s_T = 1 gives ``e_full``; s_T = 0 is
         one-conditioning guidance by the image.
-    Raises:
-        ValueError: a scale has another number of rows.
     """
     s_T, s_I = _per_row(text_scale, e_full), _per_row(image_scale, e_full)
     return e_uncond + s_I * (e_image - e_uncond) + s_T * (e_full - e_image)
@@ -89,19 +76,12 @@ def drop_conditioning(
         image: (B, C, H, W) condition latents; the null image is the zero latent.
         null_text: (1, L, D) embedding of the empty text.
         u: (B,) numbers in [0, 1).
-        rate: r, in [0, 1/3].
+        rate: r; ValueError outside [0, 1/3].
     Returns:
         Text (B, L, D) and image (B, C, H, W) with the chosen rows replaced.
-    Raises:
-        ValueError: ``rate`` lies outside [0, 1/3], or ``u`` is not one number each.
     """
     if not 0 <= rate <= 1 / 3:
         raise ValueError(f"The dropout rate must be in [0, 1/3], not {rate}.")
-    if u.shape != text.shape[:1]:
-        raise ValueError(
-            f"u must hold one number per example, ({text.shape[0]},), not "
-            f"{tuple(u.shape)}."
-        )
     drop_text = (u < 2 * rate)[:, None, None]
     drop_image = ((u >= rate) & (u < 3 * rate))[:, None, None, None]
     return torch.where(drop_text, null_text, text), image.masked_fill(drop_image, 0)
@@ -114,8 +94,7 @@ def caption_denoiser(
 
     Args:
         unet: called as (4-channel sample, t, encoder_hidden_states=text).
-        text: (B, L, D) captions.
-        null_text: (1, L, D) the empty caption.
+        text, null_text: (B, L, D) captions, and the empty caption (1, L, D).
         scale: guidance scale, one for all or (B,); 1 follows the caption as trained.
     """
     text_rows = torch.cat([null_text.expand_as(text), text])
@@ -144,8 +123,7 @@ def edit_denoiser(
     Args:
         unet: called as (8-channel sample, t, encoder_hidden_states=text).
         condition: (B, 4, h, w) c_I, the input's latent, unscaled.
-        text: (B, L, D) c_T, the instructions.
-        null_text: (1, L, D) the empty instruction.
+        text, null_text: (B, L, D) c_T, and the empty instruction (1, L, D).
         text_scale, image_scale: (B,) s_T and s_I.
     """
     null, no_image = null_text.expand_as(text), torch.zeros_like(condition)

@@ -45,41 +45,29 @@ def explain_missing(where: dict[str, Any]) -> Iterator[None]:
 
 
 def load_network(network: Any, where: dict[str, Any]) -> Any:
-    """Load a network; missing weights are an error, not a randomly initialised layer.
+    """Load a network, a class of ``diffusers`` or ``transformers``, from ``locate``.
 
-    Args:
-        network: a class of ``diffusers`` or ``transformers``.
-        where: arguments of its ``from_pretrained``.
     Raises:
-        ValueError: the files lack weights that the network has.
+        ValueError: weights are missing, which those libraries would initialise randomly.
     """
-    with _no_progress_bar():
+    from diffusers.utils import logging as diffusers
+    from transformers.utils import logging as transformers
+
+    # A progress bar would be left behind in a notebook's output.
+    bars = [x for x in (diffusers, transformers) if x.is_progress_bar_enabled()]
+    try:
+        for library in bars:
+            library.disable_progress_bar()
         model, report = network.from_pretrained(
             **where, use_safetensors=True, output_loading_info=True
         )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        place = where["pretrained_model_name_or_path"]
-        place = f"{place}/{where['subfolder']}" if "subfolder" in where else place
+    finally:
+        for library in bars:
+            library.enable_progress_bar()
+    if missing := sorted(report["missing_keys"]):
+        place = Path(where["pretrained_model_name_or_path"], where.get("subfolder", ""))
         raise ValueError(
             f"{place} lacks {len(missing)} weights, {missing[0]} among them: download "
             "or save the model again."
         )
     return model
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Hide the progress bars, which are left behind in notebook outputs."""
-    from diffusers.utils import logging as diffusers
-    from transformers.utils import logging as transformers
-
-    both = diffusers, transformers
-    enabled = [library for library in both if library.is_progress_bar_enabled()]
-    for library in enabled:
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in enabled:
-            library.enable_progress_bar()

@@ -84,7 +84,7 @@ def timesteps(schedule: Schedule, steps: int, sampler: str) -> list[float]:
 
     Spaced as ``diffusers`` does: "ddim" in whole multiples of T // steps plus 1,
     "dpm_solver_pp" rounded from T - 1 down to but without 0, "euler_ancestral" in
-    real numbers from T - 1 to 0 (one step alone is from T - 1, as in k-diffusion).
+    real numbers from T - 1 to 0.
 
     Raises:
         ValueError: an unknown sampler, or steps outside [1, T - 1].
@@ -112,11 +112,9 @@ def sampler_coefficients(schedule: Schedule, steps: int, sampler: str) -> Tensor
     # Stable Diffusion's DDIM ends at the first timestep, not at zero noise.
     sigmas.append(known[0] if sampler == "ddim" else 0.0)
     h = [math.hypot(1, s) for s in sigmas]
-    rows = zip(ts, h[:-1], sigmas[:-1], SAMPLERS[sampler](sigmas), h[1:], strict=True)
-    return torch.tensor(
-        [(t, h, s, *rule, h_next) for t, h, s, rule, h_next in rows],
-        dtype=torch.float64,
-    )
+    rules = zip(*SAMPLERS[sampler](sigmas), strict=True)
+    columns = [ts, h[:-1], sigmas[:-1], *rules, h[1:]]
+    return torch.tensor(columns, dtype=torch.float64).T.contiguous()
 
 
 def initial_latent(noise: Tensor, coefficients: Tensor, sampler: str) -> Tensor:
@@ -174,16 +172,18 @@ def trajectory(
         noise: (B, C, H, W) unit normal; or, if ``start`` > 0, x_t at that step.
         schedule, steps: of the whole trajectory.
         step_noise: unit normal noise of a step; "euler_ancestral" needs it.
-        start: first step taken. SDEdit enters with the ``add_noise`` of
-            ``timesteps(schedule, steps, sampler)[start]``.
+        start: first step taken, from x_t at ``timesteps(...)[start]`` (SDEdit).
     Yields:
         The ``steps - start`` steps; the last one's ``x`` is the sample.
     Raises:
-        ValueError: at the call, for an unfit sampler or steps (see ``timesteps``), an
-            unfit ``start``, or "euler_ancestral" without ``step_noise``.
+        ValueError: at the call, if these do not fit together.
     """
     coefficients = sampler_coefficients(schedule, steps, sampler)
-    _check_options(sampler, steps, start, step_noise)
+    # A step of dpm_solver_pp needs the one before it.
+    if not 0 <= start < steps or (start and sampler == "dpm_solver_pp"):
+        raise ValueError(f"{sampler} of {steps} steps cannot start at step {start}.")
+    if sampler == "euler_ancestral" and step_noise is None:
+        raise ValueError(f"{sampler} needs noise at each step: pass step_noise.")
 
     def run() -> Iterator[Step]:
         x = x0 = noise if start else initial_latent(noise, coefficients, sampler)
@@ -196,16 +196,6 @@ def trajectory(
             yield Step(i, t, x, x0)
 
     return run()
-
-
-def _check_options(
-    sampler: str, steps: int, start: int, step_noise: StepNoise | None
-) -> None:
-    # A step of dpm_solver_pp needs the one before it.
-    if not 0 <= start < steps or (start and sampler == "dpm_solver_pp"):
-        raise ValueError(f"{sampler} of {steps} steps cannot start at step {start}.")
-    if sampler == "euler_ancestral" and step_noise is None:
-        raise ValueError(f"{sampler} needs noise at each step: pass step_noise.")
 
 
 def sample(sampler: str, denoise: Denoiser, *args: Any, **options: Any) -> Tensor:

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
 class StableDiffusion:
     """Text encoder and autoencoder, frozen, and the U-Net, which may be trained.
 
-    The parts are those of a ``StableDiffusionPipeline``; ``schedule`` is the one the
-    U-Net was trained with. Encoding and decoding compute no gradients.
+    The parts are those of a ``StableDiffusionPipeline``; ``schedule`` is the U-Net's.
     """
 
     tokenizer: CLIPTokenizer
@@ -86,8 +85,8 @@ class StableDiffusion:
         """Texts to (B, L) int64 token ids, padded to the text encoder's length.
 
         Raises:
-            ValueError: a text is too long and ``truncate`` is False; or one lone string
-                was given, which would be read as a list of letters.
+            ValueError: a text is too long, and ``truncate`` is False; or one lone
+                string, which would be read letter by letter.
         """
         if isinstance(texts, str):
             raise ValueError(f"Give a list of texts, [{texts!r}], not one string.")
@@ -118,8 +117,7 @@ class StableDiffusion:
     def encode_moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, (B, C, h, w) each, of the images' unscaled latents.
 
-        A training target is ``scaling_factor * (mean + exp(logvar / 2) * noise)``; with
-        the two stored, every epoch can draw it anew.
+        A training target is ``scaling_factor * (mean + exp(logvar / 2) * noise)``.
         """
         moments = self.vae.encode(images.to(self.device, self.dtype)).latent_dist
         return moments.mean, moments.logvar
@@ -146,15 +144,13 @@ def load_stable_diffusion(
         device: None picks the GPU where there is one.
         dtype: None is float32 on a CPU and float16 on a GPU.
     Raises:
-        FileNotFoundError: a path that is no model folder, a Hub id without revision, or
-            the Hub is out of reach.
+        FileNotFoundError: the folder holds no model, or the Hub is out of reach.
         ValueError: weights are missing, the model does not predict epsilon under a
             scaled linear schedule, or device or dtype do not fit this machine.
     """
     place = pick_device(device)
     precision = pick_dtype(place, dtype)
-    problem = "{folder} is not a model folder: it has no model_index.json."
-    where = locate(source, "model_index.json", problem)
+    where = locate(source, "model_index.json", "There is no model in {folder}.")
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizerFast
 

@@ -1,8 +1,8 @@
 """Edit images by instruction with a trained editor (sections 3.2.1 and 4).
 
-``load_editor().edit(image, "make it winter")`` is the whole interface. ``edit`` is a
-batch of one, ``edit_batch`` fits images of any size, and ``sample_edits`` does the
-work: it encodes image and instruction, and runs a sampler under equation 3.
+``load_editor().edit(image, "make it winter")`` is a batch of one, ``edit_batch`` fits
+images of any size, and ``sample_edits`` does the work: it encodes image and
+instruction, and runs a sampler under equation 3.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ip2p_lib.config import Editing, Scale, Source, preset
+from ip2p_lib.config import Editing, Scale, preset
 from ip2p_lib.diffusion.guidance import edit_denoiser
 from ip2p_lib.diffusion.loading import load_network, locate
 from ip2p_lib.diffusion.samplers import Step, trajectory
@@ -34,7 +34,7 @@ def noise_of_seeds(step: int, seeds: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 @dataclass(frozen=True)
 class EditOptions:
-    """What to do to each of B images: checked, with no default left open."""
+    """What to do to each of B images."""
 
     instructions: list[str]
     text_scale: list[float]  # s_T
@@ -42,60 +42,31 @@ class EditOptions:
     seed: list[int]
     steps: int
 
-    @classmethod
-    def resolve(
-        cls,
-        n: int,
-        defaults: Editing,
-        instructions: Sequence[str],
-        *,
-        text_scale: float | Sequence[float] | None = None,
-        image_scale: float | Sequence[float] | None = None,
-        steps: int | None = None,
-        seed: int | Sequence[int] = 0,
-    ) -> EditOptions:
-        """Put defaults for None and one value for each of n images; check them all."""
-        if isinstance(instructions, str) or len(instructions) != n:
-            raise ValueError(f"Give a list of {n} instructions, one an image.")
-        for text in instructions:
+    def __post_init__(self) -> None:
+        """Refuse what cannot be done, before any image is encoded."""
+        for text in self.instructions:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(
                     f"The instruction is {text!r}. Say what should change, for example "
                     "'make it winter'."
                 )
-        steps = defaults.steps if steps is None else steps
-        if steps < 1:
-            raise ValueError(f"An edit takes 1 step or more, not {steps}.")
-        s_T = defaults.text_scale if text_scale is None else text_scale
-        s_I = defaults.image_scale if image_scale is None else image_scale
-        scales = _scales("text_scale", s_T, n), _scales("image_scale", s_I, n)
-        return cls([*instructions], *scales, _per_image("seed", seed, n), steps)
+        if self.steps < 1:
+            raise ValueError(f"An edit takes 1 step or more, not {self.steps}.")
+        for name in ("text_scale", "image_scale"):
+            if bad := [s for s in getattr(self, name) if not 0 <= s < math.inf]:
+                raise ValueError(f"{name} must be 0 or more, not {bad[0]}.")
 
     def rows(self, indices: Sequence[int]) -> EditOptions:
         """The options of some of the images."""
-        return EditOptions(
-            [self.instructions[i] for i in indices],
-            [self.text_scale[i] for i in indices],
-            [self.image_scale[i] for i in indices],
-            [self.seed[i] for i in indices],
-            self.steps,
-        )
+        lists = self.instructions, self.text_scale, self.image_scale, self.seed
+        return EditOptions(*([x[i] for i in indices] for x in lists), self.steps)
 
 
-def _per_image(name: str, value: Any, n: int) -> list[Any]:
-    values = [value] * n if isinstance(value, int | float) else list(value)
-    if len(values) != n:
-        raise ValueError(f"Give one {name}, or one for each of {n} images.")
-    return values
-
-
-def _scales(name: str, value: Any, n: int) -> list[float]:
-    scales = [float(scale) for scale in _per_image(name, value, n)]
-    if bad := [scale for scale in scales if not 0 <= scale < math.inf]:
-        raise ValueError(
-            f"{name} must be 0 or more, not {bad[0]}: 0 ignores, 1 follows as trained."
-        )
-    return scales
+def _one_per_image(name: str, values: Any, n: int) -> list[Any]:
+    values = [values] * n if isinstance(values, int | float) else values
+    if isinstance(values, str) or len(values) != n:
+        raise ValueError(f"Give a list of {n} {name}, one an image.")
+    return list(values)
 
 
 @dataclass
@@ -139,8 +110,8 @@ class Editor:
             steps: denoising steps.
             seed: another seed is another attempt.
         Raises:
-            ValueError: no image, no instruction or one too long, a negative scale,
-                less than one step; or half precision overflowed.
+            ValueError: no image, no instruction or one too long, a negative scale, less
+                than one step; or half precision overflowed.
         """
         scales = {"text_scale": text_scale, "image_scale": image_scale}
         options: dict[str, Any] = {**scales, "steps": steps, "seed": seed}
@@ -154,8 +125,7 @@ class Editor:
         Options, defaults and errors are those of ``edit``; a scale or seed may be one
         value for all images, or one for each.
         """
-        n, defaults = len(images), self.settings
-        resolved = EditOptions.resolve(n, defaults, instructions, **options)
+        resolved = self._options(len(images), instructions, **options)
         fitted = [self._fit(image) for image in images]
         edits: dict[int, Image] = {}
         for size in {image.size for image in fitted}:
@@ -163,31 +133,47 @@ class Editor:
             before = to_tensor([fitted[i] for i in rows])
             after = self._edit(before, resolved.rows(rows))
             edits |= zip(rows, to_pil(after), strict=True)
-        return [edits[i] for i in range(n)]
+        return [edits[i] for i in range(len(images))]
 
     def edit_tensors(
         self, before: Tensor, instructions: Sequence[str], **options: Any
     ) -> Tensor:
         """Edit (B, 3, H, W) in [-1, 1], not resized; options as in ``edit_batch``."""
-        n, defaults = len(before), self.settings
-        resolved = EditOptions.resolve(n, defaults, instructions, **options)
-        return self._edit(before, resolved)
+        return self._edit(before, self._options(len(before), instructions, **options))
 
     def trajectory(
         self, before: Tensor, instructions: Sequence[str], **options: Any
     ) -> Iterator[Step]:
         """The steps of ``edit_tensors``: for progress, previews, or to stop early."""
-        n, defaults = len(before), self.settings
-        resolved = EditOptions.resolve(n, defaults, instructions, **options)
+        resolved = self._options(len(before), instructions, **options)
         return sample_edits(self, before, resolved)
+
+    def _options(
+        self,
+        n: int,
+        instructions: Sequence[str],
+        *,
+        text_scale: float | Sequence[float] | None = None,
+        image_scale: float | Sequence[float] | None = None,
+        steps: int | None = None,
+        seed: int | Sequence[int] = 0,
+    ) -> EditOptions:
+        """The options of n images, with defaults for None."""
+        own = self.settings
+        s_T = own.text_scale if text_scale is None else text_scale
+        s_I = own.image_scale if image_scale is None else image_scale
+        return EditOptions(
+            _one_per_image("instructions", instructions, n),
+            _one_per_image("text_scale", s_T, n),
+            _one_per_image("image_scale", s_I, n),
+            _one_per_image("seed", seed, n),
+            own.steps if steps is None else steps,
+        )
 
     def _fit(self, image: Image) -> Image:
         """Resize, keeping the aspect to an eighth: to multiples of 64 for 512."""
         if not isinstance(image, Image):
-            raise ValueError(
-                f"edit needs a PIL image, not {type(image).__name__}. Open a file by "
-                "images.load, turn a tensor into images by images.to_pil."
-            )
+            raise ValueError(f"edit needs a PIL image, not {type(image).__name__}.")
         return fit(load(image), self.resolution, multiple=self.resolution // 8)
 
     def _edit(self, before: Tensor, options: EditOptions) -> Tensor:
@@ -247,19 +233,16 @@ def load_editor(
         ValueError: no such scale; the message names the nearest.
         FileNotFoundError: the weights are not here and cannot be downloaded.
     """
-    size = scale if isinstance(scale, Scale) else preset(scale)
-    if size.editor.revision is None:
-        backbone = load_stable_diffusion(size.backbone, device=device)
-        backbone = replace(backbone, unet=_load_unet(size.editor, backbone))
-        return Editor(backbone, size.editing, size.resolution)
-    backbone = load_stable_diffusion(size.editor, device=device)
-    return Editor(backbone, size.editing, size.resolution)
-
-
-def _load_unet(source: Source, backbone: StableDiffusion) -> Any:
-    """A U-Net of our own training; the frozen parts are its backbone's."""
     from diffusers import UNet2DConditionModel
 
+    size = scale if isinstance(scale, Scale) else preset(scale)
+    if size.editor.revision is not None:  # a whole pipeline of the Hub
+        backbone = load_stable_diffusion(size.editor, device=device)
+        return Editor(backbone, size.editing, size.resolution)
+    # A U-Net of our own training; the frozen parts are its backbone's.
+    backbone = load_stable_diffusion(size.backbone, device=device)
     problem = "There is no trained editor in {folder}: train one (notebook 05)."
-    unet = load_network(UNet2DConditionModel, locate(source, "config.json", problem))
-    return unet.to(backbone.device).type(backbone.dtype).eval()
+    where = locate(size.editor, "config.json", problem)
+    unet = load_network(UNet2DConditionModel, where).to(backbone.device).eval()
+    backbone = replace(backbone, unet=unet.type(backbone.dtype))
+    return Editor(backbone, size.editing, size.resolution)

@@ -29,10 +29,7 @@ class EditorPanel(Panel):
 
     Every control is an attribute, so that a cell can do what a hand does:
     ``panel.instruction.value = "make it night"``, ``panel.edit_button.click()``.
-
-    Attributes:
-        source: the image to edit, or None before an upload.
-        result: the last edit, or None.
+    ``source`` is the image to edit and ``result`` the last edit, or None.
     """
 
     about = "A panel to edit images; it needs a running notebook."
@@ -43,10 +40,8 @@ class EditorPanel(Panel):
         self.source: Image | None = None
         self.result: Image | None = None
         self.upload = ipywidgets.FileUpload(accept="image/*")
-        hint = "what to change: make it winter"
-        self.instruction = ipywidgets.Text(
-            placeholder=hint, description="instruction", style=LABEL, layout=WIDE
-        )
+        hint = {"placeholder": "what to change", "description": "instruction"}
+        self.instruction = ipywidgets.Text(**hint, style=LABEL, layout=WIDE)
         defaults = editor.settings
         self.text_scale = slider("follow the text", defaults.text_scale, 15.0)
         self.image_scale = slider("keep the image", defaults.image_scale, 3.0)
@@ -92,7 +87,7 @@ class EditorPanel(Panel):
         return figures.show_pairs(self.source, title, self.result)
 
     def _run(self, action: Callable[[], None]) -> None:
-        """Run a callback with the button disabled, and show any error."""
+        """Run a callback, with the button disabled, and show any error."""
         self.edit_button.disabled = True
         try:
             self.guard(action)

@@ -21,7 +21,7 @@ from ip2p_lib.filtering.clip_filter import Scores, keep_best, thresholds_by_scor
 if TYPE_CHECKING:
     from ip2p_lib.config import Filtering
 
-_Option = tuple[float, Tensor]  # a threshold, and which of the pairs reach it
+_STEPS = 10  # thresholds that ``calibrate`` tries of each score
 _Z95 = 1.96  # 95 % of a normal variable lie within so many standard deviations
 
 
@@ -52,16 +52,16 @@ class PrecisionRecallCurve:
     """A score as a filter, at each threshold, strictest first; all (T,) float64."""
 
     threshold: Tensor
-    keep_rate: Tensor  # fraction of all pairs that is kept
-    precision: Tensor  # fraction of the kept pairs that is good
-    recall: Tensor  # fraction of the good pairs that is kept; NaN if none is good
+    keep_rate: Tensor  # fraction of all pairs that pass
+    precision: Tensor  # fraction of the passing pairs that are good
+    recall: Tensor  # fraction of the good pairs that pass; NaN if none is good
 
 
 def precision_recall_curve(score: Tensor, good: Tensor) -> PrecisionRecallCurve:
     """Precision, recall and keep rate of one score at every threshold.
 
     Args:
-        score: (B,), higher is better; a pair whose score is NaN is never kept.
+        score: (B,), higher is better; a pair whose score is NaN never passes.
         good: (B,) bool.
     Raises:
         ValueError: the two differ in length, or there is no pair.
@@ -70,13 +70,11 @@ def precision_recall_curve(score: Tensor, good: Tensor) -> PrecisionRecallCurve:
         raise ValueError(f"No curve from {len(score)} scores, {len(good)} labels.")
     valid = ~score.isnan()
     value, order = score[valid].double().cpu().sort(descending=True)
-    hits = good[valid].cpu()[order].double().cumsum(0)
-    # Equal scores are kept together: a threshold ends after the last of them.
-    last = torch.cat([value[1:] != value[:-1], torch.tensor([True])[: len(value)]])
-    count = torch.arange(1, len(value) + 1, dtype=torch.float64)[last]
-    hits, total = hits[last], float(good.sum())
-    recall = hits / total if total else torch.full_like(hits, math.nan)
-    return PrecisionRecallCurve(value[last], count / len(score), hits / count, recall)
+    threshold, equal = value.unique_consecutive(return_counts=True)
+    count = equal.cumsum(0)  # pairs that reach each threshold; equal scores together
+    hits = good[valid].cpu()[order].double().cumsum(0)[count - 1]
+    rates = count.double() / len(score), hits / count, hits / good.sum().cpu()
+    return PrecisionRecallCurve(threshold, *rates)
 
 
 def joint_rank(scores: Scores) -> Tensor:
@@ -92,16 +90,15 @@ def joint_rank(scores: Scores) -> Tensor:
 class FilterMetrics(NamedTuple):
     """What a filter keeps, beside what it should keep."""
 
-    keep_rate: Proportion  # of all pairs, those that are kept
-    precision: Proportion  # of the kept, those that are good
-    recall: Proportion  # of the good, those that are kept
+    keep_rate: Proportion  # fraction of all pairs that pass
+    precision: Proportion  # fraction of the passing pairs that are good
+    recall: Proportion  # fraction of the good pairs that pass
 
 
 def evaluate_filter(keep: Tensor, good: Tensor) -> FilterMetrics:
     """Keep rate, precision and recall of a filter, from (B,) bool each."""
     keep, good = keep.cpu(), good.cpu()
-    parts = keep, good[keep], keep[good]
-    return FilterMetrics(*(proportion_ci(part) for part in parts))
+    return FilterMetrics(*map(proportion_ci, (keep, good[keep], keep[good])))
 
 
 def funnel(
@@ -122,50 +119,39 @@ def funnel(
 
 
 def calibrate(
-    scores: Scores,
-    good: Tensor,
-    thresholds: Filtering,
-    *,
-    precision: float,
-    steps: int = 10,
+    scores: Scores, good: Tensor, thresholds: Filtering, *, precision: float
 ) -> Filtering:
     """The thresholds that keep most good pairs at a required precision.
 
-    All combinations of three thresholds are tried; the two captions share one, as in
-    the paper. Evaluate the result on other triplets: on these it is too optimistic.
+    All combinations of ten quantiles of three scores are tried; the two captions share
+    a threshold, as in the paper. Evaluate the result on other triplets: on these it is
+    too optimistic.
 
     Args:
         scores, good: of B pairs; (B,) bool, which are good.
         thresholds: gives ``keep``.
-        precision: required fraction of good pairs among the kept, in [0, 1].
-        steps: thresholds tried per score, at its quantiles.
+        precision: required fraction of good pairs among the passing, in [0, 1].
     Raises:
         ValueError: no combination is as precise as that.
     """
     text, good = torch.minimum(scores.before, scores.after), good.cpu()
-    options = [_options(x, steps) for x in (scores.image, text, scores.direction)]
+    table = torch.stack([scores.image, text, scores.direction]).double().cpu()  # (3, B)
+    quantiles = torch.arange(_STEPS, dtype=torch.float64) / _STEPS
+    limits = table.nanquantile(quantiles, dim=1).T  # (3, _STEPS)
 
-    def quality(combination: tuple[_Option, ...]) -> tuple[int, float]:
-        """Good pairs kept (-1 if imprecise), then the precision."""
-        keep = torch.stack([passed for _, passed in combination]).all(0)
+    def quality(combination: tuple[Tensor, ...]) -> tuple[int, float]:
+        """Number of good pairs that pass (-1 if imprecise), then the precision."""
+        keep = (table >= torch.stack(combination)[:, None]).all(0)
         hits = int((keep & good).sum())
         reached = hits / max(int(keep.sum()), 1)
         return (hits if reached >= precision else -1), reached
 
-    best = max(product(*options), key=quality)
+    best = max(product(*limits), key=quality)
     hits, reached = quality(best)
     if hits < 0:
         raise ValueError(
             f"No thresholds keep {precision:.0%} good pairs; the most precise keep "
             f"{reached:.0%}. Require less, or generate better pairs."
         )
-    image, caption, direction = (limit for limit, _ in best)
+    image, caption, direction = map(float, best)
     return replace(thresholds, image=image, text=caption, direction=direction)
-
-
-def _options(score: Tensor, steps: int) -> list[_Option]:
-    """Thresholds at the quantiles of a score."""
-    score = score.double().cpu()
-    quantiles = torch.arange(steps, dtype=torch.float64) / steps
-    limits = score[~score.isnan()].quantile(quantiles)
-    return [(float(limit), score >= limit) for limit in limits]

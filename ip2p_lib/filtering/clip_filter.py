@@ -1,11 +1,9 @@
 """Keep the generated pairs that show the edit (section 3.1.2 and appendix A.2).
 
 Most candidates of a triplet are poor: too similar, too different, or changed in some
-unwanted way. CLIP gives each candidate four scores. The paper keeps those that reach
-every threshold, at most four per triplet. Read ``score_pairs`` for the four scores,
-then ``passes`` and ``keep_best``.
-
-The scores follow the released ``metrics/clip_similarity.py``.
+unwanted way. CLIP gives each candidate four scores, as in the released
+``metrics/clip_similarity.py``. The paper keeps those that reach every threshold, at
+most four per triplet. Read ``score_pairs``, then ``passes`` and ``keep_best``.
 """
 
 from __future__ import annotations
@@ -109,15 +107,13 @@ def passes(scores: Scores, thresholds: Filtering) -> Tensor:
 
 def drop_reasons(scores: Scores, thresholds: Filtering) -> list[str | None]:
     """The first threshold each pair misses (``"image 0.610 < 0.750"``) or None."""
-    limits = thresholds_by_score(thresholds)
-    reasons: list[str | None] = []
-    for row in zip(*(getattr(scores, name).tolist() for name in limits), strict=True):
-        misses = (
-            f"{name} {value:.3f} < {limit:.3f}"
-            for (name, limit), value in zip(limits.items(), row, strict=True)
-            if not value >= limit  # in this form NaN is a miss
-        )
-        reasons.append(next(misses, None))
+    reasons: list[str | None] = [None] * len(scores.image)
+    for name, limit in thresholds_by_score(thresholds).items():
+        for row, value in enumerate(getattr(scores, name).tolist()):
+            if (
+                reasons[row] is None and not value >= limit
+            ):  # in this form NaN is a miss
+                reasons[row] = f"{name} {value:.3f} < {limit:.3f}"
     return reasons
 
 
@@ -129,13 +125,10 @@ def keep_best(
     ``groups`` has each pair's triplet. Triplets come in the order in which they appear,
     within one the highest directional similarity first.
     """
-    passed, direction = passes(scores, thresholds).tolist(), scores.direction.tolist()
     members: dict[Hashable, list[int]] = {}
-    for row, group in enumerate(groups):
-        if passed[row]:
-            members.setdefault(group, []).append(row)
-    return [
-        row
-        for rows in members.values()
-        for row in sorted(rows, key=lambda r: -direction[r])[: thresholds.keep]
-    ]
+    for row in passes(scores, thresholds).nonzero().flatten().tolist():
+        members.setdefault(groups[row], []).append(row)
+    direction = scores.direction.tolist()
+    for rows in members.values():
+        rows.sort(key=lambda row: -direction[row])
+    return [row for rows in members.values() for row in rows[: thresholds.keep]]

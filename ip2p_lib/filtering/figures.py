@@ -1,7 +1,4 @@
-"""Figures of the filter: what remains after each stage, and what a threshold trades.
-
-``good`` is (B,) bool, or None where it is unknown which pairs are good.
-"""
+"""Figures of the filter: what remains after each stage, and what a threshold trades."""
 
 from __future__ import annotations
 
@@ -20,11 +17,9 @@ _SMALL = POINTS - 1
 def plot_funnel(
     stages: Mapping[str, torch.Tensor], good: torch.Tensor | None = None
 ) -> Figure:
-    """Bars of the pairs that remain after each stage, the good part darker.
+    """Bars of the pairs that remain after each stage of ``calibration.funnel``.
 
-    Args:
-        stages: (B,) bool by name, as ``calibration.funnel`` gives.
-        good: which of the B pairs are good.
+    With ``good`` (B,) bool, the part of each bar that is good is darker.
     """
     figure, axes = new_plot()
     figure.set_size_inches(PLOT[0], 0.7 + 0.34 * len(stages))
@@ -50,8 +45,7 @@ def plot_precision_curves(
     curves: Mapping[str, PrecisionRecallCurve],
     filters: Mapping[str, FilterMetrics],
     *,
-    ceiling: float | None = None,
-    min_keep_rate: float = 0.1,
+    ceiling: float,
 ) -> Figure:
     """Precision over keep rate, of each score alone and of whole filters.
 
@@ -59,29 +53,20 @@ def plot_precision_curves(
         curves: by name; the last one is drawn strongest.
         filters: by name, each a point with its 95 % interval.
         ceiling: precision of perfect pairs, where the labels themselves err.
-        min_keep_rate: where curves begin; below it, few pairs decide.
     """
     figure, axes = new_plot("fraction of pairs kept", "fraction of them that is good")
     for name, curve in curves.items():
-        shown = curve.keep_rate >= min_keep_rate
+        shown = curve.keep_rate >= 0.1  # below it, few pairs decide
         width = 2.2 if name == list(curves)[-1] else 1.1
         x, y = curve.keep_rate[shown], curve.precision[shown]
         axes.plot(x, y, linewidth=width, label=name)
     for marker, (name, metrics) in zip("os^D", filters.items(), strict=False):
-        value, low, high = metrics.precision
-        axes.errorbar(
-            metrics.keep_rate.value,
-            value,
-            [[value - low], [high - value]],
-            fmt=marker,
-            label=name,
-            color="black",
-            capsize=2,
-            zorder=4,
-        )
-    if ceiling is not None:
-        axes.axhline(ceiling, color="#555555", linestyle=":", linewidth=1)
-        axes.text(1, ceiling, "perfect pairs", ha="right", va="bottom", **text_style())
+        rate, (value, low, high) = metrics.keep_rate.value, metrics.precision
+        style: dict[str, Any] = {"fmt": marker, "color": "black", "capsize": 2}
+        error = [[value - low], [high - value]]
+        axes.errorbar(rate, value, error, label=name, zorder=4, **style)
+    axes.axhline(ceiling, color="#555555", linestyle=":", linewidth=1)
+    axes.text(1, ceiling, "perfect pairs", ha="right", va="bottom", **text_style())
     axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
     place: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1, 0.5)}
     axes.legend(frameon=False, fontsize=_SMALL, **place)

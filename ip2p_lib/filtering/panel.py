@@ -31,7 +31,7 @@ class ThresholdPanel(Panel):
         scores: Scores,
         groups: Sequence[Hashable],
         thresholds: Filtering,
-        good: Tensor | None = None,
+        good: Tensor,
     ) -> None:
         self.scores, self.groups, self.good = scores, groups, good
         self.start = thresholds

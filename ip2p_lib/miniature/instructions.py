@@ -1,56 +1,147 @@
-"""Reads instructions of the world's grammar back into the edit they ask for.
+"""Puts edits into instructions, and recognises the instructions of an edit.
 
-The inverse of ``grammar.instruct``, exact for every phrasing in ``data/phrasings``,
-train or held out. ``parsing`` compares the result with what two captions say.
+Both read ``data/phrasings``. A phrasing has fields, such as ``{x}`` for the object that
+changes: ``instruct`` draws one text for each field, ``could_ask`` allows them all.
 """
 
 from __future__ import annotations
 
+import random
 import re
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
 
-from ip2p_lib.miniature.grammar import article
-from ip2p_lib.miniature.phrasings import FIELDS, Phrasing, load_phrasebook
+from ip2p_lib.miniature.captions import article
+from ip2p_lib.miniature.phrasings import Phrasebook, Phrasing, load_phrasebook
+from ip2p_lib.miniature.scenes import ParsedCaption, Scene
 
+# Edit types whose phrasings must say which object they mean if there are two.
+_REFERRING = ("replace", "remove", "material", "colour", "accessory", "take off")
+_SPECIFIC = 0.4  # share of phrasings of one value, where there are any
+_OPENED = 0.25  # share of plain phrasings with an opener
 _CHINESE = re.compile("[\u3400-\u9fff]")
-_FIELD = re.compile(r"((?:\ba )?\{\w+\})")
-# A text that may stand in a field, and what it means: a value or a Reference.
-Surfaces = dict[str, Any]
+# One text of several, drawn by their shares; without shares the first is the commonest.
+Choose = Callable[[Sequence[str], Sequence[int] | None], str]
 
 
-class Reference(NamedTuple):
-    """An object as an instruction refers to it: by name, by side, or as "it"."""
+def instruct(
+    scene: Scene,
+    kind: str,
+    change: dict[str, str],
+    rng: random.Random,
+    wording: str,
+    language: str,
+) -> str:
+    """Put an edit into words.
 
-    name: str | None = None
-    side: str | None = None
+    Args:
+        scene: the scene before the edit.
+        kind: an edit type.
+        change: ``new``, the new value; ``object``, the name of the object concerned;
+            ``old``, an accessory that is taken off; ``side``, where an object is added.
+        rng: chooses the phrasing and the synonyms.
+        wording: ``"train"`` or ``"held-out"``.
+        language: ``"en"`` or ``"zh"``.
 
-    def resolve(self, names: list[str]) -> str | None:
-        """The object's name among those of the scene, or None if that is unclear."""
-        if self.side and len(names) == 2:
-            name = names[self.side == "right"]
-            return name if self.name in (None, name) else None
-        if self.name is None:
-            return names[0] if len(names) == 1 and self.side is None else None
-        return self.name if self.name in names else None
+    Raises:
+        ValueError: another wording.
+    """
+    if wording not in ("train", "held-out"):
+        raise ValueError(f"The wording is 'train' or 'held-out', not {wording!r}.")
+    general, specific = _fitting_phrasings(scene, kind, change, wording, language)
+    use_specific = specific and rng.random() < _SPECIFIC
+    phrasing = rng.choice(specific if use_specific else general)
+
+    def draw(texts: Sequence[str], shares: Sequence[int] | None) -> str:
+        if shares:
+            return rng.choices(texts, shares)[0]
+        return texts[0] if rng.random() < 0.5 else rng.choice(texts)
+
+    book = load_phrasebook(language)
+    fields = _fill_fields(scene, kind, change, book, draw)
+    text = re.sub(r"\ba \{(\w+)\}", lambda m: article(fields[m[1]]), phrasing.text)
+    text = text.format_map(fields)
+    if phrasing.form == "plain" and rng.random() < _OPENED:
+        held_out = wording == "held-out"
+        openers = [o for o in book.phrasings["openers"] if o.held_out == held_out]
+        text = rng.choice(openers).text.replace("...", text)
+    return _punctuate(text, phrasing.form, rng, language)
 
 
-class Request(NamedTuple):
-    """What an instruction asks for."""
+def _fitting_phrasings(
+    scene: Scene | ParsedCaption,
+    kind: str,
+    change: dict[str, str],
+    wording: str,
+    language: str,
+) -> tuple[list[Phrasing], list[Phrasing]]:
+    """The phrasings that say without doubt what changes: of any value, of this one."""
+    section, pair = "take off" if "old" in change else kind, len(scene.things) == 2
+    value = change.get("new", change.get("old"))
+    before = getattr(scene, kind, "")
+    accessories = [thing.accessory for thing in scene.things]
+    # What only one of two objects wears needs no other name.
+    needs_name = pair and section in _REFERRING
+    needs_name = needs_name and accessories.count(change.get("old", "")) != 1
+    fitting = [
+        phrasing
+        for phrasing in load_phrasebook(language).phrasings[section]
+        if phrasing.held_out == (wording == "held-out")
+        and (not phrasing.values or value in phrasing.values)
+        and phrasing.before in ("", before)
+        and (pair or "o" not in phrasing.fields)
+        and not (needs_name and phrasing.fields.isdisjoint(("x", "it", "name", "o")))
+    ]
+    general = [phrasing for phrasing in fitting if not phrasing.values]
+    return general, [phrasing for phrasing in fitting if phrasing.values]
 
-    kind: str  # an edit type, or "take off"
-    value: str | None  # the new value; of "take off" the accessory, of "remove" None
-    phrasing: Phrasing
-    object: Reference | None = None
-    other: Reference | None = None  # the object that is named as the other one
+
+def _fill_fields(
+    scene: Scene | ParsedCaption,
+    kind: str,
+    change: dict[str, str],
+    book: Phrasebook,
+    choose: Choose,
+) -> dict[str, str]:
+    """A text for every field that a phrasing of this edit may have."""
+    names = [thing.name for thing in scene.things]
+    nouns, sides = book.words["object", "n"], book.words["side", "n"]
+    noun_of = {name: choose(nouns[name], None) for name in names}
+
+    def refer(field: str, index: int) -> str:
+        """Refer to the object at ``index``, from the left."""
+        ways = book.references.get((field, len(names))) or book.references["x", 2]
+        shares, texts = zip(*ways, strict=True)
+        return choose(texts, shares).format(
+            name=noun_of[names[index]],
+            side=sides["right" if index else "left"][0],
+            other=noun_of[names[-1]],
+        )
+
+    index = names.index(change["object"]) if "object" in change else 0
+    fields = {"all": refer("all", 0), "x": refer("x", index), "it": refer("it", index)}
+    fields |= {"name": noun_of[names[index]], "o": refer("x", len(names) - 1 - index)}
+    if "side" in change:
+        fields["side"] = sides[change["side"]][0]
+    if kind in ("replace", "add"):
+        fields["n"] = choose(nouns[change["new"]], None)
+    section = "take off" if "old" in change else kind
+    value = change.get("old", change.get("new"))
+    for (table, form), synonyms in book.words.items():
+        if table == section and value in synonyms:
+            fields[form] = choose(synonyms[value], None)
+    return fields
 
 
-class _Template(NamedTuple):
-    phrasing: Phrasing
-    parts: tuple[tuple[str, str | Surfaces], ...]  # (field, surfaces) or ("", text)
-    longest: str  # of the texts between the fields
+def _punctuate(text: str, form: str, rng: random.Random, language: str) -> str:
+    """As people type: mostly as it stands, sometimes with a capital and a full stop."""
+    style = rng.random()
+    if style < 0.6:
+        return text
+    if style < 0.8:
+        return text.rstrip("?？")
+    stop = "" if form == "question" or text[-1] in "?？" else "."
+    return text[0].upper() + text[1:] + (stop if language == "en" else stop and "。")
 
 
 def normalise(text: str) -> str:
@@ -59,119 +150,50 @@ def normalise(text: str) -> str:
     return " ".join(text.split())
 
 
-def _references(language: str, field: str) -> Surfaces:
-    """Every text that ``{x}``, ``{it}`` or ``{all}`` can become."""
-    book, surfaces = load_phrasebook(language), Surfaces()
-    sides = {words[0]: side for side, words in book.words["side", "n"].items()}
-    names = {
-        word: n
-        for n, synonyms in book.words["object", "n"].items()
-        for word in synonyms
-    }
-    ways = [*book.references[field, 1], *book.references[field, 2]]
-    for _, way in ways if field == "all" else [*ways, *book.references["x", 2]]:
-        for name in names if "{name}" in way else [None]:
-            for side in sides if "{side}" in way else [None]:
-                for other in names if "{other}" in way else [None]:
-                    text = way.format(name=name, side=side, other=other)
-                    reference = Reference(name and names[name], side and sides[side])
-                    surfaces[normalise(text)] = reference
-    return surfaces
-
-
-@lru_cache
-def _templates(language: str) -> tuple[_Template, ...]:
-    """All phrasings of a language, cut into texts and fields."""
-    book = load_phrasebook(language)
-    tables: dict[tuple[str, str], Surfaces] = {
-        place: {
-            normalise(word): v for v, synonyms in table.items() for word in synonyms
-        }
-        for place, table in book.words.items()
-    }
-    names = tables["object", "n"]
-    tables |= {
-        ("", field): _references(language, field) for field in ("x", "it", "all")
-    }
-    tables |= {("", "o"): tables["", "x"], ("", "side"): tables["side", "n"]}
-    tables["", "name"] = {text: Reference(name) for text, name in names.items()}
-    tables["replace", "n"] = tables["add", "n"] = names
-    templates = []
-    for phrasing in chain(*(book.phrasings[kind] for kind in FIELDS)):
-        parts = list[tuple[str, str | Surfaces]]()
-        for text in filter(None, _FIELD.split(normalise(phrasing.text))):
-            field = text.removeprefix("a ").strip("{}") if "{" in text else ""
-            table = tables.get((phrasing.kind, field)) or tables.get(("", field), {})
-            if text.startswith("a {"):
-                table = {article(word): meaning for word, meaning in table.items()}
-            parts.append((field, table if field else text))
-        texts = [part for _, part in parts if isinstance(part, str)]
-        longest = max(texts, key=len, default="")
-        templates.append(_Template(phrasing, tuple(parts), longest))
-    return tuple(templates)
-
-
-def _match(
-    parts: tuple[tuple[str, str | Surfaces], ...], text: str
-) -> Iterator[dict[str, Any]]:
-    """Every way in which a text is these parts in a row: the meaning of each field."""
-    if not parts:
-        if not text:
-            yield {}
-        return
-    (field, part), rest = parts[0], parts[1:]
-    if isinstance(part, str):
-        if text.startswith(part):
-            yield from _match(rest, text[len(part) :])
-        return
-    for end in range(1, len(text) + 1):
-        if text[:end] in part:
-            for meanings in _match(rest, text[end:]):
-                yield {field: part[text[:end]], **meanings}
-
-
-def _without_openers(text: str, language: str) -> Iterator[tuple[str, bool]]:
-    """The text inside each opener that fits, and whether that opener is held out."""
-    for opener in load_phrasebook(language).phrasings["openers"]:
-        gap = " " if language == "en" else ""
-        first, last = map(normalise, opener.text.split("..."))
-        first, last = first and first + gap, last and gap + last
-        if text.startswith(first) and text.endswith(last):
-            yield text[len(first) : len(text) - len(last)], opener.held_out
-
-
-def read_instruction(instruction: str) -> list[Request]:
-    """Read an instruction of the world's grammar.
+def could_ask(
+    instruction: str,
+    scene: Scene | ParsedCaption,
+    kind: str,
+    change: dict[str, str],
+    wordings: Sequence[str] = ("train", "held-out"),
+) -> bool:
+    """Whether ``instruct`` can have worded this edit as this instruction.
 
     Args:
-        instruction: in English or Chinese, with any capitals and punctuation.
-
-    Returns:
-        Every reading; none if the grammar cannot have written it.
+        instruction: in English or Chinese; capitals and punctuation do not matter.
+        scene: the scene before the edit, or what its caption says.
+        kind: the edit type.
+        change: as in ``instruct``; without ``side`` any side will do.
+        wordings: of the phrasings to compare with.
     """
     language = "zh" if _CHINESE.search(instruction) else "en"
-    whole = normalise(instruction)
-    inside, requests = list(_without_openers(whole, language)), []
-    for phrasing, parts, longest in _templates(language):
-        texts = [whole]
-        if phrasing.form == "plain":
-            texts += [text for text, split in inside if split == phrasing.held_out]
-        for text in texts:
-            if longest in text:
-                requests += [
-                    _to_request(phrasing, fields) for fields in _match(parts, text)
-                ]
-    return list(dict.fromkeys(requests))
+    book, text = load_phrasebook(language), normalise(instruction)
+    fields = _fill_fields(scene, kind, change, book, _any_of)
+    fields.setdefault("side", _any_of([*chain(*book.words["side", "n"].values())]))
+    opened = list(_without_openers(text, book))
+    for wording in wordings:
+        fitting = _fitting_phrasings(scene, kind, change, wording, language)
+        for phrasing in chain(*fitting):
+            template = re.sub(r"\ba (?=\{)", "an? ", normalise(phrasing.text))
+            literals = re.split(r"(?:\ban\? )?\{\w+\}", template)
+            if all(part in text for part in literals):  # cheap, and seldom true
+                plain = phrasing.form == "plain"
+                texts = [t for t, held_out in opened if held_out == phrasing.held_out]
+                pattern = re.compile(template.format_map(fields))
+                if any(map(pattern.fullmatch, [text, *texts] if plain else [text])):
+                    return True
+    return False
 
 
-def _to_request(phrasing: Phrasing, meanings: dict[str, Any]) -> Request:
-    values = [
-        meaning
-        for field, meaning in meanings.items()
-        if isinstance(meaning, str) and field != "side"
-    ]
-    value = [*values, *(phrasing.values or (None,))][0]
-    concerned = (meanings[f] for f in ("x", "it", "name") if f in meanings)
-    return Request(
-        phrasing.kind, value, phrasing, next(concerned, None), meanings.get("o")
-    )
+def _any_of(texts: Sequence[str], shares: Sequence[int] | None = None) -> str:
+    """A pattern for any of the texts, whatever their shares."""
+    return f"(?:{'|'.join(map(normalise, texts))})"
+
+
+def _without_openers(text: str, book: Phrasebook) -> Iterator[tuple[str, bool]]:
+    """The text inside each opener that fits, and whether the opener is held out."""
+    for opener in book.phrasings["openers"]:
+        # An opener is normalised with a word in place of its dots, to keep the spaces.
+        pattern = normalise(opener.text.replace("...", "{}")).replace("{}", "(.+)")
+        if match := re.fullmatch(pattern, text):
+            yield match[1], opener.held_out

@@ -1,9 +1,7 @@
-"""Reads captions back into what they say, and compares two of them.
+"""Reads captions back into attributes, and checks triplets of the world.
 
-The inverse of ``world.caption``, for texts from elsewhere: from people and from the
-language model. It tells whether a caption is in the world's words at all, whether two
-captions differ in exactly one attribute, as a caption and an edited caption should, and
-whether that is the one which the instruction names.
+Captions and instructions of people and of the language model are checked: whether two
+captions differ in one attribute, and whether the instruction names that one.
 """
 
 from __future__ import annotations
@@ -13,13 +11,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import Any
 
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.grammar import REFERRING
-from ip2p_lib.miniature.instructions import Request, read_instruction
+from ip2p_lib.miniature.instructions import could_ask
 from ip2p_lib.miniature.phrasings import LANGUAGES, load_phrasebook
+from ip2p_lib.miniature.scenes import ObjectWords, ParsedCaption
 
 # What a caption leaves out is usual.
 _USUAL = {"time": "day", "weather": "clear", "medium": "photo"}
@@ -36,24 +34,6 @@ _GLUE = re.compile(
     r"\b(a|an|and|of|is|there|showing|seen|with|next to|beside|picture"
     r"|to the (left|right) of|at its (left|right))\b|[\s,.:，。：和的有它里]"
 )
-
-ObjectWords = tuple[str, str | None, str | None]  # name, finish, accessory
-
-
-@dataclass(frozen=True)
-class ParsedCaption:
-    """What a caption says; ``rest`` is what this world has no words for.
-
-    ``things`` and ``sides`` (left, middle, right, or None) go from left to right.
-    """
-
-    things: tuple[ObjectWords, ...]
-    medium: str
-    place: str | None
-    time: str
-    weather: str
-    rest: str
-    sides: tuple[str | None, ...] = ()
 
 
 def _any_of(phrases: Iterable[str]) -> str:
@@ -79,17 +59,17 @@ _BEFORE, _AFTER = (
     }
     for i in (0, 1)
 )
-_FINISH_ZH = {entry.zh: value for value, entry in words.MATERIALS_AND_COLOURS.items()}
-_FINISH = _BEFORE | _AFTER | _FINISH_ZH
-_WORN = _phrases(words.ACCESSORIES) | {
+_FINISHES_ZH = {entry.zh: value for value, entry in words.MATERIALS_AND_COLOURS.items()}
+_FINISHES = _BEFORE | _AFTER | _FINISHES_ZH
+_ACCESSORIES = _phrases(words.ACCESSORIES) | {
     f"戴{entry.zh}的": value for value, entry in words.ACCESSORIES.items()
 }
 _OBJECT = re.compile(
     rf"(?:\b(?P<before>{_any_of(_BEFORE | _AFTER)}) )?\b(?P<name>{_any_of(_NAMES)})\b"
-    rf"(?: (?P<after>{_any_of(_AFTER)}))?(?: (?P<accessory>{_any_of(_WORN)}))?"
+    rf"(?: (?P<after>{_any_of(_AFTER)}))?(?: (?P<accessory>{_any_of(_ACCESSORIES)}))?"
     rf"(?: (?:on|in) the (?P<side>left|middle|right)\b)?"
-    rf"|(?:(?P<side_zh>{_any_of(_SIDES)})的?)?(?P<accessory_zh>{_any_of(_WORN)})?"
-    rf"(?P<before_zh>{_any_of(_FINISH_ZH)})?(?P<name_zh>{_any_of(_NAMES_ZH)})"
+    rf"|(?:(?P<side_zh>{_any_of(_SIDES)})的?)?(?P<accessory_zh>{_any_of(_ACCESSORIES)})?"
+    rf"(?P<before_zh>{_any_of(_FINISHES_ZH)})?(?P<name_zh>{_any_of(_NAMES_ZH)})"
 )
 
 
@@ -98,10 +78,8 @@ def _to_object(match: re.Match[str]) -> ObjectWords:
     name = part["name"] or _NAMES_ZH[part["name_zh"]]
     finish = part["before"] or part["after"] or part["before_zh"]
     accessory = part["accessory"] or part["accessory_zh"]
-    return (
-        name,
-        finish and _FINISH[finish],
-        accessory and _WORN[accessory],
+    return ObjectWords(
+        name, finish and _FINISHES[finish], accessory and _ACCESSORIES[accessory]
     )
 
 
@@ -129,12 +107,42 @@ def read_caption(caption: str) -> ParsedCaption:
     )
 
 
-def _unmatched(
-    before: ParsedCaption, after: ParsedCaption
-) -> tuple[list[ObjectWords], list[ObjectWords]]:
-    """The objects that only the first caption names, and those only of the second."""
+@dataclass(frozen=True)
+class Difference:
+    """One attribute in which two captions differ."""
+
+    attribute: str  # "name", "finish", "accessory", or an attribute of the scene
+    old: str | None  # None: there was nothing
+    new: str | None  # None: it is gone
+    object: str | None = None  # the object that changes, by its first name
+
+    def as_edit(self) -> tuple[str, dict[str, str]]:
+        """The edit type and the change, as ``instruct`` and ``could_ask`` take them."""
+        kind, old, new = self.attribute, self.old, self.new
+        if kind == "name":
+            kind = "add" if old is None else "replace" if new else "remove"
+        elif kind == "finish":
+            kind = "material" if new in words.MATERIALS else "colour"
+        taken_off = old if kind == "accessory" and new is None else None
+        change = {"object": self.object, "new": new, "old": taken_off}
+        return kind, {name: value for name, value in change.items() if value}
+
+
+def _find_differences(before: ParsedCaption, after: ParsedCaption) -> list[Difference]:
+    """All differences but for words of no attribute and places of objects."""
+    names = [n for n in _TABLES if getattr(before, n) != getattr(after, n)]
+    differences = [Difference(n, getattr(before, n), getattr(after, n)) for n in names]
     first, second = Counter(before.things), Counter(after.things)
-    return [*(first - second).elements()], [*(second - first).elements()]
+    changed = (first - second).elements(), (second - first).elements()
+    for old, new in zip_longest(*changed):
+        if new is None:
+            differences.append(Difference("name", old.name, None, old.name))
+        elif old is None:
+            differences.append(Difference("name", None, new.name))
+        else:
+            rows = zip(ObjectWords._fields, old, new, strict=True)
+            differences += [Difference(*r, old.name) for r in rows if r[1] != r[2]]
+    return differences
 
 
 def count_changes(before: ParsedCaption, after: ParsedCaption) -> int:
@@ -143,45 +151,19 @@ def count_changes(before: ParsedCaption, after: ParsedCaption) -> int:
     One object in place of another is one change; so is a new finish or accessory of one
     object, or its new place.
     """
-    names = [*_TABLES, "rest"]
-    changes = sum(getattr(before, name) != getattr(after, name) for name in names)
-    only_before, only_after = _unmatched(before, after)
-    changes += max(len(only_before), len(only_after))
-    for old, new in zip(only_before, only_after, strict=False):
-        # An object in two respects: another name keeps its finish and its accessory.
-        changes += sum(a != b for a, b in zip(old, new, strict=True)) - 1
+    changes = len(_find_differences(before, after)) + (before.rest != after.rest)
     sides = dict(zip(before.things, before.sides, strict=False))
-    for thing, side in zip(after.things, after.sides, strict=False):
-        changes += bool(side and sides.get(thing)) and side != sides[thing]
+    for obj, side in zip(after.things, after.sides, strict=False):
+        changes += bool(side and sides.get(obj)) and side != sides[obj]
     return changes
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The one attribute in which two captions differ."""
-
-    attribute: str  # "name", "finish", "accessory", or an attribute of the scene
-    old: str | None  # None: there was nothing
-    new: str | None  # None: it is gone
-    thing: str | None = None  # whose finish or accessory it is
 
 
 def find_difference(before: ParsedCaption, after: ParsedCaption) -> Difference | None:
     """The difference of two captions, or None unless they differ in one attribute."""
+    differences = _find_differences(before, after)
     if after.rest != before.rest or count_changes(before, after) != 1:
         return None
-    for name in _TABLES:
-        old, new = getattr(before, name), getattr(after, name)
-        if old != new:
-            return Difference(name, old, new)
-    only_before, only_after = _unmatched(before, after)
-    first: tuple[str | None, ...] = only_before[0] if only_before else (None,) * 3
-    second: tuple[str | None, ...] = only_after[0] if only_after else (None,) * 3
-    for index, name in enumerate(("name", "finish", "accessory")):
-        if first[index] != second[index]:
-            whose = first[0] if index else None
-            return Difference(name, first[index], second[index], whose)
-    return None  # an object only stands elsewhere
+    return differences[0] if differences else None  # an object only stands elsewhere
 
 
 def names_difference(
@@ -189,10 +171,10 @@ def names_difference(
 ) -> bool:
     """Whether an instruction names the one attribute in which two captions differ.
 
-    What the grammar can write is read by its phrasings. Anything else is read by the
-    words in it: the new value must be among them, an object that is meant must not be
-    another one, and no other edit may be mentioned. A free wording ("surprise me")
-    is not understood and counts as no.
+    It does if ``instruct`` can have written it. Otherwise its words decide: the new
+    value must be among them, an object that is meant must not be another one, and no
+    other edit may be mentioned. A free wording ("surprise me") is not understood and
+    counts as no.
 
     Args:
         instruction: in English or Chinese.
@@ -202,34 +184,13 @@ def names_difference(
     difference = find_difference(before, after)
     if difference is None:
         return False
-    requests = read_instruction(instruction)
-    if not requests:
-        return _mentions(instruction, difference, before)
-    return any(_asks_for(request, difference, before) for request in requests)
-
-
-def _asks_for(request: Request, difference: Difference, before: ParsedCaption) -> bool:
-    """Whether a request of the grammar asks for this difference."""
-    kind, old, new = difference.attribute, difference.old, difference.new
-    value, concerned = new, difference.thing
-    if kind == "name":
-        kind = "add" if old is None else "replace" if new else "remove"
-        concerned = old
-    elif kind == "finish":
-        kind = "material" if new in words.MATERIALS else "colour"
-    elif kind == "accessory" and new is None:
-        kind, value = "take off", old
-    if (request.kind, request.value) != (kind, value):
-        return False
-    if kind not in REFERRING:
+    kind, change = difference.as_edit()
+    worded = len(before.things) in (1, 2) and (
+        kind == "remove" or not change.keys().isdisjoint(("new", "old"))
+    )
+    if worded and could_ask(instruction, before, kind, change):
         return True
-    names = [name for name, _, _ in before.things]
-    if request.other and request.other.resolve(names) in (None, concerned):
-        return False
-    if request.object:
-        return request.object.resolve(names) == concerned
-    wearers = [accessory for _, _, accessory in before.things].count(old)
-    return bool(request.other) or len(names) == 1 or wearers == 1
+    return _mentions(instruction, difference, before)
 
 
 @lru_cache
@@ -283,9 +244,15 @@ def _mentions(instruction: str, difference: Difference, before: ParsedCaption) -
         named |= {there[1]} if _RIGHT.search(instruction) else set()
     if attribute == "name" and new is None:
         rest = {name for name in there if name != old}
+        worn = {accessory for _, _, accessory in before.things}
+        if not values["accessory"] <= worn:
+            return False
         return named == (rest if "only" in instruction else {old})
-    allowed = {difference.thing} if difference.thing else {old, new}
-    if attribute == "name" and old is None:
-        allowed = {*there, new}  # beside what it stands
-    unclear = len(there) > 1 and difference.thing not in (None, *named)
-    return (new or old) in values[attribute] and named <= allowed and not unclear
+    if attribute == "name":
+        # What is added may be named with what it stands beside.
+        allowed = {*there, new} if old is None else {old, new}
+    else:
+        allowed = {difference.object} - {None}
+        if len(there) > 1 and not allowed <= named:
+            return False  # of which object it speaks is not clear
+    return (new or old) in values[attribute] and named <= allowed

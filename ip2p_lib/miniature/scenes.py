@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # Left, middle and right of the image, in pixels; two objects stand left and right.
 CENTRES = (32, 64, 96)
@@ -45,3 +46,24 @@ class Edit:
     instruction: str
     target: Scene
     language: str = "en"
+
+
+class ObjectWords(NamedTuple):
+    """One object as a caption describes it."""
+
+    name: str
+    finish: str | None
+    accessory: str | None
+
+
+@dataclass(frozen=True)
+class ParsedCaption:
+    """What a caption says of a scene, its objects from left to right."""
+
+    things: tuple[ObjectWords, ...]
+    medium: str
+    place: str | None
+    time: str
+    weather: str
+    rest: str  # what this world has no words for
+    sides: tuple[str | None, ...] = ()  # left, middle, right, or not said

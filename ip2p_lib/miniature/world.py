@@ -2,7 +2,7 @@
 
 A scene says everything an image shows, so the exact result of an edit can be rendered:
 ``render([edit.target])`` is the ground truth. Captions and instructions are put into
-words by ``grammar``, pixels by ``render``.
+words by ``captions`` and ``instructions``, pixels by ``render``.
 
 Seeds from ``config.HELD_OUT`` (10^9) on are never trained on.
 """
@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.grammar import caption as caption
-from ip2p_lib.miniature.grammar import instruct
+from ip2p_lib.miniature.captions import caption as caption
+from ip2p_lib.miniature.instructions import instruct
 from ip2p_lib.miniature.scenes import (
     BASES,
     CENTRES,
@@ -77,7 +77,7 @@ def sample_scene(seed: int) -> Scene:
     )
 
 
-# What an edit leads to, and what its instruction speaks of (see ``grammar.instruct``).
+# What an edit leads to, and what ``instruct`` needs to word it.
 Change = tuple[Scene, dict[str, str]]
 
 

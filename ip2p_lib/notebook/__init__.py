@@ -4,19 +4,3 @@ No section of the paper is here. Read ``lesson`` (sources, tables, exercises,
 parameters), ``figures`` (images and plots), ``style`` (sizes, fonts, colours), then
 ``panel`` (what the widget panels share).
 """
-
-from ip2p_lib.notebook.lesson import (
-    ParameterError,
-    check_exercise,
-    check_parameters,
-    show_source,
-    show_table,
-)
-
-__all__ = [
-    "ParameterError",
-    "check_exercise",
-    "check_parameters",
-    "show_source",
-    "show_table",
-]

@@ -1,10 +1,8 @@
 """Figures of the notebooks: rows of images, lines, histograms, bars.
 
 Images are PIL images or tensors in [-1, 1], (3, H, W) or (B, 3, H, W), alone or in a
-list. An input always stands before its edit, under the instruction. Each function
-returns a ``Figure``, which a notebook shows as the value of a cell's last line.
-
-Figures of one stage are in its room, such as ``ip2p_lib.filtering.figures``.
+list. Each function returns a ``Figure``, which a notebook shows as the value of a
+cell's last line. Figures of one stage are in its room.
 """
 
 from __future__ import annotations
@@ -165,9 +163,8 @@ def plot_curve(curves: Mapping[str, Sequence[tuple[float, float, Any]]]) -> Figu
     """
     figure, axes = new_plot("CLIP directional similarity", "CLIP image similarity")
     for name, points in curves.items():
-        axes.plot(
-            *np.array([point[:2] for point in points]).T, "o-", markersize=4, label=name
-        )
+        x_all, y_all, _ = zip(*points, strict=True)
+        axes.plot(x_all, y_all, "o-", markersize=4, label=name)
         for x, y, scale in points:
             axes.text(x, y, f" {scale}", va="bottom", fontsize=POINTS - 2)
     axes.legend(frameon=False, fontsize=POINTS - 1)
@@ -175,22 +172,19 @@ def plot_curve(curves: Mapping[str, Sequence[tuple[float, float, Any]]]) -> Figu
 
 
 def plot_histograms(
-    values: Mapping[str, Numbers], thresholds: Mapping[str, float] | None = None
+    values: Mapping[str, Numbers], thresholds: Mapping[str, float]
 ) -> Figure:
     """Plot histograms side by side, each titled with the share above its threshold."""
     figure = new_figure(PAGE, PLOT[1] * 0.7)
     axes = figure.subplots(1, len(values), squeeze=False, gridspec_kw={"wspace": 0.3})
     for axis, (name, numbers) in zip(axes[0], values.items(), strict=True):
-        data = np.asarray(numbers, dtype=float)
+        data, limit = np.asarray(numbers, dtype=float), thresholds[name]
         axis.hist(data, bins=min(30, max(5, len(data) // 8)), color=COLOURS[0])
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=POINTS - 1)
-        axis.set_title(name, **text_style())
-        for least in [bar for key, bar in (thresholds or {}).items() if key == name]:
-            axis.axvline(least, color=COLOURS[1])
-            axis.set_title(
-                f"{name}\n{(data >= least).mean():.0%} ≥ {least:g}", **text_style()
-            )
+        axis.axvline(limit, color=COLOURS[1])
+        share = f"{(data >= limit).mean():.0%} ≥ {limit:g}"
+        axis.set_title(f"{name}\n{share}", **text_style())
     return figure
 
 

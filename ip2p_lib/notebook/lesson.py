@@ -26,17 +26,8 @@ class ParameterError(ValueError):
 
 
 def show_source(code: Callable[..., Any] | type) -> None:
-    """Display the source of a function or class as Markdown, with its file and line.
-
-    Raises:
-        TypeError: ``code`` has no Python source (a built-in, or not a function).
-    """
-    try:
-        lines, first = inspect.getsourcelines(code)
-    except (TypeError, OSError) as error:
-        raise TypeError(
-            f"show_source needs a function or class written in Python, got {code!r}."
-        ) from error
+    """Display the source of a function or class as Markdown, with its file and line."""
+    lines, first = inspect.getsourcelines(code)
     source = inspect.cleandoc("\n" + "".join(lines))
     file = f"{inspect.unwrap(code).__module__.replace('.', '/')}.py"
     text = f"# {file}, line {first}\n{source}"
@@ -44,16 +35,13 @@ def show_source(code: Callable[..., Any] | type) -> None:
 
 
 def show_table(
-    header: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    *,
-    align_left: bool = False,
+    header: Sequence[str], rows: Iterable[Sequence[object]], *, align_left: bool = False
 ) -> None:
     """Display a table as Markdown, and as plain text where Markdown is not drawn.
 
     Args:
         header: the columns' names.
-        rows: as long as the header; a cell that is not text is shown by ``str``.
+        rows: as long as the header; cells are shown by ``str``.
         align_left: align every column to the left, not only the first.
 
     Raises:
@@ -80,18 +68,16 @@ def check_exercise(solution: Callable[..., Any], test: Callable[[Any], None]) ->
 
     Args:
         solution: the reader's function; the stub raises ``NotImplementedError``.
-        test: calls its argument, the solution, and asserts what must hold, each
-            assertion with a message that helps.
+        test: takes the solution and asserts what must hold, with helpful messages.
 
     Returns:
-        ``"passed"``, ``"not attempted: ..."`` or ``"not yet: <the message>"``. Errors
-        inside the solution itself are raised, with their traceback.
+        ``"passed"``, ``"not attempted: ..."`` or ``"not yet: <the message>"``. Other
+        errors inside the solution are raised, with their traceback.
     """
-    name = getattr(solution, "__name__", "the function")
     try:
         test(solution)
     except NotImplementedError:
-        return f"not attempted: fill in {name} and run this cell again"
+        return f"not attempted: fill in {solution.__name__} and run this cell again"
     except AssertionError as error:
         return f"not yet: {error or 'an assertion of the exercise failed'}"
     return "passed"
@@ -123,11 +109,9 @@ def check_parameters(
 
 
 def check_names(names: Iterable[str], known: Collection[str]) -> None:
-    """Refuse unknown parameter names, and names that look like a secret.
+    """Raise ParameterError for an unknown name, or one that looks like a secret.
 
-    Raises:
-        ParameterError: names the first such name and what to use instead. A secret is
-            refused since papermill writes every parameter into the output notebook.
+    Papermill writes every parameter into the output notebook.
     """
     for name in names:
         if any(word in name.lower() for word in SECRETS):
@@ -143,18 +127,10 @@ def check_names(names: Iterable[str], known: Collection[str]) -> None:
 
 
 def check_value(name: str, value: Any, allowed: Allowed) -> Any:
-    """Return ``value`` if it is allowed (see ``check_parameters``).
-
-    Raises:
-        ParameterError: says what the parameter may be.
-    """
-    if allowed is bool:
-        valid, expected = isinstance(value, bool), "True or False"
-    elif allowed is str:
-        valid = isinstance(value, str) and bool(value.strip())
-        expected = "text that is not empty"
-    elif isinstance(allowed, type):
-        raise TypeError(f"Only bool and str stand for a whole type, not {allowed!r}.")
+    """Return ``value`` if it is allowed, else raise ParameterError."""
+    if isinstance(allowed, type):  # bool or str
+        valid = isinstance(value, allowed) and bool(str(value).strip())
+        expected = "True or False" if allowed is bool else "text that is not empty"
     elif isinstance(allowed, tuple) and len(allowed) == 2 and _is_number(*allowed):
         low, high = allowed
         whole = isinstance(low, int) and isinstance(high, int)
@@ -178,8 +154,8 @@ def _is_number(*values: Any) -> bool:
 def _nearest(name: str, known: Collection[str]) -> str:
     """The most similar known name, whatever its case."""
     by_lower = {str(k).lower(): str(k) for k in known}
-    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.0)
-    return by_lower[close[0]] if close else "none: this notebook takes no parameters"
+    (close,) = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.0)
+    return by_lower[close]
 
 
 def _injected_names(namespace: Mapping[str, Any]) -> list[str]:

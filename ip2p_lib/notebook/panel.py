@@ -24,20 +24,11 @@ WIDE = {"width": "97%"}
 LABEL = {"description_width": "11em"}
 
 
-def slider(
-    name: str, value: float, most: float, *, least: float = 0.0, step: float = 0.1
-) -> Any:
-    """Make a slider as wide as its panel, with as many digits as its step has."""
-    digits = 1 if step >= 0.1 else 2
+def slider(name: str, value: float, most: float, *, step: float = 0.1) -> Any:
+    """Make a slider from 0 to ``most``, or to ``value`` if that is more."""
+    limits = {"min": 0.0, "max": max(most, value), "step": step}
     return ipywidgets.FloatSlider(
-        value,
-        min=min(least, value),
-        max=max(most, value),
-        step=step,
-        description=name,
-        readout_format=f".{digits}f",
-        style=LABEL,
-        layout=WIDE,
+        value, **limits, description=name, style=LABEL, layout=WIDE
     )
 
 
@@ -60,12 +51,9 @@ class Panel(ipywidgets.VBox):
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         view = {"version_major": 2, "version_minor": 0, "model_id": self.model_id}
-        bundle: dict[str, Any] = {
-            "text/plain": self.about,
-            "application/vnd.jupyter.widget-view+json": view,
-        }
-        figure = self.still()
-        if figure is not None:
+        bundle: dict[str, Any] = {"application/vnd.jupyter.widget-view+json": view}
+        bundle["text/plain"] = self.about
+        if figure := self.still():
             bundle["image/png"] = base64.b64encode(to_png(figure)).decode()
         return bundle
 

@@ -65,17 +65,9 @@ def new_figure(width: float, height: float) -> Figure:
 def new_plot(
     x_label: str = "", y_label: str = "", title: str = ""
 ) -> tuple[Figure, Axes]:
-    """Make a figure with one empty, styled plot."""
+    """Make a figure with one empty plot: its grid, colours and labels."""
     figure = new_figure(*PLOT)
     axes = figure.subplots()
-    style_axes(axes, x_label, y_label, title)
-    return figure, axes
-
-
-def style_axes(
-    axes: Axes, x_label: str = "", y_label: str = "", title: str = ""
-) -> None:
-    """Set the grid, the colours and the labels of one plot."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e6e6", zorder=0)
     axes.tick_params(labelsize=POINTS - 1)
@@ -83,3 +75,4 @@ def style_axes(
     axes.set_xlabel(x_label, **text_style())
     axes.set_ylabel(y_label, **text_style())
     axes.set_title(wrap_text(title, PLOT[0]), **text_style())
+    return figure, axes

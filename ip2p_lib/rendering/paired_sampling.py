@@ -49,8 +49,7 @@ def sample_pairs(
     """Sample (2N, C, h, w) latents, all first images first.
 
     Args:
-        unet: the network that ``denoise`` calls, in rows [u0 | u1 | c0 | c1].
-        denoise: of the 2N latents.
+        unet, denoise: denoiser of 2N latents that calls it in rows [u0 | u1 | c0 | c1].
         noise: (2N, C, h, w) by step, equal for both images; -1 is the initial one.
         schedule, steps, sampler: as in ``samplers.trajectory``.
         p: (N,) float64, fraction of steps with shared self-attention.
@@ -58,10 +57,10 @@ def sample_pairs(
     """
     coefficients = sampler_coefficients(schedule, steps, sampler)
     x = x0 = initial_latent(noise(-1), coefficients, sampler)
-    size = x.shape[-2], x.shape[-1]
+    size, on_device = (x.shape[-2], x.shape[-1]), coefficients.to(x)
     # Copied to the device once, so that no step waits for it.
-    sources = torch.stack([source_rows(is_active(p, i, steps)) for i in range(steps)])
-    sources, on_device = sources.to(x.device), coefficients.to(x)
+    rows = [source_rows(is_active(p, i, steps)) for i in range(steps)]
+    sources = torch.stack(rows).to(x.device)
     sharing = share_self_attention(unet) if p.any() else nullcontext()
     editing = edit_cross_attention(unet, edits, steps, size) if edits else nullcontext()
     with sharing as shared, editing as control:
@@ -73,8 +72,7 @@ def sample_pairs(
             t = x.new_full(x.shape[:1], coefficients[i, 0].item())
             z = noise(i) if coefficients[i, 5] > 0 else None
             x, x0 = sampler_step(x, denoise(x, t), x0, z, on_device[i])
-            if control and edits and edits.blends:
-                # Algorithm 1 of Hertz et al.; x0 too, for samplers that extrapolate.
+            if control and edits and edits.blends:  # Algorithm 1 of Hertz et al.
                 mask = control.blend_mask(size)
                 x, x0 = blend_latents(mask, x), blend_latents(mask, x0)
     return x

@@ -8,12 +8,11 @@ and ``compiled`` are for one GPU, small or fast; ``loss_weighting`` is an option
 
 from ip2p_lib.training.resume import resumable_run
 from ip2p_lib.training.state import TrainingOptions, TrainState
-from ip2p_lib.training.surgery import carry_over, widen_conv_in
+from ip2p_lib.training.surgery import widen_conv_in
 
 __all__ = [
     "TrainState",
     "TrainingOptions",
-    "carry_over",
     "resumable_run",
     "widen_conv_in",
 ]

@@ -63,11 +63,11 @@ def cached_latents(
         On the CPU, in half precision, with token ids for text: hidden states of many
         instructions are larger than their latents. ``train`` needs ``encode`` with it.
     """
-    folder, wanted = Path(folder), cache_key.to_dict()
+    folder, identity = Path(folder), cache_key.to_dict()
     folder.mkdir(parents=True, exist_ok=True)
-    if _read(folder, rank(), wanted) is None:
-        _encode(backbone, cache_key, folder, wanted)
-    parts = [_wait_for(folder, shard, wanted) for shard in range(world_size())]
+    if _read(folder, rank(), identity) is None:
+        _encode(backbone, cache_key, folder, identity)
+    parts = [_wait_for(folder, shard, identity) for shard in range(world_size())]
     names = ("target_mean", "target_logvar", "condition")
     distinct, index = index_distinct(
         [text for part in parts for text in part.state["instructions"]]
@@ -96,7 +96,10 @@ def crop_to_squares(pairs: Sequence[Pair], resolution: int) -> tuple[Tensor, Ten
 
 
 def _encode(
-    backbone: StableDiffusion, cache_key: CacheKey, folder: Path, wanted: dict[str, Any]
+    backbone: StableDiffusion,
+    cache_key: CacheKey,
+    folder: Path,
+    identity: dict[str, Any],
 ) -> None:
     """Encode and store this process's shard."""
     dataset, texts = PairDataset(cache_key.data), list[str]()
@@ -109,25 +112,25 @@ def _encode(
 
     own_rows = torch.arange(*cache_key.rows).tensor_split(world_size())[rank()]
     encoded = encode_pairs(backbone, batches(own_rows.split(VAE_BATCH)))
-    state = wanted | {"instructions": texts}
+    state = identity | {"instructions": texts}
     checkpoint.save(folder / f"shard-{rank():03d}", encoded, state)
 
 
 def _read(
-    folder: Path, shard: int, wanted: dict[str, Any]
+    folder: Path, shard: int, identity: dict[str, Any]
 ) -> checkpoint.Checkpoint | None:
     """Read a shard if it is there, intact and of this cache key."""
     try:
         stored = checkpoint.load(folder / f"shard-{shard:03d}")
     except (FileNotFoundError, checkpoint.CheckpointError):
         return None
-    return stored if wanted.items() <= stored.state.items() else None
+    return stored if identity.items() <= stored.state.items() else None
 
 
 def _wait_for(
-    folder: Path, shard: int, wanted: dict[str, Any]
+    folder: Path, shard: int, identity: dict[str, Any]
 ) -> checkpoint.Checkpoint:
     """Read a shard once it is there; its process may still be writing it."""
-    while (stored := _read(folder, shard, wanted)) is None:
+    while (stored := _read(folder, shard, identity)) is None:
         time.sleep(POLL_SECONDS)
     return stored

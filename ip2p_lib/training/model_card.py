@@ -105,10 +105,7 @@ def model_card(
     license_link: str | None = None,
     attribution: str = "No attribution required.",
 ) -> str:
-    """Fill the model card: Markdown under the YAML header of the Hub.
-
-    ``license`` is as the Hub spells it; ``"other"`` needs a ``license_link``.
-    """
+    """Fill the model card; license="other" needs a link to its text."""
     from huggingface_hub import ModelCard, ModelCardData
 
     if license == "other" and license_link is None:
@@ -116,7 +113,7 @@ def model_card(
     if not len(run.bins):
         raise ValueError("The run has taken no step yet: there is nothing to report.")
     window = max(1, round(WINDOW * len(run.bins)))
-    means = bin_means(run.bins, window)[[window - 1, -1]]
+    first_and_last = bin_means(run.bins, window)[[window - 1, -1]].tolist()
     base, local = run.base.path_or_id, run.base.revision is None
     header = ModelCardData(
         model_name=name,
@@ -128,22 +125,22 @@ def model_card(
         tags=["instruct-pix2pix", "image-editing"],
         base_model=None if local else base,  # paths of a machine are not published
     )
-    card = ModelCard.from_template(
+    filled = ModelCard.from_template(
         header,
         template_str=TEMPLATE,
         run=run,
         base=Path(base).name if local else base,
         training=_training_rows(run),
         window=window,
-        losses=list(zip(bin_names(), *means.tolist(), strict=True)),
+        losses=list(zip(bin_names(), *first_and_last, strict=True)),
         license_text=f"{license_link or license}. {attribution}",
     )
-    return str(card)
+    return str(filled)
 
 
 def _training_rows(run: RunSummary) -> list[tuple[str, Any]]:
-    settings, made = run.settings, dict(run.provenance)
-    versions = made.pop("versions", {})
+    settings, provenance = run.settings, dict(run.provenance)
+    versions = provenance.pop("versions", {})
     steps = f"{len(run.bins):,} of {settings.steps:,}"
     decay = ", then half a cosine down to 0" if settings.decay else ""
     rate = f"{settings.learning_rate:g}, warm-up {settings.warmup}{decay}"
@@ -156,7 +153,7 @@ def _training_rows(run: RunSummary) -> list[tuple[str, Any]]:
         ("conditioning dropout", f"{settings.drop:.0%} text, both, image each"),
         ("resolution", f"{settings.resolution} px"),
         ("run seed", run.run_seed),
-        *made.items(),
+        *provenance.items(),
         *versions.items(),
     ]
 

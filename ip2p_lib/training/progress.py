@@ -96,7 +96,7 @@ class ProgressFigure:
     bins: list[Tensor] = field(default_factory=list)
     results: list[ValidationResult] = field(default_factory=list)
     _began: float = field(default_factory=lambda: time.monotonic())
-    _drawn: float = 0.0
+    _last_draw: float = 0.0
     _taken: int = 0  # steps of this session
     _references: dict[str, ValidationResult] = field(default_factory=dict)
     _handle: Any = None
@@ -107,7 +107,7 @@ class ProgressFigure:
         self._taken += 1
         if result:
             self.results.append(result)
-        old = time.monotonic() - self._drawn > self.every_seconds
+        old = time.monotonic() - self._last_draw > self.every_seconds
         if result or old or step.step == self.last:
             self.draw(step.step)
 
@@ -130,7 +130,7 @@ class ProgressFigure:
             self._handle.update(data, raw=True)
         if self.file:
             write_bytes(self.file, png)
-        self._drawn = time.monotonic()
+        self._last_draw = time.monotonic()
 
     def figure(self, title: str) -> Image.Image:
         """The plots that have data, above the sample grid."""

@@ -261,12 +261,8 @@ def resumable_run(
         loaded = resume(root, state, backup_dir=backup)
         run.log = loaded.tensors.get(LOG, run.log) if loaded else run.log
         run.status = _describe(run, loaded)
-        if rank() == 0:  # remove the remains of a killed run, and check the disk
-            checkpoint.prune(root, keep)
-            remove_partials(root)
-            run.write_losses()
-            missing = keep + 1 - len(list(root.glob(f"*/{checkpoint.MANIFEST}")))
-            require_room(root, max(0, missing) * checkpoint.size_of(state.tensors()))
+        if rank() == 0:
+            _prepare_folder(run)
         yield run
         if run._unsaved:
             run.save()
@@ -279,3 +275,13 @@ def _describe(run: Run, loaded: checkpoint.Checkpoint | None) -> str:
         return f"Nothing is saved in {run.root} yet: starting from step 0."
     ignored = f" Ignored: {' '.join(loaded.refused)}" if loaded.refused else ""
     return f"Resumed after step {run.state.step} from {loaded.folder}.{ignored}"
+
+
+def _prepare_folder(run: Run) -> None:
+    """Remove the remains of a killed run, and check the room on the disk."""
+    checkpoint.prune(run.root, run.keep)
+    remove_partials(run.root)
+    run.write_losses()
+    stored = len(list(run.root.glob(f"*/{checkpoint.MANIFEST}")))
+    size = checkpoint.size_of(run.state.tensors())
+    require_room(run.root, max(0, run.keep + 1 - stored) * size)

@@ -4,8 +4,6 @@ InstructPix2Pix concatenates the latents of noise and input image, so the first
 convolution must take 8 channels instead of 4. Everything else, the bias of that
 convolution included, stays as pretrained, and the new weights start at zero: before the
 first training step the wider U-Net *is* the text-to-image model.
-
-When that model is trained further, its editor need not start again: ``carry_over``.
 """
 
 from __future__ import annotations
@@ -64,32 +62,3 @@ def _widen(conv: nn.Conv2d, extra_channels: int) -> nn.Conv2d:
     conv.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
     conv.in_channels += extra_channels
     return conv
-
-
-@torch.no_grad()
-def carry_over(
-    editor: UNet2DConditionModel, old: UNet2DConditionModel, new: UNet2DConditionModel
-) -> UNet2DConditionModel:
-    """Transfer an editor to another text-to-image U-Net: editor + (new - old).
-
-    That is the task arithmetic of Ilharco et al. (arXiv 2212.04089), for a ``new`` that
-    was trained further from ``old``. It is a start for training: the sum of the two
-    changes was never trained.
-
-    Args:
-        editor: ``widen_conv_in(old)``, trained; not changed.
-        old, new: text-to-image U-Nets of one architecture, on the editor's device.
-    """
-    channels = editor.config.in_channels - old.config.in_channels
-    before, after = (widen_conv_in(u, channels).state_dict() for u in (old, new))
-    moved = copy.deepcopy(editor)
-    for name, weight in moved.state_dict().items():
-        for other in (before, after):
-            if name not in other or other[name].shape != weight.shape:
-                raise ValueError(
-                    f"The U-Nets differ in {name}. An editor can only be carried "
-                    "between networks of one architecture."
-                )
-        change = after[name].double() - before[name].double()
-        weight.copy_(weight.double() + change)
-    return moved

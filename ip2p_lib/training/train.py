@@ -154,6 +154,7 @@ def train(
     state.unet.train()
     while state.step < settings.steps:
         ids = sample_ids_of_step(run_seed, state.step, size, len(latents), where)
+        # Forward and backward pass of equation 1, with conditioning dropout.
         losses, t = accumulate_gradients(state, objective, local_shard(ids))
         loss, bins = (weights[t] * losses).sum(), bin_losses(t, losses, T)
         all_reduce_sum([loss, bins, *(w.grad for w in state.unet.parameters())])

@@ -2,8 +2,8 @@
 
 Notebook 01. Read ``record`` (the triplet and its text format), ``captions``,
 ``generation`` (sampling, best of n) and ``quality_filters``; for a model of your own
-``loading``, ``finetuning`` and ``finetuning_files``; for a chat model behind an API
-``chat_format``, ``service`` and ``pricing``.
+``loading`` and ``finetuning``; for a chat model behind an API ``chat_format``,
+``service`` and ``pricing``.
 """
 
 from ip2p_lib.triplets.captions import read_captions

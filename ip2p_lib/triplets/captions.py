@@ -25,36 +25,26 @@ def read_captions(path: str | Path) -> Iterator[str]:
         Captions with single spaces between words; blank ones are left out.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: another kind of file, or a line without a caption; the message names
             file and line.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file of captions at {path}.")
     if path.suffix not in (".txt", ".jsonl"):
         raise ValueError(f"{path.name}: captions are read from .txt and .jsonl files.")
-    return _read(path)
-
-
-def _read(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                caption = " ".join(line.split())
-                if caption and path.suffix == ".jsonl":
-                    caption = _caption_of(json.loads(caption))
+                is_json = path.suffix == ".jsonl" and line.strip()
+                text = _caption_of(json.loads(line)) if is_json else line
             except ValueError as error:  # also JSON errors
                 raise ValueError(f"{path}:{number}: {error}") from error
-            if caption:
+            if caption := " ".join(text.split()):
                 yield caption
 
 
 def _caption_of(row: Any) -> str:
-    if not isinstance(row, dict):
-        raise ValueError(f"expected an object, found {type(row).__name__}.")
-    caption = next((row[key] for key in _KEYS if key in row), None)
-    if not isinstance(caption, str):
-        names = " or ".join(map(repr, _KEYS))
-        raise ValueError(f"no text under {names}; the keys are {sorted(row)}.")
-    return " ".join(caption.split())
+    keys = [key for key in _KEYS if isinstance(row, dict) and key in row]
+    if not keys or not isinstance(row[keys[0]], str):
+        raise ValueError(f"expected an object with a text under one of {_KEYS}.")
+    text: str = row[keys[0]]
+    return text

@@ -1,12 +1,9 @@
 """The prompt and the reply format of a chat model (section 3.1.1).
 
-The authors' fine-tuned GPT-3 had learnt its format from 700 examples. A chat model gets
-the task, a few examples (few-shot prompting) and a JSON schema to answer in (structured
-output). Servers that ignore the schema are common, so ``parse_reply`` reads the JSON
-also inside a code fence or after a reasoning model's ``<think>`` block, and refuses
-everything else under the reason ``schema``.
-
-A caption is sent as JSON, in a message of its own: it is data, whatever it says.
+A chat model gets the task, a few examples (few-shot prompting) and a JSON schema to
+answer in (structured output). Many servers ignore the schema, so ``parse_reply`` reads
+the JSON also inside a code fence or after a reasoning model's ``<think>`` block. A
+caption is sent as JSON, in a message of its own: it is data, whatever it says.
 """
 
 from __future__ import annotations
@@ -67,14 +64,11 @@ def replace_surrogates(text: str) -> str:
 
 
 def parse_reply(caption: str, text: str) -> Reply:
-    """Parse a chat model's reply into a triplet.
+    """Parse a chat model's reply into a triplet, or into one reason for none.
 
     Args:
         caption: of the prompt.
         text: JSON of ``EditReply``, perhaps after ``</think>`` and in a code fence.
-
-    Returns:
-        A reply with a triplet, or with one reason why there is none.
     """
     try:
         edit = EditReply.model_validate_json(_strip_wrapping(text))

@@ -1,9 +1,9 @@
 """Fine-tune a causal language model on triplets (section 3.1.1).
 
-The authors fine-tuned GPT-3 for one epoch on their 700 triplets through OpenAI's API.
-Here ``tokenize_triplets`` makes the rows, ``completion_loss`` is the loss on the
-completions, and ``fine_tune`` is the loop. It trains all parameters that require
-gradients: after ``add_lora`` those of LoRA.
+The authors fine-tuned GPT-3 for one epoch on their 700 triplets through OpenAI's API,
+to which ``write_finetuning_file`` writes the file. Here ``tokenize_triplets`` makes the
+rows, ``completion_loss`` is the loss, and ``fine_tune`` is the loop. It trains all
+parameters that require gradients: after ``add_lora`` those of LoRA.
 
 Any ``AutoModelForCausalLM`` will do whose logits are the output of its last linear
 layer (GPT-2, Llama, Qwen; not Gemma 2, which caps them).
@@ -12,7 +12,8 @@ layer (GPT-2, Llama, Qwen; not Gemma 2, which caps them).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,23 +21,53 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ip2p_lib.rng import key, uniform
-from ip2p_lib.triplets.record import Triplet, to_completion, to_prompt
+from ip2p_lib.triplets.record import (
+    PROMPT_END,
+    Triplet,
+    TripletError,
+    parse_completion,
+    read_lines,
+    to_completion,
+    to_prompt,
+    write_lines,
+)
 
 IGNORE_INDEX = -100  # label of a token without a loss
+
+
+def write_finetuning_file(path: str | Path, triplets: Iterable[Triplet]) -> Path:
+    """Write one JSON object a line with the keys ``prompt`` and ``completion``.
+
+    As the released ``prepare_for_gpt.py``, for GPT-3; TRL's ``SFTTrainer`` reads the
+    same rows. The file is written completely or not at all.
+    """
+    rows = (
+        {"prompt": to_prompt(t.caption), "completion": to_completion(t)}
+        for t in triplets
+    )
+    return write_lines(path, rows)
+
+
+def read_finetuning_file(path: str | Path) -> list[Triplet]:
+    """Inverse of ``write_finetuning_file``; a ValueError names file and line."""
+    return read_lines(path, _from_row)
+
+
+def _from_row(row: Any) -> Triplet:
+    match row:
+        case {"prompt": str(prompt), "completion": str(completion)}:
+            return parse_completion(prompt.removesuffix(PROMPT_END), completion)
+    raise TripletError("schema", "The row needs texts 'prompt' and 'completion'.")
 
 
 def tokenize_triplets(
     tokenizer: Any, triplets: Sequence[Triplet]
 ) -> tuple[Tensor, Tensor]:
-    """Tokenize prompts and completions into rows and labels for training.
-
-    Args:
-        tokenizer: its ``eos_token``, if it has one, ends each row.
-        triplets: N of them.
+    """Tokenize N prompts and completions into rows and labels for training.
 
     Returns:
-        tokens, labels (N, L) int64: prompt, completion and end token; labels are
-        ``IGNORE_INDEX`` except on the completion.
+        tokens, labels (N, L) int64: prompt, completion and, if the tokenizer has one,
+        end token; labels are ``IGNORE_INDEX`` except on the completion.
 
     Raises:
         ValueError: a row is longer than ``tokenizer.model_max_length``.

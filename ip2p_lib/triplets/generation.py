@@ -1,12 +1,8 @@
 """Generate triplets with a local language model (section 3.1.1).
 
-The authors fine-tuned GPT-3 on 700 hand-written triplets and sampled an instruction and
-an edited caption for each of 454,445 captions. Here a causal language model continues
-``to_prompt(caption)``: the miniature's own, or an open model of the Hub with a LoRA
-adapter.
-
-Read ``generate_triplets``, then ``_sample_tokens`` (temperature and frequency penalty)
-and ``best_of_n`` (several replies to one caption, chosen by log-likelihood).
+A causal language model continues ``to_prompt(caption)``, in place of the authors'
+fine-tuned GPT-3. Read ``generate_triplets``, then ``_sample_tokens`` (temperature and
+frequency penalty) and ``best_of_n`` (the best of several replies by log-likelihood).
 """
 
 from __future__ import annotations
@@ -66,8 +62,7 @@ def generate_triplets(
     caption may take half of the model's context.
 
     Args:
-        language_model: from ``load_language_model``.
-        captions: any number, each one line; read one batch at a time.
+        language_model, captions: any number of captions, read one batch at a time.
         run_seed, temperature (above 0), frequency_penalty: see ``_sample_tokens``.
         max_tokens: of a reply.
         num_samples: replies to each caption, for ``best_of_n``; 1 in the paper.
@@ -104,13 +99,9 @@ def _sample_tokens(
         ids: (B,) what the random numbers depend on, beside the seed and n.
         run_seed: another seed samples other triplets.
         temperature: above 0; lower is more predictable.
-        frequency_penalty: subtracted from a token's logit for each time that the token
-            is already in the reply.
-        logits: (B, V).
+        frequency_penalty: off a token's logit for each time it is in the reply already.
+        logits: (B, V) of the next tokens.
         reply: (B, n) tokens of the replies so far.
-
-    Returns:
-        (B,) int64.
     """
     ones = torch.ones_like(reply, dtype=logits.dtype)
     counts = torch.zeros_like(logits).scatter_add_(1, reply, ones)
@@ -161,13 +152,7 @@ def _continue_prompts(
 
 
 def score_reply(tokenizer: Any, tokens: Tensor, log_probs: Tensor) -> ScoredReply:
-    """Decode a reply and average the log-probabilities of its edited caption.
-
-    Args:
-        tokenizer: of the model that sampled it.
-        tokens: (n,) as sampled, with anything after the stop text.
-        log_probs: (n,) of each token, given the caption and the tokens before.
-    """
+    """Decode (n,) tokens; average the (n,) log-probabilities of the edited caption."""
     decode = partial(
         tokenizer.decode, skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
@@ -186,9 +171,7 @@ def score_reply(tokenizer: Any, tokens: Tensor, log_probs: Tensor) -> ScoredRepl
 def best_of_n(caption: str, samples: Sequence[ScoredReply]) -> Reply:
     """The valid triplet with the most likely edited caption; the first reply if none.
 
-    When a small model changes another word than its instruction names, the edited
-    caption is less likely. The instruction is not scored: its most likely tokens are
-    the most common edits.
+    The instruction is not scored: its most likely tokens are the most common edits.
     """
     replies = [_parse(caption, sample.text) for sample in samples]
     valid = [i for i, reply in enumerate(replies) if reply.triplet]

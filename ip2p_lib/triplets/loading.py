@@ -1,8 +1,7 @@
 """Load the causal language model that generates triplets (section 3.1.1).
 
-The miniature's model and an open model of the Hub are loaded alike. What open models
-leave open or bring along (precision, padding, context length, sampling settings) is
-settled here, so that the code that trains and samples need not know.
+What open models leave open or bring along (precision, padding, context length, sampling
+settings) is settled here, so that the code that trains and samples need not know.
 """
 
 from __future__ import annotations
@@ -19,10 +18,6 @@ from ip2p_lib.device import BF16_CAPABILITY, pick_device
 from ip2p_lib.diffusion.loading import explain_missing, load_network, locate
 from ip2p_lib.diffusion.lora import load_lora
 
-NOT_HERE = (
-    "There is no language model in {folder}. Check the path; or train one: python -m "
-    "jobs.miniature.pretrain_language."
-)
 LARGE = 500_000_000  # parameters from which on a GPU holds them in half precision
 MAX_CONTEXT = 4096  # tokens; some models allow a million
 
@@ -52,12 +47,12 @@ def load_language_model(
         device: ``None`` picks the GPU where there is one.
 
     Raises:
-        FileNotFoundError: the folder holds no model or no adapter, or the Hub is out of
-            reach.
+        FileNotFoundError: there is no model or no adapter, or the Hub is out of reach.
         ValueError: weights are missing, the adapter was trained on another model, or
             the device does not exist.
     """
-    target, where = pick_device(device), locate(source, "config.json", NOT_HERE)
+    problem = "There is no language model in {folder}."
+    target, where = pick_device(device), locate(source, "config.json", problem)
     with explain_missing(where):
         model = load_network(AutoModelForCausalLM, {**where, "dtype": "auto"})
         tokenizer = AutoTokenizer.from_pretrained(**where)
@@ -88,21 +83,15 @@ def _precision(parameters: int, device: torch.device) -> torch.dtype:
 
 
 def _prepare_tokenizer(tokenizer: Any, model: Any) -> Any:
-    """Set the padding token and the longest text, which a tokenizer may leave open.
-
-    Raises:
-        ValueError: there is no token to pad with.
-    """
+    """Set the padding token and the longest text, which a tokenizer may leave open."""
     tokenizer.model_max_length = min(tokenizer.model_max_length, context_length(model))
-    tokenizer.pad_token = (
-        tokenizer.pad_token or tokenizer.eos_token or tokenizer.unk_token
-    )
-    if tokenizer.pad_token is None:
+    own = tokenizer.pad_token, tokenizer.eos_token, tokenizer.unk_token
+    if not any(own):
         raise ValueError(
-            "The tokenizer has no padding, end or unknown token, so that captions of "
-            'several lengths cannot be read at once: set "pad_token" in its '
-            "tokenizer_config.json."
+            "The tokenizer has no padding, end or unknown token, to read captions of "
+            'several lengths at once: set "pad_token" in its tokenizer_config.json.'
         )
+    tokenizer.pad_token = next(filter(None, own))
     return tokenizer
 
 

@@ -1,7 +1,7 @@
 """Estimate what a run with a paid service will cost (section 3.1.1).
 
-Prices are read from ``data/prices.json``. A service counts tokens by itself, and its
-tokenizer is not public or has to be downloaded, so tokens are estimated here.
+Prices are in ``data/prices.json``. Tokens are estimated: a service's tokenizer is not
+public or has to be downloaded.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from ip2p_lib.config import DATA
 from ip2p_lib.triplets.chat_format import SCHEMA, caption_message, few_shot_messages
 from ip2p_lib.triplets.record import Triplet
 
-PRICES = DATA / "prices.json"
 _TOKEN = re.compile(r"[A-Za-z]{1,9}|\d{1,3}|[^\x00-\x7f]|[^\sA-Za-z0-9]+")
 
 
@@ -37,9 +35,9 @@ class Price:
         return (input_tokens * self.input + output_tokens * self.output) / 1e6
 
 
-def read_prices(path: str | Path = PRICES) -> dict[str, Price]:
+def read_prices() -> dict[str, Price]:
     """Read the price table, by model."""
-    table = json.loads(Path(path).read_text(encoding="utf-8"))
+    table = json.loads((DATA / "prices.json").read_text(encoding="utf-8"))
     checked = table["checked"]
     return {m: Price(m, checked=checked, **row) for m, row in table["models"].items()}
 
@@ -49,8 +47,8 @@ def price_of(model: str) -> Price:
     prices = read_prices()
     if model not in prices:
         raise ValueError(
-            f"There is no price of {model!r} in data/prices.json, which has "
-            f"{', '.join(prices)}. Add it there, or pass price=Price(...)."
+            f"data/prices.json has no price of {model!r}, but of {', '.join(prices)}. "
+            "Add it there, or pass price=Price(...)."
         )
     return prices[model]
 

@@ -29,12 +29,11 @@ _CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f\x80-\x9f\u202a-\u202e\u2066-\u206
 
 
 class TripletError(ValueError):
-    """A text that is not a usable triplet.
+    """A text that is not a usable triplet; ``reason`` is one word to count by.
 
-    ``reason`` is one word to count by: ``parts`` (the reply does not split in two),
-    ``blank`` (a field is empty), ``lines`` (a field holds a line break or a delimiter),
-    ``characters`` (a field holds control characters), ``unchanged`` (the edited caption
-    is the caption).
+    ``parts``: it does not split in two; ``blank``, ``lines``, ``characters``: a field
+    is empty, holds a line break or delimiter, or control characters; ``unchanged``: the
+    edited caption is the caption.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -82,14 +81,11 @@ def language_of(text: str) -> str:
 def is_unchanged(caption: str, edited_caption: str) -> bool:
     """Whether two captions are equal up to case and end punctuation.
 
-    The comparison of the released ``generate_txt_dataset.py``, with the Chinese
-    punctuation marks added.
+    As the released ``generate_txt_dataset.py`` compares; Chinese punctuation is added.
     """
-
-    def normalize(text: str) -> str:
-        return text.strip().strip(".!?。！？").lower()
-
-    return normalize(caption) == normalize(edited_caption)
+    texts = caption, edited_caption
+    before, after = (text.strip().strip(".!?。！？").lower() for text in texts)
+    return before == after
 
 
 def make_triplet(
@@ -105,27 +101,18 @@ def make_triplet(
         TripletError: a field is blank, breaks the line, or holds a delimiter or control
             characters; or the caption did not change.
     """
-    texts = {
-        "caption": caption.strip(),
-        "instruction": instruction.strip(),
-        "edited_caption": edited_caption.strip(),
-    }
-    for name, text in texts.items():
-        _check_field(name.replace("_", " "), text)
+    texts = [text.strip() for text in (caption, instruction, edited_caption)]
+    for text in texts:
+        if not text:
+            raise TripletError("blank", "One of the three texts is empty.")
+        if len(text.splitlines()) > 1 or text in _DELIMITERS:
+            message = f"A text must be one line without delimiters: {text!r}."
+            raise TripletError("lines", message)
+        if _CONTROL.search(text):
+            raise TripletError("characters", f"There are control characters: {text!r}.")
     if is_unchanged(caption, edited_caption):
         raise TripletError("unchanged", f"The edit changes nothing: {caption!r}.")
-    return Triplet(**texts, language=language or language_of(instruction))
-
-
-def _check_field(name: str, text: str) -> None:
-    if not text:
-        raise TripletError("blank", f"The {name} is empty.")
-    if len(text.splitlines()) > 1 or text in _DELIMITERS:
-        raise TripletError(
-            "lines", f"The {name} must be one line without delimiters: {text!r}."
-        )
-    if _CONTROL.search(text):
-        raise TripletError("characters", f"Control characters in the {name}: {text!r}.")
+    return Triplet(*texts, language=language or language_of(instruction))
 
 
 def to_prompt(caption: str) -> str:
@@ -143,8 +130,7 @@ def parse_completion(caption: str, text: str) -> Triplet:
 
     Args:
         caption: of the prompt.
-        text: the reply, with or without the stop text (services leave it out);
-            whatever follows it is ignored.
+        text: the reply; the stop text may be missing, what follows it is ignored.
 
     Raises:
         TripletError: the reply does not split into exactly two parts at the
@@ -152,21 +138,16 @@ def parse_completion(caption: str, text: str) -> Triplet:
     """
     parts = text.split(STOP)[0].split(SEPARATOR)
     if len(parts) != 2:
-        raise TripletError(
-            "parts", f"Expected two parts around '%%', got {len(parts)}: {text!r}."
-        )
+        message = f"Expected two parts around '%%', got {len(parts)}: {text!r}."
+        raise TripletError("parts", message)
     return make_triplet(caption, *parts)
 
 
 def write_jsonl(path: str | Path, triplets: Iterable[Triplet]) -> Path:
     """Write one JSON object a line with the keys ``input``, ``edit`` and ``output``.
 
-    The keys of the authors' human-written set. ``language`` is added only where it
-    is not what the instruction's characters say. The file is written completely or not
-    at all.
-
-    Returns:
-        The path written.
+    The keys of the authors' human-written set; ``language`` is added only where it is
+    not what the instruction's characters say. Written completely or not at all.
     """
     return write_lines(path, (_to_row(triplet) for triplet in triplets))
 
@@ -198,7 +179,6 @@ def read_jsonl(path: str | Path) -> list[Triplet]:
     ``caption``; both are read. Other keys, such as ``url``, are ignored.
 
     Raises:
-        FileNotFoundError: there is no such file.
         ValueError: a line is not a valid triplet; the message names file and line.
     """
     return read_lines(path, _from_row)
@@ -206,11 +186,8 @@ def read_jsonl(path: str | Path) -> list[Triplet]:
 
 def read_lines(path: str | Path, parse: Callable[[Any], Triplet]) -> list[Triplet]:
     """Read a file of JSON lines, each parsed into a triplet; errors name the line."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"No triplet file at {path}. Check the path.")
     triplets = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
         try:
             triplets += [parse(json.loads(line))] if line.strip() else []
         except ValueError as error:  # also TripletError, JSON and UTF-8 errors
@@ -219,13 +196,9 @@ def read_lines(path: str | Path, parse: Callable[[Any], Triplet]) -> list[Triple
 
 
 def _from_row(row: Any) -> Triplet:
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, found {type(row).__name__}.")
-    match row.get("input", row.get("caption")), row.get("edit"), row.get("output"):
-        case (str(caption), str(instruction), str(edited_caption)):
-            language = row.get("language")
-            return make_triplet(caption, instruction, edited_caption, language)
-    raise ValueError(
-        "needs texts under the keys 'input' (or 'caption'), 'edit' and 'output'; "
-        f"found the keys {sorted(row)}."
-    )
+    if isinstance(row, dict):
+        match row.get("input", row.get("caption")), row.get("edit"), row.get("output"):
+            case (str(caption), str(edit), str(edited_caption)):
+                return make_triplet(caption, edit, edited_caption, row.get("language"))
+    keys = "'input' (or 'caption'), 'edit' and 'output'"
+    raise ValueError(f"expected a JSON object with texts under the keys {keys}.")

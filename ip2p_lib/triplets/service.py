@@ -1,11 +1,10 @@
 """Generate triplets with any service that speaks the OpenAI protocol (section 3.1.1).
 
-The authors fine-tuned GPT-3 and prompted it with 454,445 captions. Here a chat model
-sees a few examples before each caption and replies in JSON. Read ``ask_service``, then
-``_Run.answer``, which takes one caption to a triplet or to a reason for none.
+The authors fine-tuned GPT-3; here a chat model sees a few examples before each caption
+and replies in JSON. Read ``ask_service``, then ``_Run.answer``, which takes one caption
+to a triplet or to a reason for none.
 
-- Retries, exponential back-off and ``Retry-After`` are the ``openai`` package's own
-  (2.54 to 3; it is imported on first use).
+- Retries, exponential back-off and ``Retry-After`` are the ``openai`` package's own.
 - ``replies_path`` names a JSON-lines file of all replies. A run that was killed goes on
   from it, and no reply in it is paid for again.
 - ``max_cost`` is a limit in dollars: the most that a request can cost is reserved
@@ -49,6 +48,8 @@ MAX_REPLY_TOKENS = 256  # as in the released ``generate_txt_dataset.py``
 _REJECTED = (400, 413, 422)  # the request is at fault
 _CONCERNS_ALL = (401, 403, 404, "insufficient_quota")
 _MAX_FAILURES = 3  # captions in a row
+MAX_ATTEMPTS = 2  # requests for a caption, if a reply is not the JSON requested
+SILENCE = 60.0  # seconds for which a service may send nothing during a request
 
 
 class ServiceError(RuntimeError):
@@ -59,16 +60,13 @@ class CostLimitError(RuntimeError):
     """The next request could exceed ``max_cost``; it was not sent."""
 
 
-def connect(
-    base_url: str | None = None, *, max_retries: int = 6, timeout: float = 60.0
-) -> OpenAI:
+def connect(base_url: str | None = None, *, max_retries: int = 6) -> OpenAI:
     """Create a client for OpenAI, or for a compatible server at ``base_url``.
 
     Args:
         base_url: usually ends in ``/v1``; ``None`` reads ``OPENAI_BASE_URL``. The key
             is read from ``OPENAI_API_KEY``; a local server usually needs none.
         max_retries: of a request, with exponential back-off and jitter.
-        timeout: seconds that the service may be silent during a request.
 
     Raises:
         ServiceError: there is neither a key nor an address, or the key is malformed.
@@ -83,12 +81,8 @@ def connect(
         )
     if not re.fullmatch("[!-~]*", api_key):  # no HTTP header can carry it
         raise ServiceError("OPENAI_API_KEY holds a space or a letter of no API key.")
-    return OpenAI(
-        api_key=api_key or "none",
-        base_url=base_url,
-        max_retries=max_retries,
-        timeout=timeout,
-    )
+    options: dict[str, Any] = {"max_retries": max_retries, "timeout": SILENCE}
+    return OpenAI(api_key=api_key or "none", base_url=base_url, **options)
 
 
 def ask_service(
@@ -100,7 +94,6 @@ def ask_service(
     replies_path: str | Path | None = None,
     max_cost: float | None = None,
     price: Price | None = None,
-    max_attempts: int = 2,
     max_workers: int = 8,
     deadline: float = 600.0,
     **options: Any,
@@ -111,10 +104,9 @@ def ask_service(
         captions: any number, read at most ``2 * max_workers`` ahead.
         model, client, examples: its name; from ``connect``; of the few-shot prompt.
         replies_path: JSON-lines file of replies, which answers the same requests.
-        max_cost: dollars that all replies in that file may cost together. Requests in
-            flight when a run is killed, up to ``max_workers``, are not in it.
+        max_cost: dollars for all replies in that file (without those in flight, up to
+            ``max_workers``, when a run is killed).
         price: of the model; ``None`` is the price table's.
-        max_attempts: requests for a caption while replies are not the JSON requested.
         max_workers: requests at once; the first goes alone, to test key and address.
         deadline: seconds to wait for a caption, retries included.
         options: of the request, such as ``temperature=0.7``.
@@ -126,27 +118,20 @@ def ask_service(
     """
     price = price or (read_prices().get(model) if max_cost is None else price_of(model))
     price = price or Price(model, 0.0, 0.0)
-    options = _with_defaults(options, price)
+    if not options.keys() & {"max_tokens", "max_completion_tokens"}:
+        options["max_completion_tokens"] = MAX_REPLY_TOKENS  # max_cost needs a limit
+    if price.reasoning_effort:
+        options.setdefault("reasoning_effort", price.reasoning_effort)
     prompt, client = few_shot_messages(examples), client or connect()
     with closing(ReplyFile(replies_path)) as file:
-        run = _Run(client, model, prompt, options, max_attempts, file, price, max_cost)
+        run = _Run(client, model, prompt, options, file, price, max_cost)
         yield from _in_order(run, captions, max_workers, deadline)
-
-
-def _with_defaults(options: dict[str, Any], price: Price) -> dict[str, Any]:
-    """Add a limit on reply tokens, which max_cost needs, and the reasoning effort."""
-    defaults: dict[str, Any] = {}
-    if not options.keys() & {"max_tokens", "max_completion_tokens"}:
-        defaults["max_completion_tokens"] = MAX_REPLY_TOKENS
-    if price.reasoning_effort:
-        defaults["reasoning_effort"] = price.reasoning_effort
-    return defaults | options
 
 
 def _in_order(
     run: _Run, captions: Iterable[str], max_workers: int, deadline: float
 ) -> Iterator[Reply]:
-    """Answer captions in a thread pool and yield the replies in order."""
+    """Answer captions in a thread pool, in order."""
     pending: deque[tuple[str, Future[Reply]]] = deque()
     pool, wait = ThreadPoolExecutor(max_workers, "ask_service"), True
     try:
@@ -175,10 +160,8 @@ class ReplyFile:
 
     A line has the ``key`` of its request, the ``cost`` in dollars and, if a reply came,
     its ``caption``, ``text``, ``reason`` and ``tokens``. It is on the disk (fsync)
-    before the reply is handed on. Threads may share the object; one process at a time.
-
-    Args:
-        path: created if missing; a last line cut off by a power failure is removed.
+    before the reply is handed on; a last line that was cut off is removed. Threads may
+    share the object, processes may not.
 
     Raises:
         ServiceError: another process has the file open, or a line is damaged.
@@ -236,7 +219,6 @@ class _Run:
     model: str
     prompt: list[dict[str, str]]
     options: dict[str, Any]
-    max_attempts: int
     file: ReplyFile
     price: Price
     max_cost: float | None
@@ -249,11 +231,7 @@ class _Run:
     settled: threading.Condition = field(default_factory=threading.Condition)
 
     def answer(self, caption: str) -> Reply:
-        """Answer one caption from the file or by the service.
-
-        Raises:
-            ServiceError, CostLimitError: the run is over, for all captions.
-        """
+        """Answer one caption; an error ends the run, for all captions."""
         try:
             return self._answer(caption)
         except Exception as error:
@@ -268,7 +246,7 @@ class _Run:
         key = hashlib.sha256(text.encode()).hexdigest()
         if row := self.file.rows.get(key):
             return _to_reply(caption, row["text"], row["reason"])
-        for _ in range(max(1, self.max_attempts)):
+        for _ in range(MAX_ATTEMPTS):
             # A token has at least one byte; markup takes less than 16 a message.
             max_input = len(text.encode()) + 16 * (len(messages) + 1)
             reply = self._ask(caption, request, key, max_input)
@@ -359,20 +337,15 @@ _ADVICE: dict[int | str | None, str] = {
     "whether base_url must end in /v1.",
     429: "The service limits the rate. Run again later, with fewer workers.",
     "insufficient_quota": "The account has no credit left. Add some, then run again.",
-    "no choices": "The service answered without 'choices', perhaps with a web page or "
-    "an error. Check that base_url is the address of its API, which usually ends in "
-    "/v1, and that it serves the model {model!r}.",
+    "no choices": "The service answered without 'choices'. Check that base_url is the "
+    "address of its API, which usually ends in /v1, and serves the model {model!r}.",
 }
 
 
 def explain(cause: int | str | None, model: str) -> str:
-    """Say what a failure means and what to check.
+    """Say what a failure means, by HTTP status, OpenAI's error code or None.
 
     The service's own message is not used: it quotes the request and part of the key.
-
-    Args:
-        cause: HTTP status, or OpenAI's error code; ``None`` if nothing came back.
-        model: that was requested.
     """
     advice = _ADVICE.get(cause) or (
         "The service failed with status {cause}. If it is 400, the model {model!r} or "

@@ -3,7 +3,7 @@
 In order (``data/models/README.md`` says what each took):
 
     python -m jobs.miniature.pretrain vae                  the autoencoder
-    python -m jobs.miniature.train_judge train measure     the judge, on its images
+    python -m jobs.miniature.train_judge                   the judge, on its images
     python -m jobs.miniature.pretrain clip                 CLIP, hence the text encoder
     python -m jobs.miniature.pretrain unet                 text to image
     python -m jobs.miniature.pretrain_language grammar written

@@ -8,7 +8,7 @@ Run once by a maintainer; readers get the result with the repository::
 
 Each atlas is one row-major grid of 64 px RGBA sprites in the order of
 ``vocabulary.SPRITES``. The licences of the four sets stand in ``ATTRIBUTION.md``
-beside the pictures.
+beside the images.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def icon_svg(icons: dict, name: str) -> str:
 
 
 def rasterise(svg: str, size: int = SIZE) -> Image.Image:
-    """Draw an SVG as a ``size`` x ``size`` RGBA picture."""
+    """Draw an SVG as a ``size`` x ``size`` RGBA image."""
     import resvg_py
 
     # Four times the size, then an area average: finer than resvg's own coverage.
@@ -71,8 +71,8 @@ def build(collection: Path, out: Path) -> None:
     sheet = Image.new("RGBA", (COLUMNS * SIZE, rows * SIZE))
     for index, sprite in enumerate(SPRITES):
         row, column = divmod(index, COLUMNS)
-        picture = rasterise(icon_svg(icons, sprite))
-        sheet.paste(picture, (column * SIZE, row * SIZE))
+        image = rasterise(icon_svg(icons, sprite))
+        sheet.paste(image, (column * SIZE, row * SIZE))
     sheet.save(out, optimize=True)
 
 

@@ -113,7 +113,7 @@ def label_candidates(
 
 
 def ceiling(judge: Judge, edits: Sequence[SceneEdit]) -> float:
-    """Share of rendered pairs that the judge calls good: a perfect filter's."""
+    """Share of exact pairs that the judge calls good: a perfect filter's."""
     scenes, targets = [e.scene for e in edits], [e.edit.target for e in edits]
     labels = verdicts(judge, render(scenes), render(targets), scenes, targets)
     return labels.count("good") / len(labels)

@@ -1,6 +1,6 @@
 """The training loop of every network of the miniature, with a budget of wall time.
 
-A lent GPU is there for minutes, so a budget is in seconds, compilation included.
+GPUs are rented by the minute, so a budget is in seconds, compilation included.
 Several processes may train together, each on its own rows of a batch (see
 ``ip2p_lib.distributed``).
 """
@@ -24,7 +24,7 @@ from ip2p_lib.distributed import (
     world_size,
 )
 
-_CHECK_EVERY = 50  # steps between looks at clock and loss: reading a loss waits for it
+_CHECK_EVERY = 50  # steps between two reads of clock and loss, which wait for the GPU
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the networks of the miniature minimise, one function each.
+"""The losses of the miniature's networks, one function each.
 
 ``clip_loss``: CLIP's symmetric contrastive loss (Radford et al. 2021). ``vae_loss``:
 reconstruction with a small KL term (Rombach et al. 2022, section 3.1). ``unet_loss``:
@@ -34,24 +34,24 @@ def _contrast(a: Tensor, b: Tensor, scale: Tensor | float) -> Tensor:
 def clip_embeddings(
     clip: CLIPModel, pixels: Tensor, ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Unit embeddings of pictures in [-1, 1] and of token ids, (B, D) each."""
-    seen = clip.vision_model(pixel_values=pixels).pooler_output
-    read = clip.text_model(input_ids=ids).pooler_output
-    images, texts = clip.visual_projection(seen), clip.text_projection(read)
+    """Unit embeddings of images in [-1, 1] and of token ids, (B, D) each."""
+    pooled = clip.vision_model(pixel_values=pixels).pooler_output
+    images = clip.visual_projection(pooled)
+    texts = clip.text_projection(clip.text_model(input_ids=ids).pooler_output)
     return F.normalize(images.float(), dim=-1), F.normalize(texts.float(), dim=-1)
 
 
 def clip_loss(
     clip: CLIPModel, pixels: Tensor, captions: Tensor, instructions: Tensor
 ) -> Tensor:
-    """Captions against pictures, and instructions against what changed.
+    """Captions against images, and instructions against what changed.
 
     The second term is ours: it gives the words of instructions a meaning, since the
     editor later reads them through this frozen text encoder.
 
     Args:
         clip: the model.
-        pixels: (2B, 3, 128, 128), all pictures before, then all after their edit.
+        pixels: (2B, 3, 128, 128), all images before, then all after their edit.
         captions: (2B, L) token ids.
         instructions: (B, L) token ids.
     """
@@ -68,9 +68,9 @@ def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reconstruction_loss(out: Tensor, x: Tensor) -> Tensor:
-    """Distance of pictures (B, 3, H, W) in [-1, 1], with weight on edges and slopes."""
+    """Distance of images (B, 3, H, W) in [-1, 1], with weight on edges and slopes."""
     down, across = _slopes(x)
-    # Most of a picture is smooth: what the eye judges are outlines and small parts.
+    # Most of an image is smooth: what the eye judges are outlines and small parts.
     edges = F.pad(down.abs(), (0, 0, 0, 1)) + F.pad(across.abs(), (0, 1, 0, 0))
     weight = 1 + 4 * F.avg_pool2d(edges.mean(1, keepdim=True), 5, 1, 2).clamp(max=0.5)
     error = (out - x).abs()

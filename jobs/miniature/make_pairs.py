@@ -49,8 +49,8 @@ SAMPLE = 256  # pairs shipped for readers
 # Share of candidates that also inject cross-attention; the others are as the paper's.
 # With it more are good: ``results/filter-calibration-cross-attention.json``.
 CROSS_ATTENTION = 0.75
-# Of so many candidates of a triplet the best are kept. More of them are good than of
-# two that are both kept: the same file.
+# Candidates of a triplet, and how many of the best are kept. More of them are good than
+# of two that are both kept: the same file.
 CANDIDATES, KEPT = 4, 2
 # Share of the edits of a whole scene that is generated: they are learnt well before
 # those of one object (``results/miniature-editor.json``), which get the time.

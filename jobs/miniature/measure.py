@@ -177,41 +177,42 @@ def measure_editor(
         ``<score>_interval``, 95 % by the bootstrap. ``l1`` is the mean distance of edit
         and ground truth, ``l1_input`` that of input and ground truth, in [0, 1].
     """
-    corpus, parts = edits.corpus, torch.arange(len(edits.corpus)).split(_EDITS)
+    texts, seeds = edits.corpus.instructions, range(len(edits.corpus))
     after = torch.cat(
         [
             editor.edit_tensors(
-                edits.before[rows],
-                [corpus.instructions[row] for row in rows],
-                seed=rows.tolist(),
+                edits.before[part.start : part.stop],
+                texts[part.start : part.stop],
+                seed=list(part),
                 **options,
             )
-            for rows in parts
+            for part in (seeds[i : i + _EDITS] for i in seeds[::_EDITS])
         ]
     )
-    codes = corpus.before, corpus.after
+    codes = edits.corpus.before, edits.corpus.after
     scores = score_edits(
         judge, after, edits.before, edits.truth, codes, edits.reconstructed
     )
-    distance = {"l1": after, "l1_input": edits.before}
-    columns = scores.columns() | {
-        name: ((x - edits.truth.to(x)).abs().mean((1, 2, 3)) / 2).float().cpu()
-        for name, x in distance.items()
-    }
-    return [
-        {"group": group, "samples": int(rows.sum()), **options}
-        | {name: _mean(column[rows]) for name, column in columns.items()}
-        | {
-            f"{name}_interval": [round(x, 4) for x in bootstrap_interval(column[rows])]
-            for name, column in columns.items()
-            if not column[rows].isnan().all()
-        }
-        for group, rows in edits.groups().items()
-        if rows.any()
-    ]
+    columns = scores.columns()
+    columns["l1"] = _distance(after, edits.truth)
+    columns["l1_input"] = _distance(edits.before, edits.truth)
+    rows = []
+    for group, mask in edits.groups().items():
+        row = {"group": group, "samples": int(mask.sum()), **options}
+        for name, column in columns.items():
+            row |= _mean_and_interval(name, column[mask])
+        rows.append(row)
+    return rows
 
 
-def _mean(values: Tensor) -> float | None:
-    """Mean of the values that are not NaN, None if there is none."""
-    mean = float(values.nanmean())
-    return None if mean != mean else round(mean, 5)
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute distance of each image, (n,) in [0, 1] on the CPU."""
+    return ((a - b.to(a)).abs().mean((1, 2, 3)) / 2).float().cpu()
+
+
+def _mean_and_interval(name: str, values: Tensor) -> dict[str, Any]:
+    """Both without the NaN values; empty if there are no others."""
+    if values.isnan().all():
+        return {}
+    interval = [round(bound, 4) for bound in bootstrap_interval(values)]
+    return {name: round(float(values.nanmean()), 5), f"{name}_interval": interval}

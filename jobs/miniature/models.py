@@ -9,8 +9,6 @@ import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPModel, CLIPTokenizer
@@ -66,7 +64,7 @@ def _empty_tokenizer(alphabet: list[str]) -> CLIPTokenizer:
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """A CLIP of 5 M parameters for 128 px pictures, randomly initialised."""
+    """A CLIP of 5 M parameters for 128 px images, randomly initialised."""
     from transformers import CLIPConfig, CLIPModel
 
     text = {
@@ -128,8 +126,3 @@ def new_unet() -> UNet2DConditionModel:
         attention_head_dim=(2, 4, 6),  # the number of heads, as in SD 1.5's config
         norm_num_groups=16,
     )
-
-
-def parameters(model: nn.Module) -> float:
-    """Number of parameters, in millions."""
-    return sum(p.numel() for p in model.parameters()) / 1e6

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -28,7 +29,7 @@ from ip2p_lib.distributed import init, local_shard, rank, shutdown, world_size
 from ip2p_lib.miniature.corpus import Corpus
 from ip2p_lib.miniature.render import encode
 from ip2p_lib.miniature.world import sample_scene
-from ip2p_lib.results import write_results
+from ip2p_lib.results import ReadmeRow, write_results
 from ip2p_lib.rng import integers, key, normal, uniform
 from ip2p_lib.training.compiled.compile import compile_unet
 from jobs.miniature import data, measure, models, saving
@@ -209,7 +210,24 @@ def _report(name: str, args: argparse.Namespace, device: torch.device) -> None:
     figures = measure.measure(name, args.out, args.samples)
     print(name, figures, flush=True)
     path, seconds = args.results / f"miniature-{name}.json", time.monotonic() - began
-    write_results(path, [figures], seed=0, seconds=round(seconds, 1), device=device)
+    readme, seconds = [_readme_row(name, figures)], round(seconds, 1)
+    write_results(
+        path, [figures], seed=0, seconds=seconds, device=device, readme=readme
+    )
+
+
+def _readme_row(name: str, figures: dict[str, Any]) -> ReadmeRow:
+    """The README's line on one network."""
+    n = figures["samples"]
+    if name == "vae":
+        claim = "PSNR of the autoencoder on held-out scenes"
+        return ReadmeRow(claim, f"{figures['psnr_db']:.1f} dB", "36 dB", n)
+    images, aim = {
+        "clip": ("Held-out scenes", "98.5 %"),
+        "unet": ("Generated images", "98.5 %"),
+    }[name]
+    claim = f"{images} whose caption CLIP ranks first among {n:,}"
+    return ReadmeRow(claim, f"{figures['top1']:.1%}", aim, n)
 
 
 if __name__ == "__main__":

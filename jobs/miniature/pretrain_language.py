@@ -1,4 +1,4 @@
-"""Trains the miniature language model: the recipe of section 3.1.1 in small.
+"""Train the miniature language model: the recipe of section 3.1.1 in small.
 
     python -m jobs.miniature.pretrain_language grammar written
 
@@ -27,11 +27,7 @@ from ip2p_lib.config import DATA, HELD_OUT, MODELS, RESULTS, preset
 from ip2p_lib.diffusion.lora import add_lora, save_lora
 from ip2p_lib.files import write_json
 from ip2p_lib.miniature.corpus import grammar_triplets
-from ip2p_lib.miniature.parsing import (
-    find_difference,
-    names_difference,
-    read_caption,
-)
+from ip2p_lib.miniature.parsing import find_difference, names_difference, read_caption
 from ip2p_lib.results import ReadmeRow, write_results
 from ip2p_lib.rng import integers, key
 from ip2p_lib.triplets.finetuning import completion_loss, fine_tune, tokenize_triplets
@@ -136,11 +132,9 @@ def measure(
         attempts: ``num_samples`` of ``generate_triplets``.
 
     Returns:
-        captions: number of captions; attempts: as given; outcomes: counted replies;
-        parsed: share of replies that are triplets; one_change: share in which the two
-        captions differ in one attribute; right: share in which the instruction names
-        that one; new: share of the triplets that are not ``known``; wordings: number of
-        different instructions; commonest: share of the most frequent one.
+        Numbers of captions, attempts, outcomes and different wordings, and shares:
+        parsed as triplets; one_change, whose captions differ in one attribute; right,
+        whose instruction names that one; new, not ``known``; commonest instruction.
     """
     captions = [triplet.caption for triplet in grammar_triplets(HELD_OUT, n)]
     replies = list(generate_triplets(writer, captions, num_samples=attempts))
@@ -148,12 +142,10 @@ def measure(
     wordings = Counter(triplet.instruction for triplet in triplets)
     one_change = right = 0
     for triplet in triplets:
-        captions_read = (
-            read_caption(triplet.caption),
-            read_caption(triplet.edited_caption),
-        )
-        one_change += find_difference(*captions_read) is not None
-        right += names_difference(triplet.instruction, *captions_read)
+        before = read_caption(triplet.caption)
+        after = read_caption(triplet.edited_caption)
+        one_change += find_difference(before, after) is not None
+        right += names_difference(triplet.instruction, before, after)
     return {
         "captions": len(captions),
         "attempts": attempts,
@@ -194,7 +186,7 @@ def run_written(args: argparse.Namespace, device: str) -> None:
     for n in (0, 70, len(written)):
         writer = load_language_model(args.out, device=device)
         if n:
-            # Spread over the file, which goes from one kind of edit to the next.
+            # Spread over the file, which goes from one edit type to the next.
             chosen = [written[i * len(written) // n] for i in range(n)]
             tokens, labels = tokenize_triplets(writer.tokenizer, chosen)
             data = tokens.to(device), labels.to(device)
@@ -209,31 +201,24 @@ def run_written(args: argparse.Namespace, device: str) -> None:
     rows.append({"written": len(written), **again})
     print(rows[-1], flush=True)
     save_lora(writer.model, args.out / "adapter", args.out, dtype=torch.float16)
-    path, seconds = args.results / "miniature-lm.json", time.monotonic() - began
-    write_results(
-        path,
-        rows,
-        seed=0,
-        seconds=round(seconds, 1),
-        device=device,
-        readme=_readme_rows(again),
-    )
+    path, readme = args.results / "miniature-lm.json", _readme_rows(again)
+    seconds = round(time.monotonic() - began, 1)
+    write_results(path, rows, seed=0, seconds=seconds, device=device, readme=readme)
 
 
 def _readme_rows(measured: dict[str, Any]) -> list[ReadmeRow]:
     """The lines of the README on a model that ``measure`` has read."""
     best = f"best of {measured['attempts']} by log-likelihood"
-    lines = [
-        (
+    lines = {
+        "parsed": (
             f"Replies of the language model that are triplets, {best}",
-            "parsed",
             "99.5 %",
         ),
-        ("Replies that change one thing, the one that is asked for", "right", "97 %"),
-    ]
+        "right": ("Replies that change one thing, the one that is asked for", "97 %"),
+    }
     return [
-        ReadmeRow(claim, f"{100 * measured[name]:.1f} %", aim, measured["captions"])
-        for claim, name, aim in lines
+        ReadmeRow(claim, f"{measured[name]:.1%}", aim, measured["captions"])
+        for name, (claim, aim) in lines.items()
     ]
 
 
@@ -241,7 +226,6 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("stages", nargs="+", choices=["grammar", "written"])
     parser.add_argument("--out", type=Path, default=MODELS / "miniature-lm")
-    parser.add_argument("--work", type=Path, default=Path("runs/pretrain/language"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--samples", type=int, default=1000, help="held-out captions")
     parser.add_argument("--written", type=Path, default=WRITTEN)

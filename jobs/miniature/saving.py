@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ip2p_lib.files import read_json, write_bytes, write_json
+
 if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
@@ -42,62 +44,51 @@ def save_half(model: nn.Module, folder: Path) -> None:
 
 
 def load_as_single(folder: Path) -> None:
-    """Let transformers 5 load half-precision files in float32 unless asked otherwise.
+    """Let transformers 5 load half-precision files in float32 by default.
 
     It takes the dtype from the configuration; diffusers and transformers 4 load float32
     anyway, and a pipeline of two precisions does not run.
     """
     path = folder / "config.json"
-    config = json.loads(path.read_text("utf-8"))
-    config.pop("_name_or_path", None)  # where it was loaded from is nobody's business
-    for name in ("dtype", "torch_dtype"):
-        if name in config:
-            config[name] = "float32"
-    path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    config = read_json(path)
+    config.pop("_name_or_path", None)  # local paths are not published
+    for name in {"dtype", "torch_dtype"} & set(config):
+        config[name] = "float32"
+    write_json(path, config)
 
 
 def save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
     """Write ``vocab.json`` and ``merges.txt``, which every release reads alike."""
-    folder.mkdir(parents=True, exist_ok=True)
     model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
     pairs = (m if isinstance(m, str) else " ".join(m) for m in model["merges"])
+    write_json(folder / "vocab.json", model["vocab"])
     merges = "\n".join(["#version: 0.2", *pairs]) + "\n"
-    vocabulary = json.dumps(model["vocab"], ensure_ascii=False, indent=0) + "\n"
-    (folder / "vocab.json").write_text(vocabulary, "utf-8")
-    (folder / "merges.txt").write_text(merges, "utf-8")
+    write_bytes(folder / "merges.txt", merges.encode())
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": 77,
         "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
+        **dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
     }
-    text = json.dumps(config, indent=2) + "\n"
-    (folder / "tokenizer_config.json").write_text(text, "utf-8")
+    write_json(folder / "tokenizer_config.json", config)
 
 
 def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Save a CLIP with its tokenizer and the preprocessing of its pictures."""
+    """Save a CLIP with its tokenizer and the preprocessing of its images."""
     save_half(clip, folder)
     save_tokenizer(tokenizer, folder)
-    size = {"height": 128, "width": 128}
     preprocessor = {
         "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
         "size": {"shortest_edge": 128},
-        "do_center_crop": True,
-        "crop_size": size,
+        "crop_size": {"height": 128, "width": 128},
         "resample": 3,
-        "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "do_convert_rgb": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
     }
-    text = json.dumps(preprocessor, indent=2) + "\n"
-    (folder / "preprocessor_config.json").write_text(text, "utf-8")
+    steps = ("resize", "center_crop", "rescale", "normalize", "convert_rgb")
+    preprocessor |= {f"do_{step}": True for step in steps}
+    write_json(folder / "preprocessor_config.json", preprocessor)
 
 
 def save_text_encoder(clip: CLIPModel, folder: Path) -> None:
@@ -162,5 +153,4 @@ def save_index(folder: Path) -> None:
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
-    text = json.dumps(index, indent=2) + "\n"
-    (folder / "model_index.json").write_text(text, "utf-8")
+    write_json(folder / "model_index.json", index)

@@ -1,13 +1,12 @@
 """Train the miniature editor on its own pairs, and measure it on held-out scenes.
 
     python -m jobs.miniature.train_editor train measure
-    python -m jobs.miniature.train_editor train --since OLD_UNET
     torchrun --nproc_per_node 2 -m jobs.miniature.train_editor train
 
 ``train`` reads what ``make_pairs`` left in ``--work`` and writes
 ``models/miniature-ip2p/unet`` and ``results/miniature-training.json``; ``measure``
-writes ``results/miniature-editor.json``. Budgets are wall time. With ``--since`` the
-editor in ``--out`` goes on learning, also if its text-to-image U-Net has learnt since.
+writes ``results/miniature-editor.json``. Budgets are wall time. With ``--warm`` the
+editor in ``--out`` goes on learning.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from ip2p_lib.training.compiled.compile import compile_unet
 from ip2p_lib.training.latents import Latents, add_instructions
 from ip2p_lib.training.loss_weighting import LOSS_WEIGHTINGS
 from ip2p_lib.training.state import TrainingOptions
-from ip2p_lib.training.surgery import carry_over, widen_conv_in
+from ip2p_lib.training.surgery import widen_conv_in
 from jobs.miniature import saving
 from jobs.miniature.measure import HeldOutEdits, measure_editor
 
@@ -66,22 +65,13 @@ def read_pairs(work: Path, sd: StableDiffusion) -> tuple[Latents, dict[str, int]
     return add_instructions(sd, pairs, texts), counts
 
 
-def first_unet(out: Path, sd: StableDiffusion, since: Path | None) -> Any:
-    """The text-to-image U-Net widened; or, carried over to it, an earlier editor.
-
-    Args:
-        out: its ``models/miniature-ip2p/unet`` is the earlier editor.
-        sd: today's text-to-image model.
-        since: folder of the text-to-image U-Net that the editor began as; None begins
-            anew.
-    """
-    if since is None:
+def first_unet(out: Path, sd: StableDiffusion, warm: bool) -> Any:
+    """The text-to-image U-Net widened, or if ``warm`` the editor that is in ``out``."""
+    if not warm:
         return widen_conv_in(sd.unet)
-    editor, old = (
-        load_network(UNet2DConditionModel, {"pretrained_model_name_or_path": folder})
-        for folder in (out / "models" / "miniature-ip2p" / "unet", since)
-    )
-    return carry_over(editor.to(sd.device), old.to(sd.device), sd.unet)
+    folder = out / "models" / "miniature-ip2p" / "unet"
+    where = {"pretrained_model_name_or_path": folder}
+    return load_network(UNet2DConditionModel, where).to(sd.device)
 
 
 def train_editor(
@@ -135,7 +125,7 @@ def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
     sd = load_stable_diffusion(
         args.out / "models" / "miniature-sd", device=device, dtype=torch.float32
     )
-    unet = first_unet(args.out, sd, args.since).float()
+    unet = first_unet(args.out, sd, args.warm).float()
     latents, counts = read_pairs(args.work, sd)
     compile_unet(unet, "whole" if device.type == "cuda" else "none")
     settings = replace(
@@ -158,11 +148,15 @@ def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
         "batch_size": args.batch,
         "processes": world_size(),
         "weighting": args.weighting,
-        "continued": args.since is not None,
+        "continued": args.warm,
     }
     spent = round(time.monotonic() - began, 1)
     path = args.out / "results" / "miniature-training.json"
-    write_results(path, rows, seed=0, seconds=spent, device=device, **run)
+    claim = "Generated pairs that passed the filter and trained the editor"
+    readme = [ReadmeRow(claim, f"{counts['kept']:,}", "20,000", counts["generated"])]
+    write_results(
+        path, rows, seed=0, seconds=spent, device=device, readme=readme, **run
+    )
 
 
 def evaluate(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
@@ -208,8 +202,11 @@ def _settings(
 
 def _readme_rows(row: dict[str, Any]) -> list[ReadmeRow]:
     """The README's lines on the first row of a measurement."""
-    aims = {"done": ("Edits that are done", 93), "kept": ("and keep the rest", 92)}
-    aims["both"] = ("Edits that do both", 87)
+    aims = {
+        "done": ("Held-out edits that show what was asked for", 93),
+        "kept": ("Held-out edits that leave the rest as it was", 92),
+        "both": ("Held-out edits that do both", 87),
+    }
     return [
         ReadmeRow(claim, f"{100 * row[name]:.1f} %", f"{aim} %", row["samples"])
         for name, (claim, aim) in aims.items()
@@ -221,9 +218,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("stages", nargs="+", choices=["train", "measure"])
     parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, default=Path("runs/editor"))
-    parser.add_argument(
-        "--since", type=Path, help="go on from the editor that began as this U-Net"
-    )
+    parser.add_argument("--warm", action="store_true", help="go on from --out's")
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=8e-4)
     parser.add_argument("--weighting", choices=[*LOSS_WEIGHTINGS], default=None)

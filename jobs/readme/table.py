@@ -33,7 +33,6 @@ BEGIN, END = (
 IN_README = (
     "miniature-editor",
     "miniature-unet",
-    "miniature-vae",
     "miniature-judge",
     "miniature-lm",
     "miniature-training",
@@ -42,6 +41,21 @@ IN_README = (
     "editing-cpu",
     "fresh-clone",
 )
+
+# Columns of the table of edit types; a file has some of them.
+EDIT_COLUMNS = {
+    "kind": "edit type",
+    "group": "edit type",
+    "samples": "samples",
+    "done": "edit done",
+    "kept": "rest kept",
+    "both": "both",
+    "nearer_target": "nearer to the target caption",
+    "l1": "L1 to the ground truth",
+    "l1_truth": "L1 to the ground truth",
+    "l1_input": "the unedited input's",
+    "l1_untouched": "the unedited input's",
+}
 
 
 def read_results(name: str) -> dict[str, Any]:
@@ -107,16 +121,24 @@ def table_of_edit_types() -> str:
     """Format the editor's results for each edit type, at its default scales."""
     editing = preset("miniature").editing
     scales = {"text_scale": editing.text_scale, "image_scale": editing.image_scale}
-    head = ["edit type", "samples", "nearer to the target caption"]
-    head += ["L1 to the ground truth", "the unedited input's"]
-    lines = [head, ["---"] * len(head)]
-    for row in read_results("miniature-editor")["rows"]:
-        if scales.items() <= row.items():
-            share, counts = f"{row['nearer_target']:.1%}", f"{row['samples']:,}"
-            distances = [f"{row['l1_truth']:.3f}", f"{row['l1_untouched']:.3f}"]
-            share = with_interval(share, row["samples"])
-            lines.append([row["kind"], counts, share, *distances])
+    rows = read_results("miniature-editor")["rows"]
+    rows = [row for row in rows if scales.items() <= row.items()]
+    columns = {key: head for key, head in EDIT_COLUMNS.items() if key in rows[0]}
+    lines = [list(columns.values()), ["---"] * len(columns)]
+    lines += [[_edit_cell(row, key) for key in columns] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _edit_cell(row: dict[str, Any], key: str) -> str:
+    value = row[key]
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    if key.startswith("l1"):
+        return f"{value:.3f}"
+    if interval := row.get(f"{key}_interval"):
+        low, high = (100 * bound for bound in interval)
+        return f"{value:.1%} ({low:.1f} to {high:.1f})"
+    return with_interval(f"{value:.1%}", row["samples"])
 
 
 def results_page() -> str:
@@ -128,7 +150,7 @@ def results_page() -> str:
         "in [data/results](../data/results); each file also has its seed, its "
         "package versions and its seconds. A commit that ends in `-dirty` in the file "
         "had changes that were not committed. Percentages are followed by their 95 % "
-        "interval (Wilson).\n\n"
+        "interval (Wilson, or by the bootstrap).\n\n"
         f"{table([*IN_README, *others], with_files=True)}\n\n"
         "## Edit types\n\nThe shipped editor on held-out scenes, from "
         "[miniature-editor](../data/results/miniature-editor.json). Where the edit's "

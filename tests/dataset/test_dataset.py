@@ -40,23 +40,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def damage(path):
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 8
-    path.write_bytes(data)
-
-
 def keys(pairs):
     return [int(pair.key) for pair in pairs]
 
 
 def listed(folder):
     return [(p.shard, p.key, p.reason) for p in validate(folder)]
-
-
-def rewrite(folder, change):
-    path = folder / "manifest.json"
-    path.write_text(json.dumps(change(json.loads(path.read_bytes()))))
 
 
 def test_many_shards_are_one_data_set(folder):
@@ -74,24 +63,17 @@ def test_without_a_manifest_the_run_is_unfinished(folder):
     assert "has not finished" in validate(folder)[0].reason
 
 
-def test_how_a_pair_was_generated_may_be_unknown(tmp_path):
-    images = make_pair(0).before, make_pair(0).after
-    write_shards([Pair("a", *images, "", "make it blue", "")], tmp_path)
-    (back,) = read_shards(tmp_path)
-    assert (back.seed, back.p, back.cfg_scale, back.steps) == (None,) * 4
-    assert (back.caption, back.edited_caption, back.scores) == ("", "", {})
-
-
-def test_a_damaged_shard_stops_the_reading_or_is_collected(folder):
-    damage(folder / NAME)
+@pytest.mark.parametrize("kind", ["a flipped bit", "a cut"])
+def test_a_damaged_shard_stops_the_reading_or_is_collected(folder, kind):
+    data = bytearray((folder / NAME).read_bytes())
+    data[len(data) // 2] ^= 8
+    (folder / NAME).write_bytes(data if "bit" in kind else data[:-512])
     with pytest.raises(DatasetError, match=rf"{NAME}: the shard is damaged"):
         list(read_shards(folder))
     problems = []
-    assert keys(read_shards(folder, problems=problems)) == [
-        *range(20),
-        *range(40, 50),
-    ]
-    assert [problem.shard for problem in problems] == [NAME]
+    left = [*range(20), *range(40, 50)]
+    assert keys(read_shards(folder, problems=problems)) == left
+    assert problems == validate(folder) and [p.shard for p in problems] == [NAME]
     data = PairDataset(folder)
     assert len(data) == 50 and data[49].key == "000049"
     with pytest.raises(DatasetError, match="damaged"):
@@ -119,9 +101,6 @@ def test_pairs_stack_into_tensors(folder):
     assert torch.allclose((before[1] + 1) * 127.5, pixels.float(), atol=1e-3)
 
 
-# ---------------------------------------------------------------------- one shard
-
-
 PAIRS = [make_pair(i) for i in range(5)]
 
 
@@ -132,29 +111,35 @@ def webdataset_samples(path):
 
 
 def test_pairs_come_back_bit_for_bit_and_in_order(tmp_path):
-    entry = write_shard(PAIRS, tmp_path / "b" / "pairs-00000.tar")
-    write_shards(PAIRS, tmp_path)
+    """And a pair of unknown origin, too."""
+    images = PAIRS[0].before, PAIRS[0].after
+    pairs = [*PAIRS, Pair("a", *images, "", "make it blue", "")]
+    entry = write_shard(pairs, tmp_path / "b" / "pairs-00000.tar")
+    write_shards(pairs, tmp_path)
     assert read_manifest(tmp_path)["shards"] == [entry], "the same bytes"
     back = list(read_shards(tmp_path))
-    assert [same(a, b) for a, b in zip(PAIRS, back, strict=True)] == [True] * 5
+    assert [same(a, b) for a, b in zip(pairs, back, strict=True)] == [True] * 6
 
 
 def test_webdataset_reads_a_shard(tmp_path):
     write_shard(PAIRS, tmp_path / "a.tar")
     samples = webdataset_samples(tmp_path / "a.tar")
-    assert [sample["__key__"] for sample in samples] == [pair.key for pair in PAIRS]
-    image = Image.open(io.BytesIO(samples[2]["after.webp"]))
-    assert np.array_equal(image, PAIRS[2].after)
     record = json.loads(samples[2]["json"])
     names = {"caption", "instruction", "edited_caption", "seed", "p", "cfg", "steps"}
     assert names | {"scores", "words"} <= record.keys()
+    check_as_webdataset(PAIRS, samples)
 
 
-def test_the_shipped_pairs_are_read_as_webdataset_reads_them():
+def test_the_shipped_pairs_are_whole_and_read_as_webdataset_reads_them():
     """They were written with hashes in their records."""
     sample = DATA / "pairs" / "sample"
     samples = webdataset_samples(sample / "pairs-00000.tar")
-    for pair, other in zip(read_shards(sample), samples, strict=True):
+    check_as_webdataset(read_shards(sample), samples)
+    assert validate(sample) == []
+
+
+def check_as_webdataset(pairs, samples):
+    for pair, other in zip(pairs, samples, strict=True):
         record = json.loads(other["json"])
         assert (pair.key, pair.seed) == (other["__key__"], record["seed"])
         assert (pair.instruction, pair.scores) == (
@@ -170,11 +155,9 @@ def test_the_shipped_pairs_are_read_as_webdataset_reads_them():
     [
         ({"key": "a.b"}, "letters, digits"),
         ({"key": ""}, "letters, digits"),
-        ({"key": "a/b"}, "letters, digits"),
         ({"key": "über"}, "letters, digits"),
         ({"instruction": " "}, "instruction is empty"),
         ({"caption": ""}, "both captions"),
-        ({"edited_caption": " "}, "both captions"),
         ({"caption": None}, "no text"),
         ({"after": Image.new("RGB", (8, 8))}, "differ in size: 16 x 16 and 8 x 8"),
     ],
@@ -213,25 +196,11 @@ def test_a_truncated_shard_is_indexed_up_to_the_cut(tmp_path):
     assert list(index_shard(tmp_path / "b.tar")) == ["000000", "000001", "000002"]
 
 
-# ---------------------------------------------------------------------- validation
-
-
-@pytest.mark.parametrize("n", [0, 1, 25])
+@pytest.mark.parametrize("n", [0, 25])
 def test_a_good_set_has_no_problems(tmp_path, n):
     write_shards(map(make_pair, range(n)), tmp_path, shard_size=10)
     (tmp_path / "README.md").write_text("a card")
     assert validate(tmp_path) == []
-
-
-def test_the_shipped_sample_has_no_problems():
-    assert validate(DATA / "pairs" / "sample") == []
-
-
-@pytest.mark.parametrize("cut", [0, 1000, -512])
-def test_a_truncated_shard_is_listed(folder, cut):
-    (folder / NAME).write_bytes((folder / NAME).read_bytes()[:cut])
-    ((shard, key, reason),) = listed(folder)
-    assert (shard, key) == (NAME, "") and "SHA-256 differs" in reason
 
 
 def test_missing_and_unknown_shards_are_listed(folder):
@@ -243,7 +212,7 @@ def test_missing_and_unknown_shards_are_listed(folder):
         PairDataset(folder)
 
 
-def repack(folder, change, **entry):
+def repack(folder, change):
     """Write shard 1 again with other files, and a manifest that agrees with it."""
     with tarfile.open(folder / NAME) as old:
         files = {m.name: old.extractfile(m).read() for m in old}
@@ -253,27 +222,14 @@ def repack(folder, change, **entry):
             member.size = len(data)
             new.addfile(member, io.BytesIO(data))
     shards = read_manifest(folder)["shards"]
-    shards[1] |= {"sha256": sha256_of(folder / NAME)} | entry
+    shards[1] |= {"sha256": sha256_of(folder / NAME)}
     write_manifest(folder, shards)
 
 
-@pytest.mark.parametrize("part", ["before.webp", "after.webp", "json"])
-def test_a_missing_file_of_a_pair_is_listed(folder, part):
-    name = f"000024.{part}"
-    repack(folder, lambda files: {k: v for k, v in files.items() if k != name})
-    ((shard, key, reason),) = listed(folder)
-    assert (shard, key) == (NAME, "000024") and "only the files" in reason
-
-
-def test_a_wrong_number_of_pairs_is_listed(folder):
-    repack(folder, lambda files: files, pairs=19)
-    assert listed(folder) == [(NAME, "", "it holds 20 pairs, manifest.json says 19")]
-
-
 def test_a_key_in_two_shards_is_listed(folder):
-    write_shard(map(make_pair, range(15, 25)), folder / NAME)
-    repack(folder, lambda files: files, pairs=10)
-    rewrite(folder, lambda m: m | {"pairs": 40})
+    shards = read_manifest(folder)["shards"]
+    shards[1] = write_shard(map(make_pair, range(15, 25)), folder / NAME)
+    write_manifest(folder, shards)
     reason = "its key is also in pairs-00000.tar"
     assert listed(folder) == [(NAME, f"{i:06d}", reason) for i in range(15, 20)]
 
@@ -281,11 +237,8 @@ def test_a_key_in_two_shards_is_listed(folder):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"mask": "a.png"}, "another version"),
         ({"instruction": "drop", "edit": "x"}, "differs in ['edit', 'instruction']"),
-        ({"caption": " "}, "give both captions"),
         ({"instruction": ""}, "its instruction is empty"),
-        ({"instruction": 7}, "is no text"),
     ],
 )
 def test_a_record_that_cannot_be_used_is_listed(folder, changes, reason):
@@ -301,14 +254,22 @@ def test_a_record_that_cannot_be_used_is_listed(folder, changes, reason):
         list(read_shards(folder))
 
 
-def test_images_of_two_sizes_and_no_images_are_listed(folder):
+def test_images_that_cannot_be_used_are_listed(folder):
+    def change(files):
+        del files["000022.before.webp"]
+        return files | {
+            "000020.after.webp": small.getvalue(),
+            "000021.after.webp": b"nothing",
+        }
+
     small = io.BytesIO()
     Image.new("RGB", (8, 8)).save(small, "WEBP")
-    other = {"000020.after.webp": small.getvalue(), "000021.after.webp": b"nothing"}
-    repack(folder, lambda files: files | other)
-    first, second = listed(folder)
-    assert first[1:] == ("000020", "its images differ in size: 16 x 16 and 8 x 8")
-    assert second[1] == "000021" and "not an image" in second[2]
+    repack(folder, change)
+    problems = {key: reason for _, key, reason in listed(folder)}
+    assert problems.keys() == {"000020", "000021", "000022"}
+    assert "differ in size: 16 x 16 and 8 x 8" in problems["000020"]
+    assert "not an image" in problems["000021"]
+    assert "only the files" in problems["000022"]
 
 
 MANIFESTS = {
@@ -324,7 +285,8 @@ MANIFESTS = {
 
 @pytest.mark.parametrize("reason", MANIFESTS)
 def test_a_manifest_that_cannot_be_used_is_listed(folder, reason):
-    rewrite(folder, MANIFESTS[reason])
+    manifest = MANIFESTS[reason](read_manifest(folder))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     (problem,) = validate(folder)
     assert problem.shard == "manifest.json" and reason in problem.reason
     with pytest.raises(DatasetError, match=reason):
@@ -332,5 +294,7 @@ def test_a_manifest_that_cannot_be_used_is_listed(folder, reason):
 
 
 def test_a_manifest_without_a_format_is_of_the_first(folder):
-    rewrite(folder, lambda m: {k: v for k, v in m.items() if k != "format"})
+    manifest = read_manifest(folder)
+    del manifest["format"]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     assert validate(folder) == []

@@ -12,6 +12,7 @@ from ip2p_lib.config import DATA
 from ip2p_lib.dataset import (
     DatasetError,
     export_parquet,
+    hub,
     read_parquet,
     read_shards,
     write_shards,
@@ -29,8 +30,9 @@ def source(tmp_path):
 
 
 @pytest.fixture
-def exported(source, tmp_path):
-    return export_parquet(source, tmp_path / "out", pairs_per_file=10)
+def exported(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "PAIRS_PER_FILE", 10)
+    return export_parquet(source, tmp_path / "out")
 
 
 @pytest.fixture
@@ -54,26 +56,30 @@ def test_the_files_are_named_as_the_hub_names_them(exported):
     assert rows == [10, 10, 5]
 
 
-def test_every_pair_comes_back_bit_for_bit_and_in_order(exported):
-    back = list(read_parquet(exported))
-    assert [same(a, b) for a, b in zip(PAIRS, back, strict=True)] == [True] * 25
-
-
-def test_the_shipped_sample_comes_back_too(tmp_path):
+def test_every_pair_comes_back_bit_for_bit_and_in_order(exported, tmp_path):
+    for pair, back in zip(PAIRS, read_parquet(exported), strict=True):
+        assert same(pair, back)
     sample = DATA / "pairs" / "sample"
-    back = read_parquet(export_parquet(sample, tmp_path / "out"))
+    back = read_parquet(export_parquet(sample, tmp_path / "sample"))
     assert all(same(a, b) for a, b in zip(read_shards(sample), back, strict=True))
 
 
+def test_pairs_without_captions_come_back_too(tmp_path):
+    bare = make_pair(0, caption="", edited_caption="", seed=None)
+    write_shards([bare], tmp_path / "shards")
+    (back,) = read_parquet(export_parquet(tmp_path / "shards", tmp_path / "out"))
+    assert same(back, bare)
+
+
 def test_the_same_pairs_make_the_same_bytes(source, exported, tmp_path):
-    again = export_parquet(source, tmp_path / "again", pairs_per_file=10)
+    again = export_parquet(source, tmp_path / "again")
     for path in exported.rglob("*.*"):
         copy = again / path.relative_to(exported)
         assert path.read_bytes() == copy.read_bytes(), path.name
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_datasets_opens_the_folder_and_sees_our_pictures(exported, datasets, streaming):
+def test_datasets_opens_the_folder_and_reads_our_images(exported, datasets, streaming):
     rows = datasets.load_dataset(str(exported), split="train", streaming=streaming)
     assert rows.column_names == list(COLUMNS)
     for pair, row in zip(PAIRS, rows, strict=True):
@@ -81,11 +87,6 @@ def test_datasets_opens_the_folder_and_sees_our_pictures(exported, datasets, str
         assert np.array_equal(row["edited_image"], pair.after)
         texts = [row[f"{name}_prompt"] for name in ("original", "edit", "edited")]
         assert texts == [pair.caption, pair.instruction, pair.edited_caption]
-
-
-def test_a_row_of_datasets_becomes_a_pair(exported, datasets):
-    rows = datasets.load_dataset(str(exported), split="train", streaming=True)
-    for pair, row in zip(PAIRS, rows, strict=True):
         back = from_row(row, "a")
         assert np.array_equal(pair.after, back.after)
         assert (back.instruction, back.seed) == (pair.instruction, None)
@@ -108,13 +109,6 @@ def test_rows_serve_as_diffusers_training_script_uses_them(exported, datasets):
     assert set(batch["texts"]) <= {pair.instruction for pair in PAIRS}
 
 
-def test_pairs_without_captions_come_back_too(tmp_path):
-    bare = make_pair(0, caption="", edited_caption="", seed=None)
-    write_shards([bare], tmp_path / "shards")
-    (back,) = read_parquet(export_parquet(tmp_path / "shards", tmp_path / "out"))
-    assert same(back, bare)
-
-
 def png(size=(8, 8)):
     file = io.BytesIO()
     Image.new("RGB", size, "red").save(file, "PNG")
@@ -125,12 +119,11 @@ def test_a_data_set_of_others_is_read_and_a_bad_row_named(tmp_path, datasets):
     """Written by ``datasets``, with the columns of diffusers' example."""
     good = {"input_image": png(), "edit_prompt": "make it blue", "edited_image": png()}
     faults = {
-        "not an image": {"edited_image": b"GIF89a?"},
         "cannot be read": {"edited_image": png()[:-30]},
-        "The image is not an image": {"input_image": None},
+        "not an image": {"input_image": None},
         "no image at": {"input_image": {"bytes": None, "path": "nowhere.png"}},
         "instruction is empty": {"edit_prompt": " "},
-        "differ in size: 8 x 8 and 9 x 8": {"edited_image": png((9, 8))},
+        "differ in size": {"edited_image": png((9, 8))},
     }
     rows = [good, *(good | fault for fault in faults.values()), good]
     kinds = {"edit_prompt": datasets.Value("string")}
@@ -139,14 +132,12 @@ def test_a_data_set_of_others_is_read_and_a_bad_row_named(tmp_path, datasets):
     pq.write_table(data.data.table, tmp_path / "train.parquet")
     problems = []
     pairs = list(read_parquet(tmp_path, problems=problems))
-    assert [pair.key for pair in pairs] == ["train-00000", "train-00007"]
+    assert [pair.key for pair in pairs] == ["train-00000", "train-00006"]
     for i, (problem, reason) in enumerate(zip(problems, faults, strict=True)):
         assert problem.key == f"row {i + 1}" and re.search(reason, problem.reason)
     with pytest.raises(DatasetError, match="row 1"):
         list(read_parquet(tmp_path))
-    with pytest.raises(
-        ValueError, match="no columns edit_prompt, edited_image, input_image"
-    ):
+    with pytest.raises(ValueError, match="no columns edit_prompt"):
         from_row({"text": "x"}, "a")
 
 

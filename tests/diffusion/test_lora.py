@@ -267,7 +267,7 @@ def test_a_base_is_known_by_its_weights_wherever_they_are(
     load_language_model(moved, adapter, device="cpu")
     other = save_open_model(tmp_path / "other", "qwen2", seed=1)
     assert identify_base(moved) == identify_base(base) != identify_base(other)
-    with pytest.raises(ValueError, match="was trained on .*sha256"):
+    with pytest.raises(ValueError, match=r"was trained on .*sha256"):
         load_language_model(other, adapter, device="cpu")
 
 

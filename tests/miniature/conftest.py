@@ -8,14 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from ip2p_lib.config import MODELS
-from ip2p_lib.miniature import grammar, instructions, parsing, phrasings
+from ip2p_lib.miniature import parsing, phrasings
 
 CACHES = (
     phrasings.load_phrasebook,
     phrasings.load_captions,
-    grammar._fitting_phrasings,
     parsing._spoken_words,
-    instructions._templates,
 )
 
 

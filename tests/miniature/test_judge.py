@@ -18,7 +18,7 @@ from ip2p_lib.miniature.judge.readings import (
 )
 from ip2p_lib.miniature.render import encode, render
 from ip2p_lib.miniature.world import sample_edit, sample_scene
-from jobs.miniature.augmentation import augment, mirrored
+from jobs.miniature.train_judge import augment, mirror_codes
 from tests.support.small_judge import BUS, CAT, LONE, PAIR, small_judge
 
 
@@ -150,10 +150,10 @@ def test_a_judge_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
 
 def test_a_mirror_swaps_two_things_and_keeps_a_lone_one() -> None:
     codes = encode([PAIR, LONE])
-    pair, lone = perfect(mirrored(codes))
+    pair, lone = perfect(mirror_codes(codes))
     assert pair.objects() == ("bus", "cat") and lone.objects() == ("bus",)
     assert (pair.best("right.finish"), pair.best("left.accessory")) == ("gold", "crown")
-    assert torch.equal(mirrored(mirrored(codes)), codes)
+    assert torch.equal(mirror_codes(mirror_codes(codes)), codes)
 
 
 def test_mirrored_codes_are_what_the_mirror_image_shows() -> None:
@@ -168,7 +168,7 @@ def test_mirrored_codes_are_what_the_mirror_image_shows() -> None:
         for thing in reversed(things)
     )
     other = replace(scene, things=turned)
-    assert torch.equal(mirrored(encode([scene])), encode([other]))
+    assert torch.equal(mirror_codes(encode([scene])), encode([other]))
     image, mirror = (
         render([scene], sprites=sprites).flip(-1),
         render([other], sprites=sprites),

@@ -91,7 +91,7 @@ def test_the_instruction_of_another_edit_does_not() -> None:
     [
         ("a cat in a city", "a cat in a city at night", ("time", "day", "night")),
         ("a cat in a city", "a cat and a dog in a city", ("name", None, "dog")),
-        ("a cat and a dog in a city", "a cat in a city", ("name", "dog", None)),
+        ("a cat and a dog in a city", "a cat in a city", ("name", "dog", None, "dog")),
         ("a red cat", "a cat", ("finish", "red", None, "cat")),
         ("戴皇冠的猫", "戴墨镜的猫", ("accessory", "crown", "sunglasses", "cat")),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from ip2p_lib.config import HELD_OUT
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.grammar import article
+from ip2p_lib.miniature.captions import article
 from ip2p_lib.miniature.parsing import count_changes, read_caption
 from ip2p_lib.miniature.world import (
     KINDS,

@@ -22,13 +22,8 @@ RULES = {
     "INSTRUCTION": str,
     "WIDGETS": bool,
 }
-GOOD = {
-    "SCALE": "smoke",
-    "STEPS": 20,
-    "TEXT_SCALE": 7.5,
-    "INSTRUCTION": "make it snow",
-    "WIDGETS": False,
-}
+VALUES = ["smoke", 20, 7.5, "make it snow", False]
+GOOD = dict(zip(RULES, VALUES, strict=True))
 
 
 @pytest.fixture
@@ -41,23 +36,12 @@ def outputs(monkeypatch):
 
 def test_show_source_shows_the_whole_function_and_where_it_is(outputs):
     show_source(lesson.check_exercise)
-    markdown = outputs[0]["text/markdown"]
-    first, *body, last = markdown.split("\n")
+    first, place, *body, last = outputs[0]["text/markdown"].split("\n")
     assert (first, last) == ("```python", "```")
-    assert body[0].startswith("# ip2p_lib/notebook/lesson.py, line ")
-    assert "\n".join(body[1:]) == inspect.getsource(lesson.check_exercise).rstrip()
-
-
-def test_show_source_says_what_it_cannot_show():
-    with pytest.raises(TypeError, match="written in Python, got <built-in"):
-        show_source(len)
-
-
-def test_show_source_names_the_file_of_a_decorated_function(outputs):
-    show_source(measure)
-    assert outputs[0]["text/plain"].startswith(
-        "# ip2p_lib/evaluation/metrics.py, line "
-    )
+    assert place.startswith("# ip2p_lib/notebook/lesson.py, line ")
+    assert "\n".join(body) == inspect.getsource(lesson.check_exercise).rstrip()
+    show_source(measure)  # decorated
+    assert outputs[1]["text/plain"].startswith("# ip2p_lib/evaluation/metrics.py, line")
 
 
 def test_a_table_is_markdown_and_aligned_text(outputs):
@@ -73,37 +57,30 @@ def test_a_table_is_markdown_and_aligned_text(outputs):
 def test_a_hostile_caption_stays_text(outputs):
     hostile = "a cat<script>alert(1)</script>\n| x |\n\n<img src=x onerror=y> & \x85z"
     show_table(["caption", "edit"], [[hostile, "add a dog"]], align_left=True)
-    markdown = outputs[0]["text/markdown"]
-    assert "<" not in markdown and len(markdown.splitlines()) == 3
-    assert "&lt;script&gt;" in markdown and "\\| x \\|" in markdown
+    _, rule, row = outputs[0]["text/markdown"].splitlines()
+    assert rule == "| --- | --- |"
+    assert "<" not in row and "&lt;script&gt;" in row and "\\| x \\|" in row
 
 
-def test_words_in_a_table_stand_on_the_left(outputs):
-    show_table(["caption", "instruction"], [["a cat", "add a dog"]], align_left=True)
-    assert outputs[0]["text/markdown"].splitlines()[1] == "| --- | --- |"
-
-
-def check_double(double):
-    assert double(2) == 4, "double(2) should be 4"
-
-
-def test_check_tells_stub_wrong_and_right_apart():
+def test_an_exercise_is_a_stub_or_wrong_or_right():
     def stub(x):
         raise NotImplementedError
+
+    def check_double(double):
+        assert double(2) == 4, "double(2) should be 4"
 
     assert check_exercise(stub, check_double).startswith("not attempted: fill in stub")
     wrong = check_exercise(lambda x: x, check_double)
     assert wrong.startswith("not yet: double(2) should be 4")
     assert check_exercise(lambda x: 2 * x, check_double) == "passed"
-
-
-def test_check_lets_errors_inside_the_solution_through():
     with pytest.raises(ZeroDivisionError):
         check_exercise(lambda x: x / 0, check_double)
 
 
 def test_good_parameters_come_back_by_name():
     assert check_parameters(GOOD | {"other": 1}, **RULES) == GOOD
+    for text_scale in (0.0, 20.0, 3):  # the ends of the interval, and a whole number
+        assert check_parameters({"S": text_scale}, S=(0.0, 20.0)) == {"S": text_scale}
 
 
 @pytest.mark.parametrize(
@@ -112,12 +89,10 @@ def test_good_parameters_come_back_by_name():
         ("SCALE", "minature", "nearest: 'miniature'"),
         ("SCALE", 3, "one of"),
         ("STEPS", 0, "whole number from 1 to 200, got 0"),
-        ("STEPS", 201, "whole number"),
         ("STEPS", 5.5, "whole number"),
         ("STEPS", True, "whole number"),
         ("STEPS", "20", "whole number"),
         ("TEXT_SCALE", float("nan"), "number from 0.0 to 20.0"),
-        ("TEXT_SCALE", -0.1, "number"),
         ("INSTRUCTION", "  ", "not empty"),
         ("WIDGETS", 1, "True or False, got 1"),
     ],
@@ -132,23 +107,16 @@ def test_a_parameter_missing_from_the_cell_is_named():
         check_parameters({k: v for k, v in GOOD.items() if k != "STEPS"}, **RULES)
 
 
-def test_the_ends_of_an_interval_are_allowed_and_ints_are_numbers():
-    for text_scale in (0.0, 20.0, 3):
-        assert check_parameters({"S": text_scale}, S=(0.0, 20.0)) == {"S": text_scale}
-
-
 @pytest.mark.parametrize(
-    ("injected", "nearest"),
-    [("stepz = 9", "STEPS"), ("SCALES = 'smoke'", "SCALE"), ("text = 1", "TEXT_SCALE")],
+    ("injected", "message"),
+    [
+        ("stepz = 9", "did you mean STEPS"),
+        ("text = 1", "did you mean TEXT_SCALE"),
+        ("OPENAI_API_KEY = 'sk-canary'", "environment variable"),
+    ],
 )
-def test_a_name_that_papermill_injected_must_exist(injected, nearest):
+def test_a_name_that_papermill_injected_must_exist_and_be_no_secret(injected, message):
     history = ["", "STEPS = 20", f"# Parameters\nSTEPS = 9\n{injected}\n"]
-    with pytest.raises(ParameterError, match=f"did you mean {nearest}\\?"):
-        check_parameters(GOOD | {"In": history}, **RULES)
-
-
-def test_parameters_that_look_like_secrets_are_refused_without_their_value():
-    history = ["# Parameters\nOPENAI_API_KEY = 'sk-canary'\n"]
-    with pytest.raises(ParameterError, match="environment variable") as caught:
+    with pytest.raises(ParameterError, match=message) as caught:
         check_parameters(GOOD | {"In": history}, **RULES)
     assert "canary" not in str(caught.value)

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ip2p_lib import rng
-from ip2p_lib.training.surgery import carry_over, widen_conv_in
+from ip2p_lib.training.surgery import widen_conv_in
 
 
 def random(name, *shape, dtype=torch.float32):
@@ -165,44 +165,3 @@ def test_sdxl_is_widened_by_the_same_call(sdxl):
 def test_channels_can_only_be_added(unet, extra):
     with pytest.raises(ValueError, match="extra_channels must be at least 1"):
         widen_conv_in(unet, extra)
-
-
-def moved(unet, name, scale=0.1):
-    """A copy whose weights went elsewhere, as by training."""
-    other = copy.deepcopy(unet)
-    for part, weight in other.named_parameters():
-        weight.data += scale * random(f"{name} {part}", *weight.shape)
-    return other
-
-
-def test_an_editor_that_learnt_nothing_arrives_as_the_new_unet_widened(unet):
-    new = moved(unet, "more text-to-image")
-    found = carry_over(widen_conv_in(unet), unet, new).state_dict()
-    for name, weight in widen_conv_in(new).state_dict().items():
-        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-6)
-
-
-def test_what_an_editor_learnt_is_carried_and_nothing_given_is_changed(unet):
-    new, editor = moved(unet, "more"), moved(widen_conv_in(unet), "editing")
-    given = [copy.deepcopy(u.state_dict()) for u in (editor, unet, new)]
-    arrived = carry_over(editor, unet, new)
-    assert arrived.config.in_channels == 8
-    began, begins = (widen_conv_in(u).state_dict() for u in (unet, new))
-    for name, weight in arrived.state_dict().items():
-        learnt, kept = given[0][name] - began[name], weight - begins[name]
-        torch.testing.assert_close(kept, learnt, rtol=0, atol=2e-6)
-    for before, u in zip(given, (editor, unet, new), strict=True):
-        assert all(torch.equal(before[k], v) for k, v in u.state_dict().items())
-
-
-def test_between_equal_unets_an_editor_stays_itself(unet):
-    editor = moved(widen_conv_in(unet), "editing")
-    stayed = carry_over(editor, unet, unet).state_dict()
-    assert all(torch.equal(stayed[k], v) for k, v in editor.state_dict().items())
-
-
-def test_an_editor_of_another_architecture_is_refused_by_the_weights_name(unet):
-    config = dict(unet.config) | {"cross_attention_dim": 24}
-    other = UNet2DConditionModel.from_config(config)
-    with pytest.raises(ValueError, match=r"differ in .*attn2.*one architecture"):
-        carry_over(widen_conv_in(unet), unet, other)

@@ -37,22 +37,15 @@ def test_a_malformed_reply_has_one_reason_and_keeps_its_text(reason, texts) -> N
         assert (reply.triplet, reply.reason, reply.text) == (None, reason, text)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        RIGHT,
+def test_a_reply_may_follow_reasoning_or_be_fenced() -> None:
+    for text in (
         f" {RIGHT}\n",
         f"```json\n{RIGHT}\n```",
         f"Here you are:\n```\n{RIGHT}\n```\nAnything else?",
         f"<think>\nA castle {{at night}}?\n```json\n{{}}\n```</think>\n\n{RIGHT}",
         f"the template opened the block</think>```json\n{RIGHT}```",
-    ],
-)
-def test_a_reply_may_follow_reasoning_or_be_fenced(text) -> None:
-    triplet = parse_reply("a castle", text).triplet
-    assert triplet == Triplet("a castle", "make it night", "a castle at night")
-
-
-def test_a_fence_inside_the_json_is_text() -> None:
-    text = changed(instruction="add a sign that says ```go```")
-    assert parse_reply("a castle", text).triplet is not None
+    ):
+        triplet = parse_reply("a castle", text).triplet
+        assert triplet == Triplet("a castle", "make it night", "a castle at night")
+    fence_in_json = changed(instruction="add a sign that says ```go```")
+    assert parse_reply("a castle", fence_in_json).triplet is not None

@@ -2,56 +2,47 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from ip2p_lib.config import DATA, preset
 from ip2p_lib.diffusion.lora import add_lora, lora_weights
-from ip2p_lib.triplets.finetuning import completion_loss, fine_tune, tokenize_triplets
-from ip2p_lib.triplets.loading import load_language_model
-from ip2p_lib.triplets.record import (
-    Triplet,
-    parse_completion,
-    read_jsonl,
-    to_completion,
-    to_prompt,
+from ip2p_lib.triplets.finetuning import (
+    completion_loss,
+    fine_tune,
+    read_finetuning_file,
+    tokenize_triplets,
+    write_finetuning_file,
 )
-from jobs.miniature.pretrain_language import train_tokenizer
-from tests.support.open_models import TEXTS, TRIPLETS, new_model, new_tokenizer
-
-KINDS = ["gpt2", "qwen2", "llama"]
-
-
-@pytest.fixture
-def tokenizer():
-    return train_tokenizer(TEXTS)
+from ip2p_lib.triplets.loading import load_language_model
+from ip2p_lib.triplets.record import Triplet, read_jsonl, to_completion, to_prompt
+from tests.support.open_models import KINDS, TRIPLETS, new_model, new_tokenizer
 
 
-@pytest.fixture
-def model(tokenizer) -> GPT2LMHeadModel:
-    sizes = {"n_positions": 192, "n_embd": 32, "n_layer": 2, "n_head": 2}
-    dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
-    config = GPT2Config(
-        vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, **sizes, **dropout
-    )
-    return GPT2LMHeadModel(config)
+def test_the_file_has_the_released_scripts_rows_and_is_read_back(tmp_path) -> None:
+    path = tmp_path / "train.jsonl"
+    assert read_finetuning_file(write_finetuning_file(path, TRIPLETS)) == TRIPLETS
+    assert json.loads(path.read_text("utf-8").splitlines()[0]) == {
+        "prompt": "a cat in a forest\n##\n",
+        "completion": "make it a dog\n%%\na dog in a forest\nEND",
+    }
 
 
-def test_a_row_is_the_papers_and_only_its_completion_is_learnt(tokenizer) -> None:
-    tokens, labels = tokenize_triplets(tokenizer, TRIPLETS)
-    for row, learnt, triplet in zip(tokens, labels, TRIPLETS, strict=True):
-        stop = tokenizer.eos_token
-        text = tokenizer.decode(row).rstrip(stop)
-        assert text == to_prompt(triplet.caption) + to_completion(triplet)
-        reply = tokenizer.decode(learnt[learnt >= 0])
-        assert reply == to_completion(triplet) + stop
-        assert parse_completion(triplet.caption, reply) == triplet
+@pytest.mark.parametrize(
+    "row", ["{", "[]", '{"prompt": "a"}', '{"prompt": "a", "completion": "one part"}']
+)
+def test_a_damaged_line_is_named(tmp_path, row) -> None:
+    path = write_finetuning_file(tmp_path / "train.jsonl", TRIPLETS[:1])
+    path.write_text(path.read_text() + row + "\n")
+    with pytest.raises(ValueError, match=r"train\.jsonl:2:"):
+        read_finetuning_file(path)
 
 
 @pytest.mark.parametrize("end", ["<|endoftext|>", None])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_tokenizer_of_the_hub_gives_the_same_rows(kind: str, end) -> None:
+def test_only_the_completion_is_learnt_whatever_the_tokenizer(kind: str, end) -> None:
     """With no padding token and no length; with a first token; with no end."""
     tokenizer = new_tokenizer(kind, eos_token=end)
     assert tokenizer.pad_token is None and tokenizer.model_max_length > 1e18
@@ -61,9 +52,8 @@ def test_a_tokenizer_of_the_hub_gives_the_same_rows(kind: str, end) -> None:
         assert tokenizer.decode(learnt[learnt >= 0]) == reply
         stop = int((learnt >= 0).nonzero().max()) + 1
         first = "<|endoftext|>" * (kind == "llama")
-        assert (
-            tokenizer.decode(row[:stop]) == first + to_prompt(triplet.caption) + reply
-        )
+        text = first + to_prompt(triplet.caption) + reply
+        assert tokenizer.decode(row[:stop]) == text
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -78,36 +68,9 @@ def test_the_loss_is_transformers_own(kind: str) -> None:
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)  # theirs is in float32
 
 
-def test_the_prompts_tokens_are_read_but_not_learnt(tokenizer, model) -> None:
-    tokens, labels = tokenize_triplets(tokenizer, TRIPLETS[:1])
-    prompt = len(tokenizer(to_prompt(TRIPLETS[0].caption))["input_ids"])
-    states = []
-
-    def watch(_module, _inputs, output: torch.Tensor) -> None:
-        output.retain_grad()
-        states.append(output)
-
-    model.transformer.ln_f.register_forward_hook(watch)
-    completion_loss(model, tokens, labels).backward()
-    with_loss = states[0].grad[0].abs().sum(-1) > 0
-    assert not with_loss[: prompt - 1].any()
-    assert with_loss[prompt - 1 :].sum() == (labels >= 0).sum()
-
-
-def test_fine_tuning_sees_every_row_once_an_epoch_and_learns(tokenizer, model) -> None:
-    tokens, labels = tokenize_triplets(tokenizer, TRIPLETS)
-    steps = fine_tune(model, tokens, labels, batch_size=2)
-    assert len(list(steps)) == 2  # 3 rows, one epoch
-    losses = list(
-        fine_tune(
-            model, tokens, labels, epochs=60, learning_rate=3e-3, batch_size=len(tokens)
-        )
-    )
-    assert len(losses) == 60
-    assert losses[-1] < 0.2 * losses[0]
-
-
-def test_a_triplet_too_long_for_the_model_is_refused(tokenizer) -> None:
+def test_a_triplet_too_long_for_the_model_is_refused() -> None:
+    tokenizer = new_tokenizer("gpt2")
+    tokenizer.model_max_length = 192
     long = Triplet("cat " * 300, "shorter", "a cat")
     with pytest.raises(ValueError, match="at most 192"):
         tokenize_triplets(tokenizer, [*TRIPLETS, long])
@@ -125,6 +88,15 @@ def learner(kind: str, lora: bool = True, dtype=torch.float32):
 def weights_of(model) -> dict[str, torch.Tensor]:
     learnt = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     return {name: weight.detach().clone() for name, weight in learnt}
+
+
+def test_fine_tuning_sees_every_row_once_an_epoch_and_learns() -> None:
+    model, rows = learner("gpt2", lora=False)
+    assert len(list(fine_tune(model, *rows, batch_size=4))) == 2  # of 6 rows
+    options = {"epochs": 60, "learning_rate": 3e-3, "batch_size": 6}
+    losses = list(fine_tune(model, *rows, **options))
+    assert len(losses) == 60
+    assert losses[-1] < 0.2 * losses[0]
 
 
 @pytest.mark.parametrize("lora", [True, False])

@@ -68,15 +68,9 @@ def test_eight_at_a_time_come_back_in_order_and_are_read_as_needed(server, clien
     for position, answer in enumerate(ask(captions(), client)):
         assert answer.caption == f"caption {position}"
         assert len(read) <= position + 16
+        if position == 0:
+            assert len(server.requests) == 1  # which tests key and address
     assert position == 99 and max(most) <= 8
-
-
-def test_the_first_request_goes_alone(server, client) -> None:
-    server.watch = lambda when: time.sleep(0.05 if when == "before" else 0)
-    replies = ask([f"caption {position}" for position in range(20)], client)
-    next(replies)
-    assert len(server.requests) == 1
-    replies.close()
 
 
 def test_a_request_has_the_task_the_examples_and_the_schema(server, client) -> None:
@@ -163,7 +157,7 @@ def test_a_failure_of_all_captions_stops_the_run_in_words(
 def test_later_it_stops_with_what_was_in_flight(server, client) -> None:
     server.fault = lambda number: failure(401) if number >= 50 else None
     captions = (f"caption {position}" for position in range(10**9))
-    with pytest.raises(ServiceError, match="refuses the API key"):
+    with pytest.raises(ServiceError):
         list(ask(captions, client))
     assert 50 <= len(server.requests) <= 50 + 8
 
@@ -226,35 +220,31 @@ NO_CHOICES = [b"", b"<html>", b"\xff\xfe", b"[" * 20_000, b"{}", b"null"]
 NO_CHOICES += [b'{"choices": []}', b'{"choices": {}}', b'{"error": {"code": 429}}']
 
 
-@pytest.mark.parametrize("body", NO_CHOICES)
-def test_an_answer_without_choices_stops_the_run(server, client, body) -> None:
-    server.script = [page(200, body)]
-    with pytest.raises(ServiceError, match=r"without 'choices'.*/v1"):
-        list(ask(["a castle", "a house"], client))
-    assert len(server.requests) == 1
+def test_an_answer_without_choices_stops_the_run(server, client) -> None:
+    for body in NO_CHOICES:
+        server.script, sent = [page(200, body)], len(server.requests)
+        with pytest.raises(ServiceError, match="choices"):
+            list(ask(["a castle", "a house"], client))
+        assert len(server.requests) == sent + 1
 
 
-def test_an_address_without_v1_is_explained(server, monkeypatch) -> None:
+def test_a_missing_server_key_or_part_of_the_address_is_explained(
+    server, monkeypatch
+) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    client = connect(server.url.removesuffix("/v1"))
-    with client, pytest.raises(ServiceError, match="must end in /v1"):
-        next(ask(["a castle"], client))
-
-
-def test_no_server_is_explained(monkeypatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    client = connect("http://127.0.0.1:9/v1", max_retries=0)
-    with client, pytest.raises(ServiceError, match="does not answer"):
-        next(ask(["a castle"], client))
-
-
-def test_without_a_key_it_says_where_to_put_one(monkeypatch) -> None:
+    for address, says in (
+        (server.url.removesuffix("/v1"), "must end in /v1"),
+        ("http://127.0.0.1:9/v1", "does not answer"),
+    ):
+        client = connect(address, max_retries=0)
+        with client, pytest.raises(ServiceError, match=says):
+            next(ask(["a castle"], client))
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ServiceError, match="OPENAI_API_KEY"):
         next(ask_service(["a castle"], model="m"))
-    with connect("http://127.0.0.1:9/v1") as client:  # a local server needs none
-        assert client.api_key == "none"
+    with connect(server.url) as client:  # a local server needs none
+        assert next(ask(["a castle"], client)).triplet
 
 
 def test_a_pasted_key_is_stripped_and_a_malformed_one_is_not_sent(monkeypatch) -> None:
@@ -285,43 +275,41 @@ def test_a_pasted_key_is_stripped_and_a_malformed_one_is_not_sent(monkeypatch) -
 def test_an_unusable_reply_has_one_reason_also_from_the_file(
     server, client, tmp_path, response, reason
 ) -> None:
-    server.script, path = [response], tmp_path / "replies.jsonl"
+    path, attempts = tmp_path / "replies.jsonl", 2 if reason == "schema" else 1
+    server.script = [response] * attempts
     for _ in range(2):
-        (answer,) = ask(["a castle"], client, max_attempts=1, replies_path=path)
+        (answer,) = ask(["a castle"], client, replies_path=path)
         assert (answer.triplet, answer.reason) == (None, reason)
-    assert len(server.requests) == 1
+    assert len(server.requests) == attempts
 
 
 def test_a_malformed_reply_is_requested_again(server, client) -> None:
-    wrong = reply("make it night")
-    server.script = [wrong, RIGHT, wrong, wrong]
-    first, second = ask(["a castle", "a house"], client, max_workers=1)
-    assert first.triplet is not None
-    assert second.reason == "schema"
-    assert len(server.requests) == 4
+    server.script = [reply("make it night"), RIGHT]
+    assert next(ask(["a castle"], client)).triplet
+    assert len(server.requests) == 2
 
 
 # What it costs
 
 
-@pytest.mark.parametrize("model", sorted(read_prices()))
-def test_each_row_of_the_price_table_is_well_formed(model) -> None:
-    price = price_of(model)
-    assert 0 < price.input <= price.output <= 100  # dollars per million tokens
-    assert price.batch == 0.5
-    assert price.reasoning_effort in (None, "none", "minimal", "low")
-    assert price.shutdown is None or price.shutdown > price.checked
-    with pytest.raises(ValueError, match=rf"no price of 'gpt-7'.*{model}"):
+def test_the_price_table_is_well_formed() -> None:
+    for model, price in read_prices().items():
+        assert price_of(model) == price
+        assert 0 < price.input <= price.output <= 100  # dollars per million tokens
+        assert price.batch == 0.5
+        assert price.reasoning_effort in (None, "none", "minimal", "low")
+        assert price.shutdown is None or price.shutdown > price.checked
+    with pytest.raises(ValueError, match="no price of 'gpt-7'"):
         price_of("gpt-7")
 
 
-@pytest.mark.parametrize("texts", [PROMPTS, REPLIES])
-def test_the_token_count_is_near_openais(texts) -> None:
-    expected = sum(COUNTS[text] for text in texts)
-    assert sum(map(count_tokens, texts)) == pytest.approx(expected, rel=0.10)
+def test_the_token_count_is_near_openais() -> None:
+    for texts in (PROMPTS, REPLIES):
+        expected = sum(COUNTS[text] for text in texts)
+        assert sum(map(count_tokens, texts)) == pytest.approx(expected, rel=0.10)
 
 
-@pytest.mark.parametrize("n", [0, 3, 8])
+@pytest.mark.parametrize("n", [0, 8])
 def test_the_estimate_is_near_the_bill(server, client, n, tmp_path) -> None:
     shown = [json.loads(text) for text in REPLIES[:n]]
     pairs = zip(CAPTIONS, shown, strict=False)
@@ -335,7 +323,6 @@ def test_the_estimate_is_near_the_bill(server, client, n, tmp_path) -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert sum(row["cost"] for row in rows) == pytest.approx(bill, rel=1e-9)
     assert estimate.cost == pytest.approx(bill, rel=0.15)
-    assert str(estimate).startswith(f"{len(captions)} captions with m: about ")
 
 
 def one_random_run(server, client, chance, path) -> tuple[float, float, bool]:
@@ -394,7 +381,7 @@ def test_near_the_limit_requests_wait_for_each_other(server, client) -> None:
 def test_a_reply_without_a_token_count_is_charged_the_most(server, client, tmp_path):
     server.complete = lambda request: completion("{")
     path = tmp_path / "replies.jsonl"
-    list(ask(["a castle"], client, price=PRICE, max_attempts=1, replies_path=path))
-    (row,) = map(json.loads, path.read_text().splitlines())
+    list(ask(["a castle"], client, price=PRICE, replies_path=path))
     prompt = sum(len(m["content"]) for m in server.requests[0]["messages"])
-    assert row["cost"] >= PRICE.cost(prompt, 256)
+    for line in path.read_text().splitlines():
+        assert json.loads(line)["cost"] >= PRICE.cost(prompt, 256)

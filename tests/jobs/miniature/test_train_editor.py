@@ -53,13 +53,13 @@ def test_some_edits_of_a_whole_scene_are_left_out_and_none_of_an_object() -> Non
 
 def test_an_editor_begins_as_the_widened_unet_or_as_an_earlier_editor() -> None:
     backbone = load_stable_diffusion(MODELS / "miniature-sd", device="cpu")
-    begun = first_unet(DATA, backbone, None)
+    begun = first_unet(DATA, backbone, warm=False)
     assert not begun.conv_in.weight[:, 4:].any()
     assert torch.equal(
         begun.mid_block.resnets[0].conv1.weight,
         backbone.unet.mid_block.resnets[0].conv1.weight,
     )
-    continued = first_unet(DATA, backbone, MODELS / "miniature-sd" / "unet")
+    continued = first_unet(DATA, backbone, warm=True)
     shipped = load_editor("miniature", "cpu").backbone.unet.state_dict()
     for name, weight in continued.state_dict().items():
         assert torch.equal(weight, shipped[name].to(weight)), name

@@ -7,10 +7,10 @@ from ip2p_lib.miniature.render import encode
 from jobs.miniature.data import render_bytes, to_bytes, to_unit
 from jobs.miniature.loop import Budget
 from jobs.miniature.train_judge import (
-    bodies,
-    half_reconstructed,
     judge_loss,
     measure_judge,
+    mix_reconstructions,
+    object_positions,
     train_judge,
 )
 from tests.support.small_judge import BUS, CAT, LONE, PAIR, small_judge
@@ -18,8 +18,8 @@ from tests.support.small_judge import BUS, CAT, LONE, PAIR, small_judge
 CPU = torch.device("cpu")
 
 
-def test_the_judge_is_told_where_things_are() -> None:
-    where = bodies(encode([PAIR, LONE]))
+def test_the_judge_is_taught_where_objects_are() -> None:
+    where = object_positions(encode([PAIR, LONE]))
     left, right = (
         where[f"{slot}.where"].reshape(2, 8, 8) for slot in ("left", "right")
     )
@@ -33,7 +33,7 @@ def test_the_judge_is_told_where_things_are() -> None:
 
 def test_half_of_the_images_are_reconstructed() -> None:
     images = torch.full((1030, 3, 2, 2), 200, dtype=torch.uint8)
-    mixed = half_reconstructed(images, lambda x: torch.zeros_like(x))
+    mixed = mix_reconstructions(images, lambda x: torch.zeros_like(x))
     assert torch.equal(mixed[1::2], images[1::2])
     assert (mixed[::2] == to_bytes(torch.zeros(1))).all()
     assert (images == 200).all()
@@ -52,6 +52,6 @@ def test_training_teaches_the_judge_what_it_is_shown() -> None:
 
 def test_a_judge_is_measured_on_renders_and_reconstructions() -> None:
     rows = measure_judge(small_judge(), 4, reconstruct=lambda x: x)
-    assert [row["pictures"] for row in rows] == ["rendered", "reconstructed"]
+    assert [row["images"] for row in rows] == ["rendered", "reconstructed"]
     assert rows[0]["samples"] == 4 and 0 <= rows[0]["objects"] <= 1
-    assert {**rows[0], "pictures": ""} == {**rows[1], "pictures": ""}
+    assert {**rows[0], "images": ""} == {**rows[1], "images": ""}

@@ -12,8 +12,8 @@ def pairs(tmp_path_factory):
     """Twelve pairs of 48 x 48 pixels, with texts the tiny tokenizer knows."""
     folder = tmp_path_factory.mktemp("data") / "pairs"
     texts = {"caption": "a cat", "edited_caption": "a dog"}
-    wishes = [f"make it {i % 3}" for i in range(12)]
-    many = [make_pair(i, 48, instruction=w, **texts) for i, w in enumerate(wishes)]
+    numbers = range(12)
+    many = [make_pair(i, 48, instruction=f"make it {i % 3}", **texts) for i in numbers]
     write_shards(many, folder)
     return folder
 
@@ -23,7 +23,8 @@ def words(pairs, tiny_sd_folder, tiny_clip_folder):
     options = {
         "pairs": pairs, "backbone": tiny_sd_folder, "clip": tiny_clip_folder,
         "resolution": 64, "steps": 4, "batch-size": 4, "license": "mit",
-        "validate-every": 2, "validation-pairs": 2, "scale": "smoke", "loss-weighting": "min-snr",
+        "validate-every": 2, "validation-pairs": 2, "scale": "smoke",
+        "loss-weighting": "min-snr",
     }  # fmt: skip
     return [word for k, v in options.items() for word in (f"--{k}", str(v))]
 
