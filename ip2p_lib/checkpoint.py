@@ -48,13 +48,8 @@ def size_of(tensors: dict[str, Tensor]) -> int:
 def save(folder: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
     """Write a checkpoint; one that ``folder`` already holds is replaced at the end.
 
-    Args:
-        folder: created if missing.
-        tensors: on any device.
-        state: JSON values, such as the step number.
-
-    Raises:
-        OSError: the disk is full or write-protected; older checkpoints are untouched.
+    ``state`` are JSON values, such as the step number. Raises OSError if the disk is
+    full or write-protected; older checkpoints are untouched.
     """
     folder, ours = Path(folder), rf"{re.escape(MANIFEST)}|.*\.safetensors"
     cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -91,9 +86,8 @@ def verify(folder: str | Path) -> dict[str, Any]:
         if data != _encode(body) or sha256_of(folder / TENSORS) != body["sha256"]:
             raise ValueError("its SHA-256 differs from the one it was saved with")
     except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(
-            f"The checkpoint {folder} is damaged: {error}."
-        ) from error
+        message = f"The checkpoint {folder} is damaged: {error}."
+        raise CheckpointError(message) from error
     return dict(body["state"])
 
 
@@ -112,14 +106,6 @@ def _numbered(*roots: Path) -> list[Path]:
 
 def _is_complete(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
-
-
-def newest_state(*roots: str | Path) -> dict[str, Any] | None:
-    """Read the state of the newest readable manifest, no tensors; None without one."""
-    for folder in _numbered(*map(Path, roots)):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            return dict(json.loads((folder / MANIFEST).read_bytes())["body"]["state"])
-    return None
 
 
 def latest(*roots: str | Path) -> Checkpoint | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 BF16_CAPABILITY = (8, 0)  # older cards emulate bfloat16, and still claim to support it
-# CPU features that multiply bfloat16 in hardware, in torch.cpu.get_capabilities' names.
+# CPU features that multiply bfloat16, in the names of get_capabilities (torch 2.13).
 CPU_FEATURES = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
 
 
@@ -101,7 +101,7 @@ def pick_autocast(
                 "emulate bfloat16. Leave dtype out: float16 is used, its loss scaled."
             )
         return torch.float16
-    features = getattr(torch.cpu, "get_capabilities", dict)()  # new in torch 2.13
+    features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     native = any(features.get(name) for name in CPU_FEATURES)
     if device.type != "cpu" or dtype is torch.float16 or not native:
         raise ValueError(

@@ -26,15 +26,9 @@ from torch.multiprocessing import start_processes
 def init(expected: int | None = None) -> torch.device:
     """Join the process group, if a launcher started this process.
 
-    Args:
-        expected: the number of processes there must be; None accepts any.
-
-    Returns:
-        This process's device: its own GPU where there are GPUs.
-
-    Raises:
-        RuntimeError: another number of processes was started. ``accelerate launch
-            --cpu`` starts one, whatever its ``--num_processes`` says.
+    Returns this process's device: its own GPU where there are GPUs. Raises RuntimeError
+    if another number of processes than ``expected`` was started: ``accelerate launch
+    --cpu`` starts one, whatever its ``--num_processes`` says.
     """
     only_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     on_cpu = only_cpu or not torch.cuda.is_available()
@@ -62,10 +56,7 @@ def launch(function: Callable[..., None], *arguments: Any, processes: int) -> No
 
     They are forks of this process and may use what the notebook has defined; return
     values are lost, so ``function`` should write files. On several GPUs no GPU may have
-    been used before.
-
-    Raises:
-        ProcessRaisedException: ``function`` failed in one of them.
+    been used before. ProcessRaisedException says that one of them failed.
     """
     if torch.cuda.is_available() or processes == 1:
         from accelerate import notebook_launcher
@@ -110,8 +101,7 @@ def world_size() -> int:
 def local_shard(rows: Tensor) -> Tensor:
     """This process's rows of a batch (B, ...); shards differ by one row at most.
 
-    Raises:
-        ValueError: there are more processes than rows.
+    Raises ValueError if there are more processes than rows.
     """
     if len(rows) < world_size():
         raise ValueError(

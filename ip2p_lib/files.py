@@ -83,14 +83,9 @@ def sha256_of(*paths: str | Path) -> str:
 def run_lock(folder: Path, path: Path | None = None) -> Iterator[None]:
     """Lock ``folder``, created if missing, for one run at a time.
 
-    The operating system releases the lock of a process that ends, however it ends.
-
-    Args:
-        folder: the folder that the run writes to.
-        path: of the lock file; None is ``.lock`` in the folder.
-
-    Raises:
-        FolderInUseError: another run holds the lock.
+    The lock file is ``path``, or ``.lock`` in the folder. The operating system releases
+    it when the process ends, however it ends. Raises FolderInUseError if another run
+    holds it.
     """
     path = path or folder / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +112,7 @@ def atomic_directory(
     """Yield an empty folder to fill; it becomes ``folder`` if the block succeeds.
 
     Args:
-        folder: missing, empty or an older version; missing parents are created.
+        folder: missing, empty or an older version.
         needed: bytes it will hold, about; checked against the free space.
         replaces: a regular expression that matches every name in an older version.
 

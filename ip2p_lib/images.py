@@ -70,8 +70,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def to_tensor(images: Image.Image | Sequence[Image.Image]) -> Tensor:
     """Convert images to a (B, 3, H, W) float32 tensor in [-1, 1].
 
-    Raises:
-        ImageError: no image, or images of different sizes.
+    Raises ImageError for no image, or images of different sizes.
     """
     batch = [images] if isinstance(images, Image.Image) else list(images)
     sizes = {image.size for image in batch}
@@ -112,10 +111,9 @@ def fit(image: Image.Image, resolution: int, multiple: int = 8) -> Image.Image:
 
     Args:
         image: any size.
-        resolution: aim for the long side, in pixels.
+        resolution: aim for the long side, in pixels; it will be in [resolution, 2
+            resolution), up to rounding.
         multiple: of both sides: 8 pixels are one latent of Stable Diffusion.
-    Returns:
-        The image with its long side in [resolution, 2 resolution), up to rounding.
     Raises:
         ImageError: so long and thin that the short side would vanish.
     """
@@ -137,9 +135,8 @@ def fit(image: Image.Image, resolution: int, multiple: int = 8) -> Image.Image:
 def resize_and_crop(x: Tensor, size: int) -> Tensor:
     """Bring the short side to ``size`` (bicubic, smoothed) and crop the middle.
 
-    Args:
-        x: (B, 3, H, W) of any range, which bicubic curves leave a little at edges.
-        size: of the result (B, 3, size, size).
+    From (B, 3, H, W) of any range, which bicubic curves leave a little at edges, to
+    (B, 3, size, size).
     """
     height, width = x.shape[-2:]
     if (height, width) == (size, size):

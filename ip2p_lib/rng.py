@@ -7,8 +7,6 @@ bits:
 
     noise = normal(key(run_seed, "noise", step), sample_ids, (4, 64, 64))
 
-Read ``key`` first, then ``_words``; the three distributions are a line or two each.
-
 Reference: the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable
 pseudorandom number generators", OOPSLA 2014), with Stafford's constants "Mix13".
 """
@@ -38,8 +36,7 @@ def key(*parts: int | str) -> int:
     Returns:
         An integer in [0, 2**63): 63 bits of BLAKE2b, so that it fits an int64 tensor.
     Raises:
-        TypeError: a part is neither an int nor a str. A float is refused because its
-            text, hence its hash, depends on how it was computed.
+        TypeError: a part is neither int nor str; a float's text depends on rounding.
     """
     if odd := [part for part in parts if not isinstance(part, int | str)]:
         raise TypeError(f"A key is made of int and str, not {odd}. Convert it first.")

@@ -5,8 +5,8 @@
     accelerate launch --multi_gpu --num_processes 4 -m jobs.train ...  the same
 
 The same command resumes after any stop and ends in the same bits; another number of
-processes changes rounding alone. ``--out`` receives the checkpoints, ``losses.csv``,
-``validation.csv`` and, at the end, ``editor``: weights with a model card; after LoRA,
+processes changes rounding alone. ``--out`` receives the checkpoints, ``losses.json``,
+``validation.json`` and, at the end, ``editor``: weights with a model card; after LoRA,
 which is merged there, also ``adapter``, some MB.
 """
 
@@ -31,7 +31,7 @@ from ip2p_lib.evaluation.metrics import Examples
 from ip2p_lib.results import provenance
 from ip2p_lib.training import train as training
 from ip2p_lib.training.compiled.compile import compile_unet
-from ip2p_lib.training.latent_cache import CacheKey, cached_latents, crop_to_squares
+from ip2p_lib.training.latent_cache import cached_latents, crop_to_squares
 from ip2p_lib.training.latents import Latents
 from ip2p_lib.training.lora import add_editor_lora
 from ip2p_lib.training.loss_weighting import LOSS_WEIGHTINGS
@@ -94,9 +94,15 @@ def prepare(
 ) -> tuple[StableDiffusion, Latents, TrainState]:
     """Load the networks, encode the pairs, and prepare what is trained."""
     backbone = load_stable_diffusion(scale.backbone, device=device)
-    rows = (0, len(PairDataset(args.pairs)) - args.validation_pairs)
-    cache_key = CacheKey(args.pairs, rows, scale.backbone, scale.training.resolution)
-    latents = cached_latents(backbone, cache_key, args.out / "latents")
+    rows = range(len(PairDataset(args.pairs)) - args.validation_pairs)
+    latents = cached_latents(
+        backbone,
+        args.pairs,
+        rows,
+        scale.training.resolution,
+        scale.backbone,
+        args.out / "latents",
+    )
     unet = widen_conv_in(backbone.unet).float()
     if (lora_rank := plan.options.lora_rank) is not None:
         add_editor_lora(unet, rank=lora_rank, frozen=plan.options.autocast)
@@ -174,18 +180,17 @@ def save_outputs(
 ) -> None:
     """Write ``editor`` and, after LoRA, ``adapter``."""
     state = run.state
-    made = {"processes": world_size(), "options": state.options.describe()}
+    more = {"processes": world_size(), "options": state.options}
     summary = RunSummary(
         base=scale.backbone,
         data=args.pairs.name,
         pairs=pairs,
         settings=scale.training,
         run_seed=args.seed,
-        bins=run.bins,
-        validation=results,
-        text_scale=scale.editing.text_scale,
-        image_scale=scale.editing.image_scale,
-        provenance=provenance(state.device) | made,
+        steps=state.step,
+        validation=results[-1] if results else None,
+        editing=scale.editing,
+        provenance=provenance(state.device) | more,
     )
     card = model_card(summary, name=args.out.name, license=args.license)
     print("saved", save_editor(args.out / "editor", state, card))
@@ -206,8 +211,8 @@ def main(words: Sequence[str] | None = None) -> None:
     with resumable_run(state, args.out, backup_dir=args.backup_dir) as run:
         state.micro_batch = plan.micro_batch or state.micro_batch
         if rank() == 0:
-            print(f"{plan.options.describe()}; compiled: {plan.compile_mode}.")
-            print(f"{world_size()} processes, {len(latents)} pairs. {run.status}")
+            print(f"{plan.options}; compiled: {plan.compile_mode}.")
+            print(f"{world_size()} processes, {len(latents)} pairs, {state.step} steps")
         steps = training_steps(args, scale, backbone, latents, state)
         results = run_steps(run, steps, scale.training.steps)
     if rank() == 0:

@@ -1,7 +1,4 @@
-"""How a training job uses its device: memory options, micro-batch size, compiling.
-
-Flags decide; without any, a resumed run keeps the options that it was saved under.
-"""
+"""How a training job uses its device: memory options, micro-batch size, compiling."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from importlib.util import find_spec
 
 import torch
 
-from ip2p_lib.checkpoint import newest_state
 from ip2p_lib.device import pick_autocast
 from ip2p_lib.distributed import world_size
 from ip2p_lib.training.compiled.compile import MODES, even_micro_batch
@@ -56,33 +52,12 @@ def make_plan(
         args: the command line.
         batch_size: examples of a step, on all processes.
         device: of this process.
-    Raises:
-        SystemExit: the device has no hardware for the precision of the resumed run.
     """
     flags = {name: getattr(args, name) for name in (*FLAGS, "lora_rank")}
-    options = None if any(flags.values()) else saved_options(args, device)
-    options = options or TrainingOptions(**flags, autocast=pick_autocast(device))
+    options = TrainingOptions(**flags, autocast=pick_autocast(device))
     micro_batch = args.micro_batch and even_micro_batch(
         -(-batch_size // world_size()), args.micro_batch
     )
     compilable = device.type == "cuda" and find_spec("triton")
     mode = args.compile or ("blocks" if compilable else "none")
     return TrainingPlan(options, micro_batch, mode)
-
-
-def saved_options(
-    args: argparse.Namespace, device: torch.device
-) -> TrainingOptions | None:
-    """Options of the resumed run, if there is one and the device supports it."""
-    saved = newest_state(*(root for root in (args.out, args.backup_dir) if root))
-    if saved is None or "options" not in saved:
-        return None
-    options = TrainingOptions.from_dict(saved["options"])
-    try:
-        pick_autocast(device, options.autocast or torch.float32)
-    except ValueError as error:
-        raise SystemExit(
-            f"The run so far used {options.describe()}, and would round otherwise from "
-            f"here on. {error} Or give an option, such as --gradient-checkpointing."
-        ) from error
-    return options

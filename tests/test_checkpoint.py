@@ -1,9 +1,7 @@
 """A checkpoint is whole or it is not there, and damage is always noticed."""
 
-import json
 import os
-import subprocess
-import sys
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,8 @@ import torch
 
 from ip2p_lib import checkpoint
 from ip2p_lib.checkpoint import CheckpointError, latest, load, prune, save, verify
+from tests.support.pairs import file_size_limit
+from tests.support.strikes import Strikes, in_child
 
 TENSORS = {
     "float": torch.arange(6.0).reshape(2, 3),
@@ -43,28 +43,13 @@ def test_what_is_saved_is_loaded_and_can_be_replaced_in_place(tmp_path):
     assert len(names(tmp_path)) == 2, "the old tensors were left behind"
 
 
-def test_the_newest_is_the_one_with_the_highest_number(tmp_path):
-    save_steps(tmp_path, 9, 100, 20)
-    assert latest(tmp_path).state["step"] == 100
-    assert latest(tmp_path / "elsewhere") is None
-
-
-def test_the_newest_state_is_read_from_the_manifest_without_tensors(tmp_path):
-    folders = save_steps(tmp_path / "here", 1, 2)
-    (there,) = save_steps(tmp_path / "there", 3)
-    next(folders[1].glob("*.safetensors")).unlink()
-    (there / checkpoint.MANIFEST).write_text("{")
-    roots = tmp_path / "here", tmp_path / "there"
-    assert checkpoint.newest_state(*roots) == {"step": 2}
-    assert checkpoint.newest_state(tmp_path / "elsewhere") is None
-
-
-def test_of_two_folders_the_newer_checkpoint_counts_and_the_first_breaks_ties(tmp_path):
+def test_the_highest_number_of_two_folders_counts_and_the_first_breaks_ties(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
-    save_steps(here, 1, 2)
-    (newest,) = save_steps(there, 3)
+    assert latest(here, there) is None
+    save_steps(here, 9, 20)
+    (newest,) = save_steps(there, 100)
     assert latest(here, there).folder == newest
-    (tie,) = save_steps(here, 3)
+    (tie,) = save_steps(here, 100)
     assert latest(here, there).folder == tie
     spoil(tie / checkpoint.MANIFEST, 0)
     intact = latest(here, there)
@@ -167,37 +152,82 @@ def test_when_all_are_damaged_nothing_starts_over_in_silence(tmp_path):
         load(tmp_path / "step-7")
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """What ``kill_saves`` reports: real kills, and a real limit on written bytes."""
-    script = Path(__file__).parent / "support/kill_saves.py"
-    run = subprocess.run(
-        [sys.executable, str(script), str(tmp_path_factory.mktemp("saves"))],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(script.parents[2])},
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+def save_large(root, step):
+    """40 kB of tensors and a manifest of 100 kB."""
+    state = {"step": step, "note": "x" * 100_000}
+    save(root / f"step-{step}", {"x": torch.full((10_000,), float(step))}, state)
 
 
-def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(outcomes):
-    rows = outcomes["at_points"]
-    assert [code for _, code, *_ in rows] == [-9] * 8, "a kill did not happen"
-    assert [step for _, _, step, *_ in rows] == [1] * 6 + [2] * 2
-    for name, _, _, folders, suffixes in rows:
-        assert folders == ["step-3"], name
-        assert suffixes == [".json", ".safetensors"], f"{name}: left after the next"
+def newest_step(root):
+    newest = latest(root)
+    assert (newest.tensors["x"] == newest.state["step"]).all()
+    return newest.state["step"]
 
 
-def test_a_kill_while_the_only_old_one_is_deleted_leaves_the_new_one(outcomes):
-    rows = outcomes["while_pruning"]
-    assert [row[1:] for row in rows] == [[-9, 2]] * 10
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_disk_that_fills_up_is_explained_and_leaves_the_old_checkpoint(outcomes):
-    rows = outcomes["on_a_full_disk"]
-    assert len(rows) == 10
-    for offset, message, step, left in rows:
-        assert "MB are needed" in message and "MB free" in message, offset
-        assert step == 1 and left == ["step-1"], offset
+def half_written(tensors, path):
+    Path(path).write_bytes(b"0" * 20_000)
+    die()
+
+
+def dies_at(call, function):
+    calls = iter(range(1, 100))
+    return lambda *args: (die if next(calls) == call else function)(*args)
+
+
+POINTS = {  # what is patched to die there, and the step that is newest afterwards
+    "open": (checkpoint, "save_file", die, 1),
+    "half written": (checkpoint, "save_file", half_written, 1),
+    "before the manifest": (checkpoint, "sha256_of", die, 1),
+    "before the first fsync": (os, "fsync", die, 1),
+    "before the second fsync": (os, "fsync", dies_at(2, os.fsync), 1),
+    "before rename": (os, "replace", die, 1),
+    "before directory fsync": (os, "fsync", dies_at(3, os.fsync), 2),
+    "before prune": (checkpoint, "prune", die, 2),
+}
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_kill_at_any_point_of_a_save_leaves_a_whole_checkpoint(tmp_path, point):
+    *patch, step = POINTS[point]
+
+    def work():
+        setattr(*patch)
+        save_large(tmp_path, 2)
+        checkpoint.prune(tmp_path, keep=1)
+
+    save_large(tmp_path, 1)
+    assert in_child(work)[0] == -signal.SIGKILL, "the kill did not happen"
+    assert newest_step(tmp_path) == step
+    save_large(tmp_path, 3)
+    prune(tmp_path, keep=1)
+    assert names(tmp_path) == {"step-3"}
+    assert names(tmp_path / "step-3") == {checkpoint.MANIFEST, checkpoint.TENSORS}
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_a_kill_while_the_only_old_one_is_deleted_leaves_the_new_one(tmp_path, part):
+    """At ten function calls spread over ``prune``."""
+
+    def count_calls(root, strikes):
+        save_large(root, 1)
+        save_large(root, 2)
+        strikes.within(prune)(root, keep=1)
+        return strikes.count
+
+    calls = count_calls(tmp_path / "whole", Strikes())
+    strikes = Strikes(1 + part * (calls - 1) // 10, signal=signal.SIGKILL)
+    code, _ = in_child(lambda: count_calls(tmp_path / "killed", strikes))
+    assert code == -signal.SIGKILL and newest_step(tmp_path / "killed") == 2
+
+
+def test_a_disk_that_fills_up_is_explained_and_leaves_the_old_checkpoint(tmp_path):
+    """The system refuses to write past ten offsets, in tensors and manifest."""
+    save_large(tmp_path, 1)
+    for offset in range(0, 100_000, 10_000):
+        with file_size_limit(offset), pytest.raises(OSError, match="MB are needed"):
+            save_large(tmp_path, 2)
+        assert names(tmp_path) == {"step-1"} and newest_step(tmp_path) == 1

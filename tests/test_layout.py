@@ -98,15 +98,12 @@ def test_files_and_functions_stay_short():
     assert long == []
 
 
-def test_links_in_the_documents_lead_somewhere():
+def test_links_in_the_documents_lead_somewhere_and_the_readme_names_the_notebooks():
     for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         links = re.findall(r"\]\(([^)#\s]+)|src=\"([^\"]+)\"", document.read_text())
         local = [a or b for a, b in links if "://" not in (a or b)]
         missing = [link for link in local if not (ROOT / link).exists()]
         assert missing == [], document.name
-
-
-def test_the_readme_links_every_notebook():
     readme = (ROOT / "README.md").read_text()
     assert [p.name for p in NOTEBOOKS if f"notebooks/{p.name}" not in readme] == []
 
@@ -136,9 +133,6 @@ def test_colab_needs_no_upgrade():
         version = COLAB.get(requirement.name)
         assert version is None or requirement.specifier.contains(version), requirement
     assert COLAB.keys() <= {r.name for r in requirements}
-
-
-def test_colab_installs_only_what_the_project_depends_on():
     lines = (ROOT / "requirements-colab.txt").read_text().splitlines()
     extra = {line for line in lines if line and not line.startswith("#")}
     assert extra <= set(PROJECT["dependencies"])

@@ -18,15 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ip2p_lib.dataset.dataset import read_encoded_shards, skip_problems, stored_bytes
-from ip2p_lib.dataset.pairs import (
-    TEXTS,
-    EncodedPair,
-    Pair,
-    Problem,
-    make_pair,
-    value_or_problem,
-)
+from ip2p_lib.dataset.dataset import read_each, read_encoded_shards, stored_bytes
+from ip2p_lib.dataset.pairs import TEXTS, EncodedPair, Pair, Problem, make_pair
 from ip2p_lib.files import atomic_directory
 from ip2p_lib.images import load
 
@@ -48,14 +41,8 @@ def export_folders(
     The JPEG quality is 100, as in the released script, which also halves the resolution
     of colour; here it stays full.
 
-    Args:
-        source: a folder of shards.
-        out: a new folder, which appears when complete; returned. With ``replace``, an
-            older export is replaced.
-
-    Raises:
-        ValueError: a triplet has two pairs of one seed, which would be one file.
-        DatasetError, OSError, FolderInUseError: as ``hub.export_parquet``.
+    Arguments and errors are those of ``hub.export_parquet``; ValueError also says that
+    a triplet has two pairs of one seed, which would be one file.
     """
     names: dict[tuple[str, ...], str] = {}  # of the triplets' folders
     seeds: dict[str, list[int]] = {}
@@ -114,12 +101,12 @@ def read_folders(
     triplets = sorted(path.parent for path in Path(folder).glob(f"*/{PROMPT}"))
     if not triplets:
         raise FileNotFoundError(f"{folder} has no folders with a {PROMPT}.")
-    items = (
-        value_or_problem(triplet.name, f"seed {seed}", partial(_read, triplet, seed))
+    readings = (
+        (triplet.name, f"seed {seed}", partial(_read, triplet, seed))
         for triplet in triplets
         for seed in sorted({int(p.stem[:-2]) for p in triplet.glob("*_[01].jpg")})
     )
-    return skip_problems(items, problems)
+    return read_each(readings, problems)
 
 
 def _read(folder: Path, seed: int) -> Pair:

@@ -9,6 +9,7 @@ import io
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -73,8 +74,7 @@ def write_card(
     Args:
         source: the folder of shards, which is read completely.
         out: ``source`` itself, or what ``export_parquet`` or ``export_folders`` wrote.
-        name: the title.
-        license: as the Hub spells it, such as "cc-by-4.0".
+        name, license: as the Hub spells them, such as "cc-by-4.0".
         attribution: whom to name, and for what.
 
     Raises:
@@ -85,31 +85,25 @@ def write_card(
     layout = next((p for p in _LOADING if any(Path(out).glob(p))), None)
     if layout is None:
         raise FileNotFoundError(f"{out} holds no data set; export it first.")
-    languages, contents = _count(source)
-    manifest, hidden = read_manifest(source), ("format", "shards")
+    languages, texts = _read_tables(source)
+    texts |= {"name": name, "license": license, "attribution": attribution}
     config = {"config_name": "default", "data_files": layout}
-    card = DatasetCard.from_template(
-        DatasetCardData(
-            pretty_name=name,
-            license=license,
-            language=languages,
-            task_categories=["image-to-image"],
-            tags=["instruct-pix2pix", "image-editing"],
-            configs=[config] if "*" in layout else None,
-        ),
-        template_str=_TEMPLATE,
-        name=name,
-        contents=contents,
-        recorded={k: json.dumps(v) for k, v in manifest.items() if k not in hidden},
-        loading=_LOADING[layout],
+    metadata = DatasetCardData(
+        pretty_name=name,
         license=license,
-        attribution=attribution,
+        language=languages,
+        task_categories=["image-to-image"],
+        tags=["instruct-pix2pix", "image-editing"],
+        configs=[config] if "*" in layout else None,
+    )
+    card = DatasetCard.from_template(
+        metadata, template_str=_TEMPLATE, loading=_LOADING[layout], **texts
     )
     return write_bytes(Path(out) / "README.md", str(card).encode())
 
 
-def _count(source: str | Path) -> tuple[list[str], dict[str, str]]:
-    """The languages, and the card's table of contents; no image is decoded."""
+def _read_tables(source: str | Path) -> tuple[list[str], dict[str, Any]]:
+    """The languages, and the card's two tables; no image is decoded."""
     counts = {name: Counter[str]() for name in ("language", "image size")}
     instructions = set[str]()
     for pair in read_encoded_shards(source):
@@ -121,4 +115,6 @@ def _count(source: str | Path) -> tuple[list[str], dict[str, str]]:
     for name, counter in counts.items():
         row = ", ".join(f"{value}: {n:,}" for value, n in counter.items())
         contents[f"pairs by {name}"] = row
-    return sorted(counts["language"]), contents
+    manifest, hidden = read_manifest(source), ("format", "shards")
+    recorded = {k: json.dumps(v) for k, v in manifest.items() if k not in hidden}
+    return sorted(counts["language"]), {"contents": contents, "recorded": recorded}

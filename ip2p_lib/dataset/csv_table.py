@@ -18,8 +18,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from ip2p_lib.dataset.dataset import skip_problems
-from ip2p_lib.dataset.pairs import TEXTS, Pair, Problem, make_pair, value_or_problem
+from ip2p_lib.dataset.dataset import read_each
+from ip2p_lib.dataset.pairs import TEXTS, Pair, Problem, make_pair
 from ip2p_lib.images import ImageError, load
 
 REQUIRED = ("before", "after", "instruction")
@@ -48,13 +48,11 @@ def read_table(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no table at {path}.")
-    items = (
-        value_or_problem(
-            path.name, f"line {line}", partial(_from_row, row, path, n, resolution)
-        )
+    readings = (
+        (path.name, f"line {line}", partial(_from_row, row, path, n, resolution))
         for n, (line, row) in enumerate(_read_rows(path))
     )
-    return skip_problems(items, problems)
+    return read_each(readings, problems)
 
 
 def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:

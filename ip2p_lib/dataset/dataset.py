@@ -12,7 +12,7 @@ import contextlib
 import io
 import itertools
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,6 @@ from ip2p_lib.dataset.pairs import (
     encode_pair,
     from_files,
     to_files,
-    value_or_problem,
 )
 from ip2p_lib.files import read_json, sha256_of, write_bytes, write_json
 from ip2p_lib.images import to_tensor
@@ -37,6 +36,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1  # of manifest and shards; a manifest without a number has this format
 Spans = dict[str, tuple[int, int]]  # offset and size of each file of a pair
 T = TypeVar("T")
+Reading = tuple[str, str, Callable[[], T]]  # the names of file and pair; what reads it
 
 
 class DatasetError(ValueError):
@@ -51,11 +51,7 @@ def stack(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
 def write_shard(pairs: Iterable[Pair], path: str | Path) -> dict[str, Any]:
     """Write one shard atomically; returns its entry in the manifest.
 
-    Equal pairs give equal bytes.
-
-    Raises:
-        ValueError: a key occurs twice.
-        OSError: the disk is full or write-protected; no partial file remains.
+    Equal pairs give equal bytes. Raises ValueError if a key occurs twice.
     """
     buffer, keys = io.BytesIO(), set()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -81,15 +77,12 @@ def write_manifest(
 
 
 def write_shards(
-    pairs: Iterable[Pair],
-    folder: str | Path,
-    *,
-    shard_size: int = 1000,
-    **metadata: Any,
+    pairs: Iterable[Pair], folder: str | Path, shard_size: int = 1000, **metadata: Any
 ) -> Path:
-    """Write pairs as numbered shards of ``shard_size`` pairs, then the manifest.
+    """Write pairs as shards of ``shard_size`` pairs, then the manifest; its path.
 
-    Only one shard's pairs are in memory at a time. Returns the manifest's path.
+    Only one shard's pairs are in memory at a time. Raises OSError if the disk is full
+    or write-protected; no partial file remains.
     """
     stream, entries = iter(pairs), list[dict[str, Any]]()
     while chunk := list(itertools.islice(stream, shard_size)):
@@ -111,10 +104,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{folder} holds no {MANIFEST}: {reason}.")
     try:
         manifest: dict[str, Any] = read_json(path)
-        if manifest.get("format", FORMAT) != FORMAT:
-            raise ValueError(
-                f"format {manifest['format']}, this version reads {FORMAT}"
-            )
+        if (version := manifest.get("format", FORMAT)) != FORMAT:
+            raise ValueError(f"format {version}, this version reads {FORMAT}")
         for entry in manifest["shards"]:
             if Path(entry["name"]).name != entry["name"]:
                 raise ValueError(f"{entry['name']!r} is no file of its folder")
@@ -130,15 +121,14 @@ def stored_bytes(folder: str | Path) -> int:
     return sum(path.stat().st_size for path in Path(folder).glob("*.tar"))
 
 
-def verify_shard(folder: Path, entry: dict[str, Any]) -> Problem | None:
-    """Compare a shard with its entry in the manifest; None if it is intact."""
-    path = folder / entry["name"]
+def verify_shard(folder: Path, entry: dict[str, Any]) -> Path:
+    """Find an entry's shard; ValueError if it is not, bit for bit, the one written."""
+    path: Path = folder / entry["name"]
     if not path.is_file():
-        return Problem(path.name, "", "the shard is missing")
+        raise ValueError("the shard is missing")
     if sha256_of(path) != entry["sha256"]:
-        reason = "the shard is damaged: its SHA-256 differs from the manifest's"
-        return Problem(path.name, "", reason)
-    return None
+        raise ValueError("the shard is damaged: its SHA-256 is not the manifest's")
+    return path
 
 
 def index_shard(path: Path) -> dict[str, Spans]:
@@ -163,22 +153,26 @@ def _read_pair(path: Path, key: str, spans: Spans) -> EncodedPair:
     return from_files(key, files)
 
 
-def _read_shard(folder: Path, entry: dict[str, Any]) -> Iterator[EncodedPair | Problem]:
-    """Read a shard's pairs in order, or the problem if it is not the one written."""
-    if problem := verify_shard(folder, entry):
-        yield problem
-        return
-    path = folder / entry["name"]
-    for key, spans in index_shard(path).items():
-        yield value_or_problem(path.name, key, partial(_read_pair, path, key, spans))
+def _read_shard(
+    folder: Path, entry: dict[str, Any], problems: list[Problem] | None
+) -> Iterator[EncodedPair]:
+    """Read a shard's pairs in order, if it is the one that was written."""
+    name = entry["name"]
+    for path in read_each([(name, "", partial(verify_shard, folder, entry))], problems):
+        readings = (
+            (name, key, partial(_read_pair, path, key, spans))
+            for key, spans in index_shard(path).items()
+        )
+        yield from read_each(readings, problems)
 
 
 def read_encoded_shards(
     folder: str | Path, *, problems: list[Problem] | None = None
 ) -> Iterator[EncodedPair]:
     """As ``read_shards``, with the images still encoded: for copying them."""
-    shards = (_read_shard(Path(folder), e) for e in read_manifest(folder)["shards"])
-    return skip_problems(itertools.chain.from_iterable(shards), problems)
+    entries = read_manifest(folder)["shards"]
+    shards = (_read_shard(Path(folder), entry, problems) for entry in entries)
+    return itertools.chain.from_iterable(shards)
 
 
 def read_shards(
@@ -195,24 +189,26 @@ def read_shards(
         FileNotFoundError: no finished data set.
         DatasetError: a shard or a pair cannot be used.
     """
-    items = (
-        value_or_problem(str(folder), pair.key, partial(decode_pair, pair))
-        for pair in read_encoded_shards(folder, problems=problems)
-    )
-    return skip_problems(items, problems)
+    encoded = read_encoded_shards(folder, problems=problems)
+    readings = ((str(folder), p.key, partial(decode_pair, p)) for p in encoded)
+    return read_each(readings, problems)
 
 
-def skip_problems(
-    items: Iterable[T | Problem], problems: list[Problem] | None
+def read_each(
+    readings: Iterable[Reading[T]], problems: list[Problem] | None
 ) -> Iterator[T]:
-    """Yield the usable items; collect the problems, or raise DatasetError for one."""
-    for item in items:
-        if not isinstance(item, Problem):
-            yield item
-        elif problems is None:
-            raise DatasetError(f"{item}. Pass problems=[] to continue without it.")
+    """Yield what each reading returns; collect its error, or raise DatasetError."""
+    for shard, key, read in readings:
+        try:
+            value = read()
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            problem = Problem(shard, key, str(error))
+            if problems is None:
+                message = f"{problem}. Pass problems=[] to continue without it."
+                raise DatasetError(message) from error
+            problems.append(problem)
         else:
-            problems.append(item)
+            yield value
 
 
 class PairDataset(Dataset[Pair]):
@@ -225,7 +221,7 @@ class PairDataset(Dataset[Pair]):
     def __init__(self, folder: str | Path) -> None:
         """Index the shards; raises as ``read_shards``."""
         manifest, self._folder = read_manifest(folder), Path(folder)
-        self._verified: set[str] = set()
+        self._verified: set[Path] = set()
         self._rows = [
             (entry, key, spans)
             for entry in manifest["shards"]
@@ -242,15 +238,14 @@ class PairDataset(Dataset[Pair]):
     def __getitem__(self, index: int) -> Pair:
         """Read one pair; raises DatasetError if it is damaged."""
         entry, key, spans = self._rows[index]
-        name = entry["name"]
-        if name not in self._verified:
-            if problem := verify_shard(self._folder, entry):
-                raise DatasetError(f"{problem}. Copy the data set again.")
-            self._verified.add(name)
+        path = self._folder / entry["name"]
         try:
-            return decode_pair(_read_pair(self._folder / name, key, spans))
+            if path not in self._verified:
+                self._verified.add(verify_shard(self._folder, entry))
+            return decode_pair(_read_pair(path, key, spans))
         except (ValueError, TypeError) as error:
-            raise DatasetError(f"{name}: {key}: {error}.") from error
+            message = f"{path.name}: {key}: {error}. Copy the data set again."
+            raise DatasetError(message) from error
 
 
 def validate(folder: str | Path) -> list[Problem]:
@@ -265,10 +260,9 @@ def validate(folder: str | Path) -> list[Problem]:
     problems = [Problem(name, "", reason) for name in sorted(unknown)]
     shard_of_key: dict[str, str] = {}
     for name, entry in entries.items():
-        for pair in skip_problems(_read_shard(folder, entry), problems):
-            decoded = value_or_problem(name, pair.key, partial(decode_pair, pair))
-            if isinstance(decoded, Problem):
-                problems.append(decoded)
+        encoded = _read_shard(folder, entry, problems)
+        readings = ((name, p.key, partial(decode_pair, p)) for p in encoded)
+        for pair in read_each(readings, problems):
             if (first := shard_of_key.setdefault(pair.key, name)) != name:
                 problems.append(Problem(name, pair.key, f"its key is also in {first}"))
     return problems

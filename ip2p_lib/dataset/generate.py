@@ -73,10 +73,7 @@ def generate_dataset(
 ) -> Iterator[dict[str, Any]]:
     """Generate, filter and store the pairs of a run; resumes one that was killed.
 
-    Args:
-        models, config: as before the kill.
-        triplets: of the whole run.
-        folder: of the data set; one run at a time.
+    Models, triplets (of the whole run) and config must be those of before the kill.
 
     Yields:
         The entry of each block in ``progress.json``, those of earlier starts too:
@@ -130,8 +127,11 @@ def _resume(folder: Path, run: str) -> list[dict[str, Any]]:
         raise DatasetError(f"{folder} holds {reason}. Choose another folder.")
     blocks: list[dict[str, Any]] = progress["blocks"]
     for shard in filter(None, (block["shard"] for block in blocks)):
-        if problem := verify_shard(folder, shard):
-            raise DatasetError(f"{problem}. Remove {PROGRESS} to generate all anew.")
+        try:
+            verify_shard(folder, shard)
+        except ValueError as error:
+            advice = f"Remove {PROGRESS} to generate all anew."
+            raise DatasetError(f"{shard['name']}: {error}. {advice}") from error
     return blocks
 
 

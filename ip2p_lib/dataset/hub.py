@@ -20,16 +20,13 @@ from typing import Any
 
 from PIL import Image
 
-from ip2p_lib.dataset.dataset import read_encoded_shards, skip_problems, stored_bytes
-from ip2p_lib.dataset.pairs import (
-    RECORD,
-    TEXTS,
-    EncodedPair,
-    Pair,
-    Problem,
-    make_pair,
-    value_or_problem,
+from ip2p_lib.dataset.dataset import (
+    Reading,
+    read_each,
+    read_encoded_shards,
+    stored_bytes,
 )
+from ip2p_lib.dataset.pairs import RECORD, TEXTS, EncodedPair, Pair, Problem, make_pair
 from ip2p_lib.files import atomic_directory
 from ip2p_lib.images import load
 
@@ -50,9 +47,8 @@ def export_parquet(
 ) -> Path:
     """Write a data set of shards as Parquet files; the folder appears when complete.
 
-    Args:
-        source: a folder of shards.
-        out: a new folder; returned. With ``replace``, an older export is replaced.
+    ``source`` is a folder of shards; ``out`` is a new one, or with ``replace`` an older
+    export, and is returned.
 
     Raises:
         ModuleNotFoundError: the package ``datasets`` is not installed.
@@ -106,10 +102,8 @@ def read_parquet(
 ) -> Iterator[Pair]:
     """Read pairs from ``folder/data/*.parquet`` or ``folder/*.parquet``, by file name.
 
-    Args:
-        folder: from ``export_parquet`` (then every field of a pair comes back), or a
-            data set downloaded from the Hub.
-        problems: as in ``dataset.read_shards``.
+    From ``export_parquet`` every field of a pair comes back; a data set downloaded from
+    the Hub has only texts and images. ``problems`` is as in ``dataset.read_shards``.
 
     Raises:
         FileNotFoundError: there is no Parquet file.
@@ -124,13 +118,13 @@ def read_parquet(
             record = json.loads(line)
             key = record.pop("key")
             records[key] = {RECORD[name]: value for name, value in record.items()}
-    items = (item for path in paths for item in _read_file(path, records))
-    return skip_problems(items, problems)
+    readings = (reading for path in paths for reading in _read_file(path, records))
+    return read_each(readings, problems)
 
 
 def _read_file(
     path: Path, records: dict[str, dict[str, Any]]
-) -> Iterator[Pair | Problem]:
+) -> Iterator[Reading[Pair]]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -144,11 +138,15 @@ def _read_file(
                     key = name.removesuffix(".after.webp")  # as _write_file names it
                     if key not in records:
                         key = f"{path.stem}-{count:05d}"
-                    make = partial(from_row, row, key, **records.get(key, {}))
-                    yield value_or_problem(path.name, f"row {count}", make)
+                    read = partial(from_row, row, key, **records.get(key, {}))
+                    yield path.name, f"row {count}", read
                     count += 1
     except (ArrowException, OSError, ValueError, TypeError) as error:
-        yield Problem(path.name, f"rows from {count}", f"it cannot be read ({error})")
+        yield path.name, f"rows from {count}", partial(_refuse, str(error))
+
+
+def _refuse(reason: str) -> Pair:
+    raise ValueError(f"it cannot be read ({reason})")
 
 
 def from_row(row: Mapping[str, Any], key: str, **metadata: Any) -> Pair:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
@@ -20,7 +20,6 @@ from ip2p_lib.triplets.record import language_of
 
 PARTS = ("before.webp", "after.webp", "json")
 TEXTS = ("caption", "instruction", "edited_caption")
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ class Pair:
         """Check key, texts and sizes."""
         if not re.fullmatch(r"[\w-]+", self.key, re.ASCII):
             raise ValueError(f"the key {self.key!r} may hold letters, digits, - and _")
-        texts = (self.caption, self.instruction, self.edited_caption)
-        if not all(isinstance(text, str) for text in texts):
+        if not all(isinstance(getattr(self, name), str) for name in TEXTS):
             raise ValueError("its instruction or a caption is no text")
         if not self.instruction.strip():
             raise ValueError("its instruction is empty")
@@ -88,14 +86,6 @@ class Problem:
     def __str__(self) -> str:
         """One line for people."""
         return ": ".join(filter(None, (self.shard, self.key, self.reason)))
-
-
-def value_or_problem(shard: str, key: str, make: Callable[[], T]) -> T | Problem:
-    """Return what ``make`` returns, or the error it raises as a Problem."""
-    try:
-        return make()
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        return Problem(shard, key, str(error))
 
 
 def make_pair(
@@ -136,11 +126,8 @@ def decode_pair(encoded: EncodedPair) -> Pair:
 def to_files(pair: EncodedPair) -> dict[str, bytes]:
     """The three files of a pair by name."""
     record = json.dumps(pair.record, sort_keys=True, ensure_ascii=False).encode()
-    return {
-        f"{pair.key}.before.webp": pair.before,
-        f"{pair.key}.after.webp": pair.after,
-        f"{pair.key}.json": record,
-    }
+    files = zip(PARTS, (pair.before, pair.after, record), strict=True)
+    return {f"{pair.key}.{part}": data for part, data in files}
 
 
 def from_files(key: str, files: dict[str, bytes]) -> EncodedPair:

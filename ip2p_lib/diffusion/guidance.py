@@ -1,8 +1,8 @@
 """Classifier-free guidance for two conditionings, image and instruction (3.2.1).
 
-Training drops each conditioning now and then, so that one U-Net learns e(z, c_I, c_T),
-e(z, c_I, 0) and e(z, 0, 0). Sampling then moves along two differences of these with
-a scale for each. ``drop_conditioning`` is the training half, ``combine`` the other.
+Training drops each conditioning now and then (``drop_conditioning``), so that one U-Net
+learns all three predictions below. Sampling moves along two differences of these, with
+a scale for each (``combine``).
 
     c_I, c_T   image and text conditioning       s_I, s_T   their guidance scales
     e_uncond = e(z, 0, 0)    e_image = e(z, c_I, 0)    e_full = e(z, c_I, c_T)
@@ -72,13 +72,12 @@ def drop_conditioning(
     cases so has probability r, 5 % in the paper.
 
     Args:
-        text: (B, L, D) text embeddings.
+        text, null_text: (B, L, D) embeddings, and (1, L, D) that of the empty text.
         image: (B, C, H, W) condition latents; the null image is the zero latent.
-        null_text: (1, L, D) embedding of the empty text.
         u: (B,) numbers in [0, 1).
         rate: r; ValueError outside [0, 1/3].
     Returns:
-        Text (B, L, D) and image (B, C, H, W) with the chosen rows replaced.
+        ``text`` and ``image`` with the chosen rows replaced.
     """
     if not 0 <= rate <= 1 / 3:
         raise ValueError(f"The dropout rate must be in [0, 1/3], not {rate}.")

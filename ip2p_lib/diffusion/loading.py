@@ -48,7 +48,7 @@ def load_network(network: Any, where: dict[str, Any]) -> Any:
     """Load a network, a class of ``diffusers`` or ``transformers``, from ``locate``.
 
     Raises:
-        ValueError: weights are missing, which those libraries would initialise randomly.
+        ValueError: weights are missing; those libraries would draw random ones.
     """
     from diffusers.utils import logging as diffusers
     from transformers.utils import logging as transformers

@@ -7,21 +7,20 @@ W + (alpha / r) B A. The triplets' language model (3.1.1) and the editor (3.2) u
     ...                              # train what still requires a gradient
     merge_lora(model)                # or save_lora(model, folder, base)
 
-``peft`` brings the layers and the file layout. Added here: A comes from ``rng``, not
-from torch's global generator, and an adapter is loaded only onto the base that it was
+``peft`` brings the layers and the files. Added here: A comes from ``rng``, not from
+torch's global generator, and an adapter is loaded only onto the base that it was
 trained on; on any other it would spoil every output without an error.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -44,48 +43,23 @@ def add_lora(
     targets: str | Sequence[str] = "all-linear",
     modules_to_save: Sequence[str] = (),
     run_seed: int = 0,
-    weights: Mapping[str, Tensor] | None = None,
 ) -> Model:
     """Freeze a network and give its layers LoRA matrices to train, in float32.
 
     Args:
-        model: changed in place; its own weights may be in half precision.
+        model: changed in place and returned; its weights may be in half precision.
         rank: r, the width of the bottleneck.
         alpha: the product B A is scaled by alpha / r.
         targets: ends of layers' names, such as ``["to_q", "to_v"]``; or
             ``"all-linear"``, every linear layer but a language model's last.
         modules_to_save: names of layers that are trained as a whole, in float32.
         run_seed: determines A. B is zero: at first the outputs do not change by a bit.
-        weights: to continue with, named as by ``lora_weights``.
-    Returns:
-        ``model``.
     Raises:
-        ValueError: it has LoRA already, no layer has such a name, the rank is below 1,
-            or the weights are not of this model's layers.
+        ValueError: it has LoRA already, no layer has such a name, or the rank is
+            below 1.
     """
-    device = next(model.parameters()).device
-    _inject(model, rank, alpha, targets, modules_to_save)
-    empty = lora_weights(model)
-    if weights is None:
-        weights = {name: _initial(name, w, run_seed) for name, w in empty.items()}
-    _check_shapes(model, empty, weights)
-    own = {
-        name: weights[_plain_name(name)].detach().to(device, torch.float32, copy=True)
-        for name, _ in model.named_parameters()
-        if _is_trained(name)
-    }
-    model.load_state_dict(own, strict=False, assign=True)
-    return model
+    from peft import LoraConfig
 
-
-def _inject(
-    model: nn.Module, rank: int, alpha: float, targets: Any, modules_to_save: Any
-) -> None:
-    """Wrap the layers; A and B have shapes and no values yet."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    if lora_layers(model):
-        raise ValueError("The model has LoRA already: merge_lora it, or load it anew.")
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -95,8 +69,31 @@ def _inject(
         # GPT-2's Conv1D, a linear layer by another name, holds W as (in, out).
         fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in model.modules()),
     )
+    _inject(model, config)
+    shapes = lora_weights(model).items()
+    _assign(model, {name: _initial(name, weight, run_seed) for name, weight in shapes})
+    return model
+
+
+def _inject(model: nn.Module, config: Any) -> None:
+    """Wrap the layers; A and B have shapes and no values yet."""
+    from peft import inject_adapter_in_model
+
+    if lora_layers(model):
+        raise ValueError("The model has LoRA already: merge_lora it, or load it anew.")
     # On the meta device, so that peft draws nothing from torch's global generator.
     inject_adapter_in_model(config, model, _ADAPTER, low_cpu_mem_usage=True)
+
+
+def _assign(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Set the trained weights, named as by ``lora_weights``."""
+    device = next(model.parameters()).device
+    full_names = {_plain_name(name): name for name, _ in model.named_parameters()}
+    values = {
+        full_names[name]: weight.to(device, torch.float32, copy=True)
+        for name, weight in weights.items()
+    }
+    model.load_state_dict(values, strict=False, assign=True)
 
 
 def _initial(name: str, weight: Tensor, run_seed: int) -> Tensor:
@@ -104,23 +101,10 @@ def _initial(name: str, weight: Tensor, run_seed: int) -> Tensor:
     if ".lora_B." in name:
         return torch.zeros(weight.shape)
     if ".lora_A." not in name:
-        return weight  # of a layer that is trained as a whole
+        return weight.detach()  # of a layer that is trained as a whole
     shape = tuple(weight.shape[1:])
     unit = uniform(key(run_seed, name), torch.arange(len(weight)), shape)
     return (2 * unit - 1) / math.sqrt(math.prod(shape))
-
-
-def _check_shapes(
-    model: nn.Module, own: Mapping[str, Tensor], weights: Mapping[str, Tensor]
-) -> None:
-    given, needed = ({k: tuple(w.shape) for k, w in t.items()} for t in (weights, own))
-    for name in {**needed, **given}:
-        if given.get(name) != needed.get(name):
-            _unwrap(model)
-            raise ValueError(
-                f"The adapter does not fit the model: {name} is {given.get(name)} and "
-                f"should be {needed.get(name)}. Was it trained on another model?"
-            )
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
@@ -136,15 +120,12 @@ def lora_weights(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Layers of ``modules_to_save`` are named as in the plain network.
     """
+    trained = (".lora_A.", ".lora_B.", ".modules_to_save.")
     return {
         _plain_name(name): weight
         for name, weight in model.named_parameters()
-        if _is_trained(name)
+        if any(part in name for part in trained)
     }
-
-
-def _is_trained(name: str) -> bool:
-    return any(part in name for part in (".lora_A.", ".lora_B.", ".modules_to_save."))
 
 
 def _plain_name(name: str) -> str:
@@ -159,27 +140,15 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return trained, sum(p.numel() for p in parameters)
 
 
-def merge_lora(model: Model) -> Model:
+def merge_lora(model: Any) -> Any:
     """Add (alpha / r) B A to the weights for good: a plain network again.
 
     Changes and returns ``model``, all of which may be trained again.
-
-    Raises:
-        ValueError: it has no LoRA.
     """
-    if not lora_layers(model):
-        raise ValueError("The model has no LoRA to merge; begin with add_lora.")
-    for layer in lora_layers(model).values():
-        layer.merge()
-    merged: Model = _unwrap(model)
-    return merged
-
-
-def _unwrap(model: Any) -> Any:
-    """Replace peft's layers by the plain ones, and unfreeze the network."""
     from peft.utils import ModulesToSaveWrapper
 
     for name, layer in lora_layers(model).items():
+        layer.merge()
         model.set_submodule(name, layer.get_base_layer())
     for name, module in list(model.named_modules()):
         if isinstance(module, ModulesToSaveWrapper):
@@ -189,19 +158,12 @@ def _unwrap(model: Any) -> Any:
 
 
 def identify_base(source: str | Path | Source) -> tuple[str | None, str]:
-    """Name and revision of a base model: ``(None, "sha256:...")`` for a folder.
-
-    Raises:
-        FileNotFoundError: a folder without safetensors files.
-    """
+    """Name and revision of a base model: ``(None, "sha256:...")`` for a folder."""
     if isinstance(source, Source) and source.revision is not None:
         return source.path_or_id, source.revision
     folder = Path(source.path_or_id if isinstance(source, Source) else source)
     if not (files := sorted(folder.glob("*.safetensors"))):
-        raise FileNotFoundError(
-            f"{folder} holds no safetensors files, so it is no base for an adapter. "
-            "Give the folder of the network, or config.Source(id, revision)."
-        )
+        raise FileNotFoundError(f"{folder} has no safetensors files to be a base.")
     return None, f"sha256:{sha256_of(*files)}"
 
 
@@ -221,19 +183,10 @@ def save_lora(
         dtype: of the weights in the file.
     Raises:
         FileExistsError: ``folder`` holds something else.
-        ValueError: the model has no LoRA.
     """
-    if not lora_layers(model):
-        raise ValueError("The model has no LoRA to save; begin with add_lora.")
-    name, revision = identify_base(base)
-    config = model.peft_config[_ADAPTER]
-    settings = ("r", "lora_alpha", "modules_to_save", "fan_in_fan_out")
-    written = {
-        "peft_type": "LORA",
-        "base_model_name_or_path": name,
-        "revision": revision,
-        "target_modules": sorted(lora_layers(model)),
-    } | {name: getattr(config, name) for name in settings}
+    config = copy.copy(model.peft_config[_ADAPTER])
+    config.base_model_name_or_path, config.revision = identify_base(base)
+    config.target_modules = sorted(lora_layers(model))
     weights = {
         _PREFIX + name: weight.detach().to("cpu", dtype).contiguous()
         for name, weight in lora_weights(model).items()
@@ -241,7 +194,7 @@ def save_lora(
     folder, own = Path(folder), r"adapter_(model\.safetensors|config\.json)"
     with atomic_directory(folder, replaces=own) as partial:
         save_file(weights, partial / WEIGHTS, {"format": "pt"})
-        (partial / CONFIG).write_text(json.dumps(written, indent=1), "utf-8")
+        config.save_pretrained(partial)
     return folder
 
 
@@ -254,30 +207,22 @@ def load_lora(model: Model, folder: str | Path, base: str | Path | Source) -> Mo
         base: what the model was loaded from.
     Raises:
         FileNotFoundError: there is no adapter in the folder.
-        ValueError: its weights are damaged, of another base, or of other shapes.
+        ValueError: it was trained on another base.
+        SafetensorError: the file is damaged.
     """
+    from peft import LoraConfig
+
     folder = Path(folder)
     if not ((folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()):
-        raise FileNotFoundError(
-            f"There is no adapter in {folder}: it lacks {WEIGHTS} or {CONFIG}. Check "
-            "the path, or train one and save_lora it."
-        )
-    config = json.loads((folder / CONFIG).read_text("utf-8"))
-    trained_on = config["base_model_name_or_path"], config["revision"]
+        raise FileNotFoundError(f"No adapter in {folder}: no {WEIGHTS} or no {CONFIG}.")
+    config = LoraConfig.from_pretrained(folder)
+    trained_on = config.base_model_name_or_path, config.revision
     if trained_on != (given := identify_base(base)):
         raise ValueError(
             f"The adapter in {folder} was trained on {trained_on}, and this model is "
             f"{given}. Load that base, or train an adapter for this one."
         )
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}.") from error
-    return add_lora(
-        model,
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        targets=config["target_modules"],
-        modules_to_save=config.get("modules_to_save") or (),
-        weights={name.removeprefix(_PREFIX): w for name, w in weights.items()},
-    )
+    weights = load_file(folder / WEIGHTS)
+    _inject(model, config)
+    _assign(model, {name.removeprefix(_PREFIX): w for name, w in weights.items()})
+    return model

@@ -173,10 +173,8 @@ def trajectory(
         schedule, steps: of the whole trajectory.
         step_noise: unit normal noise of a step; "euler_ancestral" needs it.
         start: first step taken, from x_t at ``timesteps(...)[start]`` (SDEdit).
-    Yields:
-        The ``steps - start`` steps; the last one's ``x`` is the sample.
-    Raises:
-        ValueError: at the call, if these do not fit together.
+    Returns:
+        Iterator of the steps from ``start`` on; the last one's ``x`` is the sample.
     """
     coefficients = sampler_coefficients(schedule, steps, sampler)
     # A step of dpm_solver_pp needs the one before it.

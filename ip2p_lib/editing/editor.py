@@ -46,10 +46,7 @@ class EditOptions:
         """Refuse what cannot be done, before any image is encoded."""
         for text in self.instructions:
             if not isinstance(text, str) or not text.strip():
-                raise ValueError(
-                    f"The instruction is {text!r}. Say what should change, for example "
-                    "'make it winter'."
-                )
+                raise ValueError(f"The instruction is {text!r}: say what to change.")
         if self.steps < 1:
             raise ValueError(f"An edit takes 1 step or more, not {self.steps}.")
         for name in ("text_scale", "image_scale"):
@@ -58,8 +55,9 @@ class EditOptions:
 
     def rows(self, indices: Sequence[int]) -> EditOptions:
         """The options of some of the images."""
-        lists = self.instructions, self.text_scale, self.image_scale, self.seed
-        return EditOptions(*([x[i] for i in indices] for x in lists), self.steps)
+        lists = {name: x for name, x in vars(self).items() if isinstance(x, list)}
+        rows: dict[str, Any] = {k: [x[i] for i in indices] for k, x in lists.items()}
+        return replace(self, **rows)
 
 
 def _one_per_image(name: str, values: Any, n: int) -> list[Any]:
@@ -85,9 +83,7 @@ class Editor:
     def __post_init__(self) -> None:
         """Refuse a U-Net without channels for the input image."""
         if (channels := self.backbone.unet.config.in_channels) != 8:
-            raise ValueError(
-                f"An editor's U-Net takes 8 channels, not {channels}: widen_conv_in it."
-            )
+            raise ValueError(f"An editor's U-Net has 8 channels, not {channels}.")
 
     def edit(
         self,
@@ -107,11 +103,9 @@ class Editor:
             instruction: what to change, such as ``"make it winter"``.
             text_scale: s_T, how strongly to follow the instruction; paper 5 to 10.
             image_scale: s_I, how strongly to keep the input; paper 1 to 1.5.
-            steps: denoising steps.
-            seed: another seed is another attempt.
+            steps, seed: denoising steps; another seed is another attempt.
         Raises:
-            ValueError: no image, no instruction or one too long, a negative scale, less
-                than one step; or half precision overflowed.
+            ValueError: a value is missing or out of range; half precision overflowed.
         """
         scales = {"text_scale": text_scale, "image_scale": image_scale}
         options: dict[str, Any] = {**scales, "steps": steps, "seed": seed}
@@ -164,9 +158,9 @@ class Editor:
         s_I = own.image_scale if image_scale is None else image_scale
         return EditOptions(
             _one_per_image("instructions", instructions, n),
-            _one_per_image("text_scale", s_T, n),
-            _one_per_image("image_scale", s_I, n),
-            _one_per_image("seed", seed, n),
+            _one_per_image("text scales", s_T, n),
+            _one_per_image("image scales", s_I, n),
+            _one_per_image("seeds", seed, n),
             own.steps if steps is None else steps,
         )
 
@@ -202,13 +196,13 @@ def sample_edits(
     condition = model.encode(before)  # c_I: the mode, unscaled
     device, shape = condition.device, tuple(condition.shape[1:])
     seeds = torch.tensor(options.seed, device=device)
+    scales = torch.tensor([options.text_scale, options.image_scale], device=device)
     denoise = edit_denoiser(
         model.unet,
         condition,
         model.encode_text(options.instructions),  # c_T
         model.null_text,
-        torch.tensor(options.text_scale, device=device),
-        torch.tensor(options.image_scale, device=device),
+        *scales.float(),
     )
     return trajectory(
         editor.settings.sampler,

@@ -1,17 +1,14 @@
 """The editor as a panel: upload an image, say what to change, press Edit (section 4).
 
-The panel calls ``Editor.edit`` and does nothing that a plain cell cannot do; see
-``notebook.panel`` for what all panels share.
+See ``notebook.panel`` for what all panels share.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ipywidgets
-import PIL.Image
 from PIL.Image import Image
 
 from ip2p_lib import images
@@ -25,11 +22,10 @@ if TYPE_CHECKING:
 
 
 class EditorPanel(Panel):
-    """Controls and images of one editor; see ``editor_panel``.
+    """Controls of one editor, its ``source`` image and the ``result``, or None.
 
     Every control is an attribute, so that a cell can do what a hand does:
     ``panel.instruction.value = "make it night"``, ``panel.edit_button.click()``.
-    ``source`` is the image to edit and ``result`` the last edit, or None.
     """
 
     about = "A panel to edit images; it needs a running notebook."
@@ -69,7 +65,7 @@ class EditorPanel(Panel):
         self.edit_button.on_click(lambda _: self._run(self._edit))
         self.reset_button.on_click(lambda _: self._run(self._reset))
 
-    def take(self, image: Image) -> None:
+    def take(self, image: Image | bytes) -> None:
         """Make an image the one to edit; raises ImageError if it cannot be read."""
         self.source, self.result = images.load(image), None
         self._show(self.before, self.source)
@@ -101,14 +97,10 @@ class EditorPanel(Panel):
             box.layout.width = f"{max(256, image.width)}px"
 
     def _take_upload(self) -> None:
-        if not self.upload.value:
-            return  # the front end clears the value before it sets a new one
-        content = io.BytesIO(_newest_upload(self.upload.value))
-        try:
-            self.take(PIL.Image.open(content, formats=images.FORMATS))
-        except PIL.UnidentifiedImageError as error:
-            formats = ", ".join(images.FORMATS)
-            raise ValueError(f"That is not an image; use {formats}.") from error
+        files = self.upload.value  # a dict in ipywidgets 7, a tuple in version 8
+        if files:  # the front end clears the value before it sets a new one
+            *_, newest = files.values() if isinstance(files, dict) else files
+            self.take(bytes(newest["content"]))
 
     def _edit(self) -> None:
         if self.source is None:
@@ -145,19 +137,8 @@ def _whole_number(name: str, value: int, low: int, high: int) -> Any:
     )
 
 
-def _newest_upload(value: Any) -> bytes:
-    """Read the last upload: a dict in ipywidgets 7, a tuple in version 8."""
-    files = list(value.values()) if isinstance(value, dict) else list(value)
-    return bytes(files[-1]["content"])
-
-
 def editor_panel(editor: Editor, image: Image | None = None) -> EditorPanel:
-    """A panel to edit images by hand, like the authors' demo (section 4).
-
-    Args:
-        editor: see ``editing.load_editor``.
-        image: an image to start from; another can be uploaded.
-    """
+    """A panel to edit images by hand, like the authors' demo (section 4)."""
     panel = EditorPanel(editor)
     if image is not None:
         panel.take(image)

@@ -1,14 +1,12 @@
-"""Imagic: fine-tune the model on one image, then ask for another (arXiv 2210.09276).
+"""Imagic: fine-tune the model on one image, then sample another (arXiv 2210.09276).
 
-A baseline that, unlike an instruction editor, is trained anew for every edit, in three
-stages:
+A baseline that is trained anew for every edit. ``fit_imagic`` does the first two of its
+stages, ``Imagic.edit`` the third:
 
 1. optimise the text embedding, from the edited caption's, until the frozen U-Net
    reconstructs the image from it
 2. fine-tune the U-Net to reconstruct the image from the optimised embedding
 3. interpolate between the optimised embedding and the caption's, and sample
-
-``fit_imagic`` does the first two, which takes a while; ``Imagic.edit`` is the third.
 """
 
 from __future__ import annotations
@@ -62,9 +60,7 @@ class Imagic:
 
         Args:
             eta: weight of the caption's embedding; the paper has 0.6 to 0.8.
-            cfg_scale: guidance scale of the interpolated embedding.
-            steps: of the trajectory from pure noise.
-            seed: another seed is another attempt.
+            cfg_scale, steps, seed: of the sampling; see ``sdedit_tensors``.
         """
         text = torch.lerp(self.optimized_embedding, self.target_embedding, eta)
         noise = initial_noise([seed], self.latent)

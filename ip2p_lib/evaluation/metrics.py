@@ -40,8 +40,7 @@ def measure(clip: ClipScorer, examples: Examples, after: Tensor) -> Columns:
     """Measure B edits one by one.
 
     Args:
-        clip: embeds images and captions.
-        examples: the edits that were to be made.
+        clip, examples: embeds images and captions; the edits that were to be made.
         after: (B, 3, H, W) in [-1, 1], the edits.
     Returns:
         (B,) float32 on the CPU under each name: ``image_similarity`` of edit and input;

@@ -1,10 +1,8 @@
 """SDEdit, and text-to-image: what an instruction editor has to beat (section 4.1).
 
-Neither is trained to edit. SDEdit noises the input part of the way and denoises it
-towards a caption of the *edited* image; it is given the whole image in words, not the
-change. ``text_to_image`` ignores the input: the lower end of every consistency metric.
-
-Both take a text-to-image ``StableDiffusion``, whose U-Net has 4 channels.
+SDEdit noises the input part of the way and denoises it towards a caption of the
+*edited* image: it is given the whole image in words, not the change. ``text_to_image``
+ignores the input. Both take a text-to-image ``StableDiffusion``, not an editor's.
 """
 
 from __future__ import annotations
@@ -58,8 +56,7 @@ def sdedit_tensors(
         before: (B, 3, H, W) in [-1, 1].
         edited_captions: what each edited image shows.
         strength: fraction of the steps taken, in (0, 1]; figure 8 has 0.3 to 0.9.
-        cfg_scale: guidance scale of the captions.
-        steps: of the whole trajectory from pure noise.
+        cfg_scale, steps: guidance scale; steps of the whole trajectory from noise.
         seeds: one an image; another seed is another attempt.
     Raises:
         ValueError: the strength lies outside (0, 1], or the U-Net is an editor's.
@@ -124,7 +121,4 @@ def sample_from(
 def check_text_to_image(backbone: StableDiffusion) -> None:
     """Raise ValueError if the U-Net is an editor's."""
     if (channels := backbone.unet.config.in_channels) != 4:
-        raise ValueError(
-            f"This baseline needs a text-to-image U-Net of 4 channels, not {channels}: "
-            "load the model that the editor was made from."
-        )
+        raise ValueError(f"A text-to-image U-Net has 4 channels, not {channels}.")

@@ -1,8 +1,7 @@
 """The trade-off curve of figure 8 (section 4.1): measure an editor along a setting.
 
 Each point averages many edits: image similarity against directional similarity; up and
-to the right is better. The editor moves along its image scale s_I, SDEdit along its
-strength, and any other way to edit along whatever it has.
+to the right is better. The editor moves along s_I, SDEdit along its strength.
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ def sweep(
     Args:
         edit: called as ``edit(examples, seeds, **setting)``, gives (B, 3, H, W).
         settings: keyword arguments of ``edit``, such as ``{"image_scale": 1.5}``.
-        clip: embeds images and captions.
-        batches: the examples, in parts that fit into memory; read once.
+        clip, batches: the examples, in parts that fit into memory; read once.
         method: name of the curve.
         seed: of the first example; each next example's is one higher.
     Returns:

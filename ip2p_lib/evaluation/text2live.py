@@ -8,9 +8,8 @@ terms, the first two computed by CLIP:
 - structure: patches of the edit are as similar to each other as those of I are
 - sparsity: little of the image is covered, and that fully
 
-So it can add and repaint, but it cannot move what it does not cover. The paper's fourth
-term shows CLIP the layer over a green screen, beside a caption that says so; it is left
-out, because the miniature's CLIP was trained on no green screens.
+The paper's fourth term, of the layer over a green screen, is left out: the miniature's
+CLIP was trained on no green screens.
 """
 
 from __future__ import annotations
@@ -31,8 +30,9 @@ from ip2p_lib.rng import key, normal, uniform
 class LayerNet(nn.Module):
     """Colour and opacity of a layer from an image: three scales with skips."""
 
-    def __init__(self, width: int = 32) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        width = 32
         self.fine = _block(3, width)
         self.middle = _block(width, 2 * width)
         self.coarse = _block(2 * width, 2 * width)
@@ -85,15 +85,17 @@ def text2live(
     Args:
         clip: in float32; gradients pass through it.
         image: its sides multiples of 4; CLIP sees the middle square.
-        caption: what it shows.
-        edited_caption: what the edited image shows.
+        caption, edited_caption: what it shows, and what the edited image shows.
         training: the schedule and the weights of the loss.
         seed: of the network and of the crops.
     Raises:
-        ValueError: the image's sides are no multiples of 4, or CLIP is in half
-            precision.
+        ValueError: the sides are no multiples of 4, or CLIP is in half precision.
     """
-    before = _check_input(clip, image)
+    if clip.model.dtype != torch.float32:
+        raise ValueError(f"Gradients need CLIP in float32, not {clip.model.dtype}.")
+    if any(side % 4 for side in image.size):
+        raise ValueError(f"The sides {image.size} must be multiples of 4: resize it.")
+    before = to_tensor([load(image)]).to(clip.device)
     net = _initial_network(seed).to(clip.device)
     texts = clip.embed_texts([caption, edited_caption])
     optimizer = torch.optim.Adam(net.parameters(), training.learning_rate)
@@ -108,22 +110,6 @@ def text2live(
         optimizer.step()
     with torch.no_grad():
         return to_pil(composite(before, *net(before)))[0]
-
-
-def _check_input(clip: ClipScorer, image: Image) -> Tensor:
-    """(1, 3, H, W) on CLIP's device, or ValueError."""
-    if clip.model.dtype != torch.float32:
-        raise ValueError(
-            f"Gradients need CLIP in float32, not {clip.model.dtype}: load it by "
-            "load_clip(source, dtype=torch.float32)."
-        )
-    before = to_tensor([load(image)]).to(clip.device)
-    if any(side % 4 for side in before.shape[-2:]):
-        raise ValueError(
-            f"Text2LIVE halves an image twice, and {tuple(before.shape[-2:])} cannot "
-            "be halved so. Resize it to sides that are multiples of 4."
-        )
-    return before
 
 
 def _initial_network(seed: int) -> LayerNet:
@@ -153,13 +139,12 @@ def sparsity(opacity: Tensor) -> Tensor:
 def layer_loss(
     clip: ClipScorer, crops: Tensor, texts: Tensor, structure: float
 ) -> Tensor:
-    """Composition and structure terms of crops (2 K, 3, h, w).
+    """Composition and structure terms of the loss.
 
     Args:
-        clip: gradients pass through it.
-        crops: K of the image, then the same K of the edit.
+        clip, structure: gradients pass through it; weight of the structure term.
+        crops: (2 K, 3, h, w), K of the image, then the same K of the edit.
         texts: (2, D) embeddings of the caption and of the edited one.
-        structure: weight of its term.
     """
     output = clip.model.vision_model(pixel_values=clip.preprocess(crops))
     embeddings = clip.model.visual_projection(output.pooler_output)

@@ -200,7 +200,7 @@ def land(code: Tensor) -> tuple[Tensor, Tensor]:
     """
     place, time, weather, _, _, seed = code[:, :6].unbind(1)
     device, variation = code.device, seed.float()
-    ground, things = rgb(_SKY, device)[time][:, 2:].unbind(1)
+    ground, on_objects = rgb(_SKY, device)[time][:, 2:].unbind(1)
     tint, shares = _veils(weather, device)
     image = _sky(time, weather, variation)
     shapes, numbers, colours = (table[place] for table in _table(device))
@@ -219,7 +219,7 @@ def land(code: Tensor) -> tuple[Tensor, Tensor]:
         if layer == 1:
             image = _windows(image, mask, code)
     bright = shares[:, 2, None, None, None]
-    return image * bright, (things[..., None, None] * bright)
+    return image * bright, (on_objects[..., None, None] * bright)
 
 
 def _veils(weather: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

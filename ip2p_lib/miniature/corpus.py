@@ -26,31 +26,23 @@ class SceneEdit:
     edit: Edit
     triplet: Triplet
 
-
-def _english(seed: int, edit: Edit) -> str:
-    return "en"
-
-
-def _sometimes_chinese(seed: int, edit: Edit) -> str:
-    return "zh" if random.Random(f"language {seed}").random() < 0.2 else "en"
-
-
-def _half_of_chinese_edits(seed: int, edit: Edit) -> str:
-    chinese = edit.language == "zh" and random.Random(f"zh {seed}").random() < 0.5
-    return "zh" if chinese else "en"
+    @property
+    def is_in_captions(self) -> bool:
+        """Whether the captions differ: they may leave out "in clear weather"."""
+        return not is_unchanged(self.triplet.caption, self.triplet.edited_caption)
 
 
 def sample_edits(
     seeds: Iterable[int],
     wording: str = "train",
-    language: CaptionLanguage = _english,
+    language: CaptionLanguage = lambda seed, edit: "en",
 ) -> Iterator[SceneEdit]:
     """Draw one scene with one edit for each seed, and describe both.
 
     Args:
         seeds: of scenes; ``config.HELD_OUT`` and above are never trained on.
         wording: ``"train"`` or ``"held-out"`` phrasings of the instructions.
-        language: of both captions; English by default.
+        language: of both captions.
     """
     for seed in seeds:
         scene = sample_scene(seed)
@@ -87,8 +79,11 @@ def build_corpus(first_seed: int, n: int, wording: str = "train") -> Corpus:
         n: number of edits.
         wording: phrasings of the instructions, as in ``world.sample_edit``.
     """
-    seeds = range(first_seed, first_seed + n)
-    samples = list(sample_edits(seeds, wording, _sometimes_chinese))
+
+    def language(seed: int, edit: Edit) -> str:
+        return "zh" if random.Random(f"language {seed}").random() < 0.2 else "en"
+
+    samples = list(sample_edits(range(first_seed, first_seed + n), wording, language))
     triplets = [sample.triplet for sample in samples]
     return Corpus(
         encode([sample.scene for sample in samples]),
@@ -103,12 +98,15 @@ def grammar_triplets(first_seed: int, n: int, wording: str = "train") -> list[Tr
     """Triplets of the world's grammar, from ``n`` scenes with one edit each.
 
     Captions of half of the Chinese edits are Chinese too. An edit that its captions do
-    not show (they may leave out "in clear weather") is left out.
+    not show is left out.
     """
-    seeds = range(first_seed, first_seed + n)
-    samples = sample_edits(seeds, wording, _half_of_chinese_edits)
-    triplets = (sample.triplet for sample in samples)
-    return [t for t in triplets if not is_unchanged(t.caption, t.edited_caption)]
+
+    def language(seed: int, edit: Edit) -> str:
+        chinese = edit.language == "zh" and random.Random(f"zh {seed}").random() < 0.5
+        return "zh" if chinese else "en"
+
+    samples = sample_edits(range(first_seed, first_seed + n), wording, language)
+    return [sample.triplet for sample in samples if sample.is_in_captions]
 
 
 def subsample_scene_edits(triplets: Sequence[Triplet], share: float) -> list[Triplet]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import chain
 
 from ip2p_lib.miniature.captions import article
@@ -20,7 +21,7 @@ _REFERRING = ("replace", "remove", "material", "colour", "accessory", "take off"
 _SPECIFIC = 0.4  # share of phrasings of one value, where there are any
 _OPENED = 0.25  # share of plain phrasings with an opener
 _CHINESE = re.compile("[\u3400-\u9fff]")
-# One text of several, drawn by their shares; without shares the first is the commonest.
+# One text of several with their shares; without shares the first is the commonest.
 Choose = Callable[[Sequence[str], Sequence[int] | None], str]
 
 
@@ -51,14 +52,8 @@ def instruct(
     general, specific = _fitting_phrasings(scene, kind, change, wording, language)
     use_specific = specific and rng.random() < _SPECIFIC
     phrasing = rng.choice(specific if use_specific else general)
-
-    def draw(texts: Sequence[str], shares: Sequence[int] | None) -> str:
-        if shares:
-            return rng.choices(texts, shares)[0]
-        return texts[0] if rng.random() < 0.5 else rng.choice(texts)
-
     book = load_phrasebook(language)
-    fields = _fill_fields(scene, kind, change, book, draw)
+    fields = _fill_fields(scene, kind, change, book, partial(_draw, rng))
     text = re.sub(r"\ba \{(\w+)\}", lambda m: article(fields[m[1]]), phrasing.text)
     text = text.format_map(fields)
     if phrasing.form == "plain" and rng.random() < _OPENED:
@@ -66,6 +61,15 @@ def instruct(
         openers = [o for o in book.phrasings["openers"] if o.held_out == held_out]
         text = rng.choice(openers).text.replace("...", text)
     return _punctuate(text, phrasing.form, rng, language)
+
+
+def _draw(
+    rng: random.Random, texts: Sequence[str], shares: Sequence[int] | None
+) -> str:
+    """One text by the shares; without them half of the time the first, else any."""
+    if shares:
+        return rng.choices(texts, shares)[0]
+    return texts[0] if rng.random() < 0.5 else rng.choice(texts)
 
 
 def _fitting_phrasings(
@@ -79,7 +83,7 @@ def _fitting_phrasings(
     section, pair = "take off" if "old" in change else kind, len(scene.things) == 2
     value = change.get("new", change.get("old"))
     before = getattr(scene, kind, "")
-    accessories = [thing.accessory for thing in scene.things]
+    accessories = [obj.accessory for obj in scene.things]
     # What only one of two objects wears needs no other name.
     needs_name = pair and section in _REFERRING
     needs_name = needs_name and accessories.count(change.get("old", "")) != 1
@@ -104,7 +108,7 @@ def _fill_fields(
     choose: Choose,
 ) -> dict[str, str]:
     """A text for every field that a phrasing of this edit may have."""
-    names = [thing.name for thing in scene.things]
+    names = [obj.name for obj in scene.things]
     nouns, sides = book.words["object", "n"], book.words["side", "n"]
     noun_of = {name: choose(nouns[name], None) for name in names}
 

@@ -49,38 +49,32 @@ def _phrases(table: dict[str, words.Words]) -> dict[str, str]:
 
 _PHRASES = {name: _phrases(table) for name, table in _TABLES.items()}
 _PATTERNS = {name: re.compile(_any_of(phrases)) for name, phrases in _PHRASES.items()}
-_NAMES = {name: name for name in words.OBJECTS}
 _NAMES_ZH = {zh: name for name, (_, zh) in words.OBJECTS.items()}
 _SIDES = {"左边": "left", "中间": "middle", "右边": "right"}
-_BEFORE, _AFTER = (
-    {
-        e.captions[i].replace("{}", "").strip(): v
-        for v, e in words.MATERIALS_AND_COLOURS.items()
-    }
-    for i in (0, 1)
-)
-_FINISHES_ZH = {entry.zh: value for value, entry in words.MATERIALS_AND_COLOURS.items()}
-_FINISHES = _BEFORE | _AFTER | _FINISHES_ZH
+_FINISHES = {
+    text.replace("{}", "").strip(): finish
+    for text, finish in _phrases(words.MATERIALS_AND_COLOURS).items()
+}
 _ACCESSORIES = _phrases(words.ACCESSORIES) | {
     f"戴{entry.zh}的": value for value, entry in words.ACCESSORIES.items()
 }
 _OBJECT = re.compile(
-    rf"(?:\b(?P<before>{_any_of(_BEFORE | _AFTER)}) )?\b(?P<name>{_any_of(_NAMES)})\b"
-    rf"(?: (?P<after>{_any_of(_AFTER)}))?(?: (?P<accessory>{_any_of(_ACCESSORIES)}))?"
+    rf"(?:\b(?P<before>{_any_of(_FINISHES)}) )?\b(?P<name>{_any_of(words.OBJECTS)})\b"
+    rf"(?: (?P<after>{_any_of(_FINISHES)}))?"
+    rf"(?: (?P<accessory>{_any_of(_ACCESSORIES)}))?"
     rf"(?: (?:on|in) the (?P<side>left|middle|right)\b)?"
     rf"|(?:(?P<side_zh>{_any_of(_SIDES)})的?)?(?P<accessory_zh>{_any_of(_ACCESSORIES)})?"
-    rf"(?P<before_zh>{_any_of(_FINISHES_ZH)})?(?P<name_zh>{_any_of(_NAMES_ZH)})"
+    rf"(?P<before_zh>{_any_of(_FINISHES)})?(?P<name_zh>{_any_of(_NAMES_ZH)})"
 )
 
 
 def _to_object(match: re.Match[str]) -> ObjectWords:
+    """What a match of ``_OBJECT`` says of the object."""
     part = match.groupdict()
     name = part["name"] or _NAMES_ZH[part["name_zh"]]
     finish = part["before"] or part["after"] or part["before_zh"]
     accessory = part["accessory"] or part["accessory_zh"]
-    return ObjectWords(
-        name, finish and _FINISHES[finish], accessory and _ACCESSORIES[accessory]
-    )
+    return ObjectWords(name, _FINISHES.get(finish), _ACCESSORIES.get(accessory))
 
 
 def read_caption(caption: str) -> ParsedCaption:

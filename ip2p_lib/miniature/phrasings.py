@@ -1,8 +1,7 @@
 """Reads the phrasings of captions and instructions from ``data/phrasings``.
 
 The files are the wordings, one phrasing a line; ``en.txt`` explains their format. A
-fifth of the instructions' phrasings carries a mark and is held out: no model is trained
-on them.
+fifth of the instructions' phrasings is held out: no model is trained on them.
 """
 
 from __future__ import annotations
@@ -112,12 +111,11 @@ class Phrasebook:
         """Refuse a phrasing with fields that its edit type cannot fill."""
         kind, text = phrasing.kind, phrasing.text
         values = set(phrasing.values or TABLES.get(kind, ()))
-        forms = {
-            f
-            for (t, f), synonyms in self.words.items()
-            if t == kind and values <= set(synonyms)
+        known = FIELDS.get(kind, set()) | {
+            form
+            for (table, form), synonyms in self.words.items()
+            if table == kind and values <= synonyms.keys()
         }
-        known = FIELDS.get(kind, set()) | forms
         if phrasing.fields - known or {*"{}"} & {*_FIELD.sub("", text)}:
             raise ValueError(
                 f"{text!r}: {kind} has the fields {', '.join(sorted(known))}."
@@ -171,10 +169,8 @@ def load_phrasebook(language: str, folder: Path | None = None) -> Phrasebook:
     Raises:
         ValueError: a line that cannot be used, with its file and number.
     """
-    book, lines = (
-        Phrasebook(language),
-        _read_lines((folder or FOLDER) / f"{language}.txt"),
-    )
+    book = Phrasebook(language)
+    lines = _read_lines((folder or FOLDER) / f"{language}.txt")
     # Phrasings last: words say which fields they may have.
     for where, header, line in sorted(lines, key=lambda x: x[1][:6] != "words "):
         try:
@@ -204,14 +200,9 @@ def load_captions(language: str, folder: Path | None = None) -> CaptionPhrasings
         parts = tuple(part.strip() for part in line.split("|"))
         if header == language:
             if {*_FIELD.findall(line)} != {*"moptw"}:
-                raise ValueError(
-                    f"{where}: {line!r} needs {{m}} {{o}} {{p}} {{t}} {{w}}."
-                )
+                raise ValueError(f"{where}: {line!r} needs one each of m, o, p, t, w.")
             book.patterns.append(parts)
         elif header == f"objects {language}":
-            try:
-                share, two = _to_share(parts[0])
-            except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
+            share, two = _to_share(parts[0])
             book.objects.append((share, two, (*parts, "{left}")[1]))
     return book

@@ -67,11 +67,11 @@ def _code(scene: Scene) -> list[int]:
         words.ART_SETS.index(scene.art),
         scene.variation,
     ]
-    for thing in scene.things:
-        finish = _MATERIALS_AND_COLOURS.index(thing.finish) if thing.finish else -1
-        accessory = _ACCESSORIES.index(thing.accessory) if thing.accessory else -1
-        place = (thing.x, thing.base, thing.size, int(thing.mirrored))
-        code += [_OBJECTS.index(thing.name), *place, finish, accessory]
+    for obj in scene.things:
+        finish = _MATERIALS_AND_COLOURS.index(obj.finish) if obj.finish else -1
+        accessory = _ACCESSORIES.index(obj.accessory) if obj.accessory else -1
+        place = (obj.x, obj.base, obj.size, int(obj.mirrored))
+        code += [_OBJECTS.index(obj.name), *place, finish, accessory]
     empty = [-1, 0, 0, 1, 0, -1, -1]
     return code + empty * (2 - len(scene.things))
 
@@ -121,15 +121,10 @@ def _draw(sprite: Tensor, left: Tensor, top: Tensor, size: Tensor) -> Tensor:
     shift_x = (RESOLUTION - 2 * left - size) / size
     shift_y = (RESOLUTION - 2 * top - size) / size
     zero = torch.zeros_like(scale)
-    theta = torch.stack(
-        [
-            torch.stack([scale, zero, shift_x], -1),
-            torch.stack([zero, scale, shift_y], -1),
-        ],
-        1,
-    )
-    shape = (len(sprite), 4, RESOLUTION, RESOLUTION)
-    grid = F.affine_grid(theta, list(shape), align_corners=False)
+    rows = [scale, zero, shift_x, zero, scale, shift_y]
+    theta = torch.stack(rows, -1).unflatten(1, (2, 3))
+    shape = [len(sprite), 4, RESOLUTION, RESOLUTION]
+    grid = F.affine_grid(theta, shape, align_corners=False)
     return F.grid_sample(sprite, grid, align_corners=False)
 
 
@@ -152,9 +147,9 @@ def _over(image: Tensor, layer: Tensor, light: Tensor) -> Tensor:
     return image * (1 - layer[:, 3:]) + layer[:, :3] * light
 
 
-def _object_layers(code: Tensor, thing: Tensor, sprites: Tensor) -> list[Tensor]:
+def _object_layers(code: Tensor, obj: Tensor, sprites: Tensor) -> list[Tensor]:
     """Layers of one object and of what it wears, (B, 4, 128, 128) each."""
-    name, x, base, size, mirrored, finish, accessory = thing.unbind(1)
+    name, x, base, size, mirrored, finish, accessory = obj.unbind(1)
     art, visible = code[:, 4], (name >= 0)
     chosen = sprites[art, name.clamp(min=0)]
     flip = mirrored.bool()[:, None, None, None]
@@ -189,8 +184,8 @@ def render_codes(code: Tensor, sprites: Tensor | None = None) -> Tensor:
     atlas = atlas.to(code.device)
     image, light = land(code)
     for start in (SCENE_COLUMNS, SCENE_COLUMNS + OBJECT_COLUMNS):
-        thing = code[:, start : start + OBJECT_COLUMNS]
-        for layer in _object_layers(code, thing, atlas):
+        obj = code[:, start : start + OBJECT_COLUMNS]
+        for layer in _object_layers(code, obj, atlas):
             image = _over(image, layer, light)
     image = weather_layers(image, code)
     image = apply_media(image, code[:, 3])

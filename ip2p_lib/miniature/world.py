@@ -1,10 +1,8 @@
 """Samples scenes of the miniature world, and edits that change one attribute.
 
 A scene says everything an image shows, so the exact result of an edit can be rendered:
-``render([edit.target])`` is the ground truth. Captions and instructions are put into
-words by ``captions`` and ``instructions``, pixels by ``render``.
-
-Seeds from ``config.HELD_OUT`` (10^9) on are never trained on.
+``render([edit.target])`` is the ground truth. Seeds from ``config.HELD_OUT`` (10^9) on
+are never trained on.
 """
 
 from __future__ import annotations
@@ -85,18 +83,19 @@ def _draw_other(rng: random.Random, table: dict, *excluded: str | None) -> str:
     return rng.choice([name for name in table if name not in excluded])
 
 
-def _with_object(scene: Scene, index: int, changed: SceneObject) -> Scene:
-    things = list(scene.things)
-    things[index] = changed
-    return replace(scene, things=tuple(things))
+def _with_object(scene: Scene, index: int, **changes: str | None) -> Scene:
+    """The scene with other attributes of one object."""
+    objects = list(scene.things)
+    objects[index] = replace(objects[index], **changes)  # type: ignore[arg-type]
+    return replace(scene, things=tuple(objects))
 
 
 def _replace(rng: random.Random, scene: Scene) -> Change:
     index = rng.randrange(len(scene.things))
-    old = scene.things[index]
-    new = _draw_other(rng, words.OBJECTS, *(thing.name for thing in scene.things))
-    target = _with_object(scene, index, replace(old, name=new))
-    return target, {"object": old.name, "new": new}
+    names = [obj.name for obj in scene.things]
+    new = _draw_other(rng, words.OBJECTS, *names)
+    change = {"object": names[index], "new": new}
+    return _with_object(scene, index, name=new), change
 
 
 def _add(rng: random.Random, scene: Scene) -> Change:
@@ -105,9 +104,9 @@ def _add(rng: random.Random, scene: Scene) -> Change:
     # The free side; beside an object in the middle that is the right, further out.
     x = CENTRES[0] if old.x == CENTRES[2] else CENTRES[2] + (old.x == CENTRES[1]) * 8
     new = replace(_draw_object(rng, name, x, SIZES[:1]), finish=None, accessory=None)
-    things = sorted((old, new), key=lambda thing: thing.x)
+    objects = sorted((old, new), key=lambda obj: obj.x)
     change = {"new": name, "side": "left" if x < old.x else "right"}
-    return replace(scene, things=tuple(things)), change
+    return replace(scene, things=tuple(objects)), change
 
 
 def _remove(rng: random.Random, scene: Scene) -> Change:
@@ -121,35 +120,35 @@ def _change_scene(
 ) -> Callable[[random.Random, Scene], Change]:
     """An edit of one attribute of the whole scene."""
 
-    def change(rng: random.Random, scene: Scene) -> Change:
+    def draw(rng: random.Random, scene: Scene) -> Change:
         new = _draw_other(rng, table, getattr(scene, attribute))
         return replace(scene, **{attribute: new}), {"new": new}  # type: ignore[arg-type]
 
-    return change
+    return draw
 
 
 def _change_finish(table: dict) -> Callable[[random.Random, Scene], Change]:
     """An edit of the material or colour of one object."""
 
-    def change(rng: random.Random, scene: Scene) -> Change:
+    def draw(rng: random.Random, scene: Scene) -> Change:
         index = rng.randrange(len(scene.things))
-        thing = scene.things[index]
-        new = _draw_other(rng, table, thing.finish)
-        target = _with_object(scene, index, replace(thing, finish=new))
-        return target, {"object": thing.name, "new": new}
+        obj = scene.things[index]
+        new = _draw_other(rng, table, obj.finish)
+        change = {"object": obj.name, "new": new}
+        return _with_object(scene, index, finish=new), change
 
-    return change
+    return draw
 
 
 def _change_accessory(rng: random.Random, scene: Scene) -> Change:
     index = rng.randrange(len(scene.things))
-    thing = scene.things[index]
-    if thing.accessory and rng.random() < 0.5:
-        target = _with_object(scene, index, replace(thing, accessory=None))
-        return target, {"object": thing.name, "old": thing.accessory}
-    new = _draw_other(rng, words.ACCESSORIES, thing.accessory)
-    target = _with_object(scene, index, replace(thing, accessory=new))
-    return target, {"object": thing.name, "new": new}
+    obj = scene.things[index]
+    if obj.accessory and rng.random() < 0.5:
+        change = {"object": obj.name, "old": obj.accessory}
+        return _with_object(scene, index, accessory=None), change
+    new = _draw_other(rng, words.ACCESSORIES, obj.accessory)
+    change = {"object": obj.name, "new": new}
+    return _with_object(scene, index, accessory=new), change
 
 
 _CHANGES: dict[str, Callable[[random.Random, Scene], Change]] = {
@@ -191,7 +190,7 @@ def sample_edit(
         wording: ``"train"``, or ``"held-out"`` for phrasings no model was trained on.
 
     Raises:
-        ValueError: an unknown kind or wording, or a kind this scene does not allow.
+        ValueError: an unknown wording, or an edit type this scene does not allow.
     """
     rng = random.Random(f"edit {seed}")
     allowed = possible_kinds(scene)

@@ -2,25 +2,20 @@
 
 No single setting suits every edit: sharing attention for many steps preserves the image
 and blocks the edit, sharing for few steps loses the image. So each triplet becomes many
-``Candidate``s, each with its own fraction p of steps with shared attention, guidance
-scale and seed (``draw_candidates``), and CLIP selects among the results later.
-``add_cross_attention_edit`` adds the original Prompt-to-Prompt to some of them.
+``Candidate``s, and CLIP selects among the results later.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from ip2p_lib import rng
+from ip2p_lib.config import Rendering
 from ip2p_lib.rendering.word_edits import LocalBlend, WordEdit
 from ip2p_lib.triplets.record import Triplet
-
-if TYPE_CHECKING:
-    from ip2p_lib.config import Rendering
 
 TAU_RANGE = (0.2, 0.8)  # ours: fraction of steps with edited cross-attention
 SEED_BITS = 48  # so that a JSON reader that parses numbers as floats keeps a seed
@@ -93,7 +88,7 @@ def add_cross_attention_edit(
     Args:
         candidates: of ``draw_candidates``.
         fraction: of the candidates that get an edit, in [0, 1].
-        run_seed: another one selects others.
+        run_seed: of the choice of candidates and of tau.
     """
     ids = torch.tensor([c.seed for c in candidates], dtype=torch.int64)
     u_select, u_tau = (

@@ -3,8 +3,7 @@
 Each image is a ``Trajectory`` of ``trees``, in a row of the batch and at a step of its
 own; a row that becomes free goes to the next one. The result equals that of
 ``render.generate_pairs`` up to rounding, in about half the work: no row depends on
-another one but its source. Read ``generate_batched``, then
-``trajectories.TrajectoryBatch``.
+another one but its source.
 """
 
 from __future__ import annotations

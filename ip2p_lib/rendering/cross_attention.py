@@ -1,7 +1,7 @@
 """Cross-attention edited token by token: the original Prompt-to-Prompt.
 
-Hertz et al. (arXiv 2208.01626, section 3.2) give the second image a map made of two.
-Each is the softmax of scores between spatial positions and tokens, their equation 1:
+Hertz et al. (arXiv 2208.01626, section 3.2) give the second image a map made of two,
+each the softmax of scores between spatial positions and tokens, their equation 1:
 
     Edit(M0, M1) = M0 R + M1 diag(b)        M = softmax(q k^T / sqrt(d))
 
@@ -43,16 +43,17 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 
-class AttentionController:
-    """What the edited layers read and write: call ``set_step`` before each U-Net call.
+class EditedCrossAttnProcessor:
+    """An attention processor for ``diffusers``: the equation above, for rows c1.
+
+    Call ``set_step`` before each call of the U-Net.
 
     Attributes:
-        mapper, keep: (N, L, L) and (N, L) of this step; None is plain attention. Their
+        mapper, keep: (N, L, L) and (N, L) of this step, at first of step 0. Their
             shapes never change, so that a compiled U-Net is not compiled again.
         blend_tokens: (2N, L), 1 for the tokens of ``attention_sum``, or None.
         attention_sum: (2N, positions) attention of c0 and c1 to those tokens, summed
-            over all steps so far and over the layers that have ``grid`` positions.
-        grid: (h, w) of those maps.
+            over all steps so far and over the layers with ``grid`` (h, w) positions.
     """
 
     def __init__(
@@ -68,10 +69,9 @@ class AttentionController:
         self._mapper = edits.mapper.to(device, dtype)
         self._keep = edits.keep.to(device, dtype)
         self._threshold = edits.threshold.to(device)
-        self.mapper: Tensor | None = None
-        self.keep: Tensor | None = None
+        self.set_step(0)
         tokens = edits.blend_tokens.to(device, dtype)
-        self.blend_tokens = tokens if edits.blends else None
+        self.blend_tokens = tokens if edits.blend_tokens.any() else None
         self.grid = grid
         precise = torch.promote_types(dtype, torch.float32)
         size = len(tokens), grid[0] * grid[1]
@@ -87,13 +87,6 @@ class AttentionController:
         """(N, 1, H, W) bool for latents of a size: where second images may differ."""
         return blend_mask(self.attention_sum, self.grid, size, self._threshold)
 
-
-class EditedCrossAttnProcessor:
-    """An attention processor for ``diffusers``: the equation above, for rows c1."""
-
-    def __init__(self, controller: AttentionController) -> None:
-        self.controller = controller
-
     def __call__(
         self,
         attn: Any,
@@ -107,21 +100,16 @@ class EditedCrossAttnProcessor:
         Raises:
             ValueError: the batch has not four rows a pair.
         """
-        control = self.controller
         q = split_heads(attn.to_q(hidden_states), attn.heads)
         k = split_heads(attn.to_k(encoder_hidden_states), attn.heads)
         v = split_heads(attn.to_v(encoder_hidden_states), attn.heads)
-        if control.mapper is None or control.keep is None:
-            return project_out(attn, F.scaled_dot_product_attention(q, k, v))
-        if (n := 4 * len(control.mapper)) != len(q):
+        if (n := 4 * len(self.mapper)) != len(q):
             raise ValueError(f"The edits have {n} rows, but the batch {len(q)} rows.")
-        tokens, total = control.blend_tokens, control.attention_sum
+        tokens, total = self.blend_tokens, self.attention_sum
         if tokens is not None and q.shape[2] == total.shape[1]:
             half = len(q) // 2
             total.add_(token_attention(q[half:], k[half:], tokens))
-        return project_out(
-            attn, edited_attention(q, k, v, control.mapper, control.keep)
-        )
+        return project_out(attn, edited_attention(q, k, v, self.mapper, self.keep))
 
 
 def edited_attention(
@@ -166,8 +154,7 @@ def blend_mask(
 
     Args:
         attention: (2N, positions), of first captions, then of second ones.
-        grid: (h, w) of ``attention``, h * w positions.
-        size: (H, W) of the latent.
+        grid, size: (h, w) of ``attention``, and (H, W) of the latent.
         threshold: (N,) k.
     Returns:
         (N, 1, H, W) bool, where either map exceeds k.
@@ -206,7 +193,7 @@ def attention_resolution(
 @contextmanager
 def edit_cross_attention(
     unet: UNet2DConditionModel, edits: EditTensors, steps: int, size: tuple[int, int]
-) -> Iterator[AttentionController]:
+) -> Iterator[EditedCrossAttnProcessor]:
     """Let a U-Net edit cross-attention inside a ``with`` block.
 
     Args:
@@ -214,10 +201,11 @@ def edit_cross_attention(
         edits: of the N pairs in the batch, which has 4N rows.
         steps, size: number of steps in all, and (h, w) of the latents.
     Yields:
-        The controller that all layers use; plain attention before ``set_step``. Raises
-        as ``use_attention_processor``.
+        The processor of all cross-attention layers.
+    Raises:
+        ValueError: as ``use_attention_processor``.
     """
-    control = AttentionController(unet, edits, steps, attention_resolution(unet, size))
-    processor = EditedCrossAttnProcessor(control)
+    grid = attention_resolution(unet, size)
+    processor = EditedCrossAttnProcessor(unet, edits, steps, grid)
     with use_attention_processor(unet, CROSS_ATTENTION, processor):
-        yield control
+        yield processor

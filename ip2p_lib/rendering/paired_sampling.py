@@ -1,10 +1,9 @@
 """Sample both images of N pairs in one batch, with shared attention (3.1.2).
 
 Two kinds of attention-map injection may be combined: self-attention for a fraction p of
-the steps, which is the released InstructPix2Pix code's (``shared_attention``), and
-cross-attention by words for a fraction tau (``cross_attention``), the original's. The
-original shares self-attention too, but only small maps and only in the conditional
-half. Here p means the same with and without word edits, so the two can be compared.
+the steps, as in the released code, and cross-attention by words for a fraction tau. The
+original Prompt-to-Prompt shares self-attention too, but only small maps and only in the
+conditional half. Here p means the same with and without word edits.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def sample_pairs(
     p: Tensor,
     edits: EditTensors | None = None,
 ) -> Tensor:
-    """Sample (2N, C, h, w) latents, all first images first.
+    """Sample (2N, C, h, w) latents, all first images first (Hertz et al., Algorithm 1).
 
     Args:
         unet, denoise: denoiser of 2N latents that calls it in rows [u0 | u1 | c0 | c1].
@@ -63,16 +62,16 @@ def sample_pairs(
     sources = torch.stack(rows).to(x.device)
     sharing = share_self_attention(unet) if p.any() else nullcontext()
     editing = edit_cross_attention(unet, edits, steps, size) if edits else nullcontext()
-    with sharing as shared, editing as control:
+    with sharing as shared, editing as edited:
         for i in range(steps):
             if shared:
                 shared.source = sources[i]
-            if control:
-                control.set_step(i)
+            if edited:
+                edited.set_step(i)
             t = x.new_full(x.shape[:1], coefficients[i, 0].item())
             z = noise(i) if coefficients[i, 5] > 0 else None
             x, x0 = sampler_step(x, denoise(x, t), x0, z, on_device[i])
-            if control and edits and edits.blends:  # Algorithm 1 of Hertz et al.
-                mask = control.blend_mask(size)
+            if edited and edited.blend_tokens is not None:
+                mask = edited.blend_mask(size)
                 x, x0 = blend_latents(mask, x), blend_latents(mask, x0)
     return x

@@ -4,28 +4,24 @@ A batch of N candidates is one U-Net batch of 4N rows, in the released code's or
 
     [u0 | u1 | c0 | c1]     u: empty caption   c: own caption   0, 1: before, after
 
-Rows are independent: batch size and order change an image by rounding at most, and a
-pair can be generated again from its record.
+Rows are independent: batch size and order change an image by rounding at most.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ip2p_lib import rng
 from ip2p_lib.diffusion.guidance import caption_denoiser
-from ip2p_lib.diffusion.samplers import StepNoise, sample, timesteps
+from ip2p_lib.diffusion.samplers import StepNoise, sample
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 from ip2p_lib.rendering.candidates import Candidate
 from ip2p_lib.rendering.paired_sampling import sample_pairs
 from ip2p_lib.rendering.word_edits import build_edit_tensors
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -56,16 +52,15 @@ def generate_pairs(
     Yields:
         One list of pairs a batch, in the order of ``candidates``.
     Raises:
-        ValueError: p outside [0, 1], a batch size below 1, an unfit sampler or steps
-            (see ``samplers.timesteps``), a caption too long for the text encoder, or
-            an unfit word edit (see ``word_edits.build_edit_tensors``).
+        ValueError: p outside [0, 1], a batch size below 1, a caption too long, or as
+            ``samplers.timesteps`` and ``word_edits.build_edit_tensors``.
     """
     for candidate in candidates:
         if not 0 <= candidate.p <= 1:
             raise ValueError(f"p is a fraction in [0, 1], not {candidate.p}.")
-    timesteps(backbone.schedule, steps, sampler)
     cache: dict[str, Tensor] = {}
-    for batch in _batches(candidates, batch_size):
+    for rows in _batches(len(candidates), batch_size):
+        batch = candidates[rows]
         ordered = [candidate.source_first() for candidate in batch]
         images = _generate_batch(backbone, ordered, steps, sampler, cache)
         yield [
@@ -91,10 +86,8 @@ def _generate_batch(
     denoise = caption_denoiser(backbone.unet, text, backbone.null_text, scale)
     noise = latent_noise(backbone, [c.seed for c in batch], copies=2)
     p = torch.tensor([c.p for c in batch], dtype=torch.float64)
-    word_edits = [c.word_edit for c in batch]
-    edits = None
-    if any(word_edits):
-        edits = build_edit_tensors(backbone, word_edits, first, second)
+    words = [c.word_edit for c in batch]
+    edits = build_edit_tensors(backbone, words, first, second) if any(words) else None
     settings = backbone.schedule, steps, sampler
     latents = sample_pairs(backbone.unet, denoise, noise, *settings, p, edits)
     return backbone.decode(latents)
@@ -124,21 +117,22 @@ def generate_images(
     """
     if len(captions) != len(seeds):
         raise ValueError(f"{len(captions)} captions, but {len(seeds)} seeds.")
-    timesteps(backbone.schedule, steps, sampler)
     cache: dict[str, Tensor] = {}
-    for batch in _batches(range(len(seeds)), batch_size):
-        text = encode_captions(backbone, [captions[i] for i in batch], cache)
+    for rows in _batches(len(captions), batch_size):
+        text = encode_captions(backbone, captions[rows], cache)
         denoise = caption_denoiser(backbone.unet, text, backbone.null_text, cfg_scale)
-        noise = latent_noise(backbone, [seeds[i] for i in batch])
-        settings = backbone.schedule, steps
+        noise, settings = (
+            latent_noise(backbone, seeds[rows]),
+            (backbone.schedule, steps),
+        )
         latents = sample(sampler, denoise, noise(-1), *settings, step_noise=noise)
         yield backbone.decode(latents)
 
 
-def _batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+def _batches(n: int, size: int) -> Iterator[slice]:
     if size < 1:
         raise ValueError(f"batch_size must be at least 1, not {size}.")
-    return (items[i : i + size] for i in range(0, len(items), size))
+    return (slice(i, i + size) for i in range(0, n, size))
 
 
 def encode_captions(

@@ -1,12 +1,10 @@
 """Shared self-attention, which makes the two images of a pair match (3.1.2).
 
 Sampling two captions from one noise gives two different layouts. Prompt-to-Prompt
-(Hertz et al.) injects attention maps of the first image into the second. What the
-released InstructPix2Pix code injects is the *self*-attention of every layer, by copying
-the first image's scores, before the softmax, over the second's
-(``stable_diffusion/ldm/modules/attention.py``). The main text of the paper speaks of
-cross-attention; its appendix A.2 and the code do not use it, and we follow the code.
-The original, which edits cross-attention word by word, is in ``cross_attention``.
+(Hertz et al.) injects attention maps of the first image into the second. The paper's
+main text speaks of cross-attention (see ``cross_attention``). Its appendix A.2 and the
+released code (``stable_diffusion/ldm/modules/attention.py``), which we follow, inject
+the *self*-attention of every layer: the first image's scores, before the softmax.
 
 Scores are q k^T, so to copy them is to use the first image's q and k:
 
@@ -20,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,19 +29,6 @@ if TYPE_CHECKING:
 
 SELF_ATTENTION = "attn1.processor"  # how diffusers names it in a transformer block
 CROSS_ATTENTION = "attn2.processor"
-
-
-@dataclass
-class SharedAttention:
-    """Which row's q and k each row uses; set it before a call of the U-Net.
-
-    Attributes:
-        source: (rows,) int64 row indices, or None for plain attention. Under
-            ``torch.compile``, keep its shape constant and let a row that shares nothing
-            point to itself: new values cost nothing, None means another compilation.
-    """
-
-    source: Tensor | None = None
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -59,10 +43,15 @@ def project_out(attn: Any, x: Tensor) -> Tensor:
 
 
 class SharedSelfAttnProcessor:
-    """An attention processor for ``diffusers``, its q and k from ``state.source``."""
+    """An attention processor for ``diffusers``: each row's q and k are a source row's.
 
-    def __init__(self, state: SharedAttention) -> None:
-        self.state = state
+    Attributes:
+        source: (rows,) int64 row indices, or None for plain attention. Set it before a
+            call of the U-Net. In a compiled one its shape must not change, so a row
+            that shares nothing points to itself.
+    """
+
+    source: Tensor | None = None
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any
@@ -70,17 +59,15 @@ class SharedSelfAttnProcessor:
         """Self-attention of a transformer block: (rows, tokens, C) to the same shape.
 
         Raises:
-            ValueError: ``state.source`` has another number of rows.
+            ValueError: ``source`` has another number of rows.
         """
-        x, source = hidden_states, self.state.source
+        x, source = hidden_states, self.source
         q, k, v = (
             split_heads(to(x), attn.heads) for to in (attn.to_q, attn.to_k, attn.to_v)
         )  # each (rows, heads, tokens, C / heads)
         if source is not None:
             if len(source) != len(x):
-                raise ValueError(
-                    f"source has {len(source)} rows, but the batch has {len(x)}."
-                )
+                raise ValueError(f"source has {len(source)} rows, the batch {len(x)}.")
             q, k = q[source], k[source]
         return project_out(attn, F.scaled_dot_product_attention(q, k, v))
 
@@ -101,8 +88,7 @@ def use_attention_processor(
     old = dict(unet.attn_processors)
     names = [name for name in old if name.endswith(name_ending)]
     if not names:
-        kind = "self" if name_ending == SELF_ATTENTION else "cross"
-        raise ValueError(f"This U-Net has no {kind}-attention in a transformer block.")
+        raise ValueError(f"This U-Net has no transformer block with {name_ending}.")
     try:
         unet.set_attn_processor(old | dict.fromkeys(names, processor))
         yield
@@ -111,16 +97,19 @@ def use_attention_processor(
 
 
 @contextmanager
-def share_self_attention(unet: UNet2DConditionModel) -> Iterator[SharedAttention]:
+def share_self_attention(
+    unet: UNet2DConditionModel,
+) -> Iterator[SharedSelfAttnProcessor]:
     """Let a U-Net share self-attention between rows inside a ``with`` block.
 
     Yields:
-        The ``SharedAttention`` that all its self-attention layers read, at first with
-        plain attention. Raises as ``use_attention_processor``.
+        The processor of all its self-attention layers, at first for plain attention.
+    Raises:
+        ValueError: as ``use_attention_processor``.
     """
-    state = SharedAttention()
-    with use_attention_processor(unet, SELF_ATTENTION, SharedSelfAttnProcessor(state)):
-        yield state
+    processor = SharedSelfAttnProcessor()
+    with use_attention_processor(unet, SELF_ATTENTION, processor):
+        yield processor
 
 
 def is_active(p: Tensor, step: int, steps: int) -> Tensor:

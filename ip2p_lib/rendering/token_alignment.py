@@ -1,11 +1,9 @@
 """Align the tokens of two captions, and map attention columns from one to the other.
 
 Prompt-to-Prompt (Hertz et al., arXiv 2208.01626, section 3.2) injects cross-attention
-maps token by token: a ``ColumnMapping``, since a map has one column per token.
-
-Captions are aligned by CLIP tokens and not by words, which serves languages that write
-no spaces. CLIP marks the last token of a word, so "cat" in "cat" and in "caterpillar"
-are different tokens, and a word is rarely aligned with a part of another one.
+maps token by token: a map has one column per token. Captions are aligned by CLIP tokens
+and not by words, since some languages write no spaces. CLIP marks the last token of a
+word, so a word is rarely aligned with a part of another one.
 """
 
 from __future__ import annotations
@@ -54,13 +52,11 @@ class ColumnMapping:
 
 
 def align(before: Sequence[int], after: Sequence[int], end: int) -> list[Block]:
-    """Align two captions' token ids, longest common stretch first.
+    """Blocks that cover two captions in order, longest common stretch first.
 
     Args:
-        before, after: ids, padded to one length.
+        before, after: token ids, padded to one length.
         end: id of the end marker, after which the padding begins.
-    Returns:
-        Blocks that cover both captions in order.
     """
     n, m, length = before.index(end), after.index(end), len(before)
     codes = SequenceMatcher(None, before[:n], after[:m], autojunk=False).get_opcodes()
@@ -122,12 +118,9 @@ def changed_tokens(blocks: Sequence[Block]) -> tuple[list[int], list[int]]:
 def find_tokens(tokenizer: CLIPTokenizerFast, caption: str, phrase: str) -> list[int]:
     """Indices of a phrase's tokens in a caption, at each occurrence.
 
-    A token that spans the phrase and its neighbour counts too, as in Chinese.
+    A token that spans the phrase and its neighbour counts too, as in Chinese. Case and
+    spacing of the phrase do not matter.
 
-    Args:
-        tokenizer: any CLIP tokenizer with offsets.
-        caption: any text, not truncated.
-        phrase: one or several words; case and spacing do not matter.
     Raises:
         ValueError: the caption does not contain the phrase as whole words.
     """

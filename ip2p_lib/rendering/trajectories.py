@@ -1,8 +1,7 @@
 """Sampling trajectories in one batch, each at a step of its own (3.1.2).
 
-``trees`` builds trajectories and ``continuous_batching`` runs them. Read
-``TrajectoryBatch.step``: wherever the trajectories are, a step is one call of the U-Net
-and a dozen operations on whole tensors.
+``trees`` builds trajectories and ``continuous_batching`` runs them. Wherever these are,
+``TrajectoryBatch.step`` is one call of the U-Net and a dozen operations on tensors.
 """
 
 from __future__ import annotations

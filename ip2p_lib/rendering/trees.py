@@ -1,7 +1,7 @@
 """Shared-prefix sampling: candidates that differ in p alone form a tree (3.1.2).
 
-``render.generate_pairs`` samples candidates as the released code does: both images of
-each, from the first step to the last, and repeats work. Candidates of one caption pair,
+``render.generate_pairs`` samples both images of each candidate from the first step to
+the last, as the released code does, and repeats work. Candidates of one caption pair,
 seed and guidance scale that differ in p have *one* first image, and their second images
 are the same until the smaller p has passed:
 
@@ -10,8 +10,7 @@ are the same until the smaller p has passed:
                       |       '---------------*      after, middle p      - does not
                       '-----------------------*      after, smallest p
 
-A branch leaves the shared prefix when its p has passed, and needs no source from then
-on. ``continuous_batching`` samples the trees.
+A branch leaves the shared prefix when its p has passed, and needs no source then.
 """
 
 from __future__ import annotations
@@ -19,21 +18,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby, islice
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ip2p_lib import rng
+from ip2p_lib.config import Rendering
 from ip2p_lib.diffusion.samplers import initial_latent
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 from ip2p_lib.rendering.candidates import Candidate, draw_candidates
 from ip2p_lib.rendering.render import encode_captions, latent_noise
 from ip2p_lib.rendering.trajectories import Trajectory
 from ip2p_lib.triplets.record import Triplet
-
-if TYPE_CHECKING:
-    from ip2p_lib.config import Rendering
 
 
 def draw_trees(
@@ -68,8 +64,7 @@ def build_trees(
     Args:
         backbone: encodes the captions.
         candidates: those of one tree together; read lazily.
-        coefficients: of ``samplers.sampler_coefficients``.
-        sampler: the one of the coefficients.
+        coefficients, sampler: of ``samplers.sampler_coefficients``.
         prefetch: trees whose captions are encoded at once.
     Raises:
         ValueError: a p outside [0, 1], a caption too long for the text encoder, or a

@@ -2,8 +2,6 @@
 
 A ``WordEdit`` says how the second image of a pair uses the first one's cross-attention.
 ``build_edit_tensors`` turns the edits of a batch into tensors for ``cross_attention``.
-The InstructPix2Pix paper's section 3.1.2 describes this method; its appendix A.2 and
-the released code share self-attention instead (see ``shared_attention``).
 
     M0, M1   cross-attention maps of the two images   tau   fraction of steps, the first
     w, w*    a word of the first and of the second caption   c     weight of a word
@@ -12,13 +10,14 @@ the released code share self-attention instead (see ``shared_attention``).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 from ip2p_lib.rendering.token_alignment import (
     Block,
     ColumnMapping,
@@ -28,9 +27,6 @@ from ip2p_lib.rendering.token_alignment import (
     get_refinement_mapper,
     get_replacement_mapper,
 )
-
-if TYPE_CHECKING:
-    from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 
 MAPPERS = {"replace": get_replacement_mapper, "refine": get_refinement_mapper}
 NO_BLEND = -1.0  # a threshold that every position exceeds
@@ -94,14 +90,6 @@ class WordEdit:
         values["kind"], values["lead"] = values.pop("mode"), values.pop("source")
         return values
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> WordEdit:
-        """Inverse of ``to_dict``."""
-        weights = tuple((word, c) for word, c in values["weights"])
-        b = values["blend"]
-        blend = b and LocalBlend(tuple(b["before"]), tuple(b["after"]), b["threshold"])
-        return cls(values["kind"], values["tau"], weights, blend, values["lead"])
-
 
 @dataclass(frozen=True)
 class EditTensors:
@@ -113,7 +101,6 @@ class EditTensors:
         blend_tokens: (2N, L), 1 for the tokens whose maps select the region to change,
             first captions first.
         threshold: (N,); ``NO_BLEND`` where nothing is blended.
-        blends: whether any pair blends.
     """
 
     tau: Tensor
@@ -121,7 +108,6 @@ class EditTensors:
     keep: Tensor
     blend_tokens: Tensor
     threshold: Tensor
-    blends: bool
 
 
 def build_edit_tensors(
@@ -149,7 +135,6 @@ def build_edit_tensors(
         keep=torch.ones(n, length),
         blend_tokens=torch.zeros(2 * n, length),
         threshold=torch.full((n,), NO_BLEND),
-        blends=any(edit and edit.blend for edit in edits),
     )
     for i, edit in enumerate(edits):
         if edit is None:

@@ -8,8 +8,7 @@ is resumed, or repeated with another learning rate, encodes nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,47 +30,47 @@ VAE_BATCH = 16  # pairs encoded in one call
 POLL_SECONDS = 0.5  # between two checks for the shards of other processes
 
 
-@dataclass(frozen=True)
-class CacheKey:
-    """What is encoded: two equal keys have the same latents."""
-
-    data: Path  # folder of the pairs
-    rows: tuple[int, int]  # first and one past the last
-    backbone: Source  # of the frozen networks
-    resolution: int  # side of the square images, pixels
-
-    def to_dict(self) -> dict[str, Any]:
-        """The key as JSON values that do not depend on where the folders are."""
-        vae = sorted(Path(self.backbone.path_or_id).glob("vae/*.safetensors"))
-        return {
-            "data": sha256_of(self.data / MANIFEST),
-            "rows": list(self.rows),
-            "backbone": self.backbone.revision or sha256_of(*vae),
-            "resolution": self.resolution,
-            "processes": world_size(),
-        }
-
-
 def cached_latents(
-    backbone: StableDiffusion, cache_key: CacheKey, folder: str | Path
+    backbone: StableDiffusion,
+    data: Path,
+    rows: range,
+    resolution: int,
+    source: Source,
+    folder: Path,
 ) -> Latents:
     """Encode what ``folder`` does not hold yet, then read all of it.
 
     Every process of the run must call it; each waits for the others' shards.
 
+    Args:
+        backbone: the frozen networks, loaded from ``source``.
+        data: folder of the pairs.
+        rows: of the pairs to encode.
+        resolution: side of the square images, pixels.
+        source: a shard of another source, or of other arguments, is encoded anew.
+        folder: of the shards; created if missing.
     Returns:
         On the CPU, in half precision, with token ids for text: hidden states of many
         instructions are larger than their latents. ``train`` needs ``encode`` with it.
     """
-    folder, identity = Path(folder), cache_key.to_dict()
+    vae = sorted(Path(source.path_or_id).glob("vae/*.safetensors"))
+    cache_key = {
+        "data": sha256_of(data / MANIFEST),
+        "rows": [rows.start, rows.stop],
+        "backbone": source.revision or sha256_of(*vae),
+        "resolution": resolution,
+        "processes": world_size(),
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    if _read(folder, rank(), identity) is None:
-        _encode(backbone, cache_key, folder, identity)
-    parts = [_wait_for(folder, shard, identity) for shard in range(world_size())]
+    if _read(folder, rank(), cache_key) is None:
+        own = torch.arange(rows.start, rows.stop).tensor_split(world_size())[rank()]
+        encoded, texts = _encode(backbone, PairDataset(data), own, resolution)
+        state = cache_key | {"instructions": texts}
+        checkpoint.save(folder / f"shard-{rank():03d}", encoded, state)
+    parts = [_wait_for(folder, shard, cache_key) for shard in range(world_size())]
+    texts = [text for part in parts for text in part.state["instructions"]]
+    distinct, index = index_distinct(texts)
     names = ("target_mean", "target_logvar", "condition")
-    distinct, index = index_distinct(
-        [text for part in parts for text in part.state["instructions"]]
-    )
     return Latents(
         **{name: torch.cat([part.tensors[name] for part in parts]) for name in names},
         instruction=index,
@@ -96,41 +95,35 @@ def crop_to_squares(pairs: Sequence[Pair], resolution: int) -> tuple[Tensor, Ten
 
 
 def _encode(
-    backbone: StableDiffusion,
-    cache_key: CacheKey,
-    folder: Path,
-    identity: dict[str, Any],
-) -> None:
-    """Encode and store this process's shard."""
-    dataset, texts = PairDataset(cache_key.data), list[str]()
+    backbone: StableDiffusion, dataset: PairDataset, rows: Tensor, resolution: int
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Encode rows of a dataset; returns their latents and their instructions."""
+    texts = list[str]()
 
-    def batches(parts: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        for rows in parts:
-            pairs = [dataset[i] for i in rows.tolist()]
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for part in rows.split(VAE_BATCH):
+            pairs = [dataset[i] for i in part.tolist()]
             texts.extend(pair.instruction for pair in pairs)
-            yield crop_to_squares(pairs, cache_key.resolution)
+            yield crop_to_squares(pairs, resolution)
 
-    own_rows = torch.arange(*cache_key.rows).tensor_split(world_size())[rank()]
-    encoded = encode_pairs(backbone, batches(own_rows.split(VAE_BATCH)))
-    state = identity | {"instructions": texts}
-    checkpoint.save(folder / f"shard-{rank():03d}", encoded, state)
+    return encode_pairs(backbone, batches()), texts
 
 
 def _read(
-    folder: Path, shard: int, identity: dict[str, Any]
+    folder: Path, shard: int, cache_key: dict[str, Any]
 ) -> checkpoint.Checkpoint | None:
     """Read a shard if it is there, intact and of this cache key."""
     try:
         stored = checkpoint.load(folder / f"shard-{shard:03d}")
     except (FileNotFoundError, checkpoint.CheckpointError):
         return None
-    return stored if identity.items() <= stored.state.items() else None
+    return stored if cache_key.items() <= stored.state.items() else None
 
 
 def _wait_for(
-    folder: Path, shard: int, identity: dict[str, Any]
+    folder: Path, shard: int, cache_key: dict[str, Any]
 ) -> checkpoint.Checkpoint:
     """Read a shard once it is there; its process may still be writing it."""
-    while (stored := _read(folder, shard, identity)) is None:
+    while (stored := _read(folder, shard, cache_key)) is None:
         time.sleep(POLL_SECONDS)
     return stored

@@ -6,25 +6,21 @@ new weights start at zero, and frozen they would ignore the image for good.
 
     unet = add_editor_lora(widen_conv_in(unet), rank=16)   # then ``train.start``
     save_lora(unet, "runs/adapter", base)                  # some MB
-    unet = load_editor_lora(text_to_image_unet, "runs/adapter", base)
-    merge_editor_lora(unet).save_pretrained(...)           # a stock U-Net
+    unet = load_lora(widen_conv_in(text_to_image_unet), "runs/adapter", base)
+    merge_lora(unet).save_pretrained(...)                  # a stock U-Net
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ip2p_lib.diffusion.lora import add_lora, load_lora, lora_layers, merge_lora
-from ip2p_lib.training.surgery import widen_conv_in
+from ip2p_lib.diffusion.lora import add_lora
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
-
-    from ip2p_lib.config import Source
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -33,7 +29,6 @@ def add_editor_lora(
     unet: UNet2DConditionModel,
     *,
     rank: int = 16,
-    alpha: float | None = None,
     frozen: torch.dtype | None = None,
     run_seed: int = 0,
 ) -> UNet2DConditionModel:
@@ -41,39 +36,19 @@ def add_editor_lora(
 
     Args:
         unet: from ``widen_conv_in``; changed in place and returned.
-        rank: of the matrices.
-        alpha: their product is scaled by alpha / rank; None is by 1.
+        rank: of the matrices; their product is not scaled.
         frozen: data type of the frozen weights; half precision halves their memory.
         run_seed: determines the matrices.
     """
     if unet.config.in_channels == unet.config.out_channels:
-        raise ValueError(
-            "This U-Net takes no input image yet: pass it through widen_conv_in first."
-        )
+        raise ValueError("The U-Net takes no image: call widen_conv_in first.")
     if frozen is not None:
         nn.Module.to(unet, dtype=frozen)
     return add_lora(
         unet,
         rank=rank,
-        alpha=alpha or rank,
+        alpha=rank,
         targets=ATTENTION,
         modules_to_save=["conv_in"],
         run_seed=run_seed,
     )
-
-
-def load_editor_lora(
-    unet: UNet2DConditionModel, folder: str | Path, base: str | Path | Source
-) -> UNet2DConditionModel:
-    """Widen a copy of a text-to-image U-Net and load an adapter from ``save_lora``.
-
-    ``base`` is what ``unet`` was loaded from; errors as ``load_lora``.
-    """
-    return load_lora(widen_conv_in(unet), folder, base)
-
-
-def merge_editor_lora(unet: Any) -> UNet2DConditionModel:
-    """Add the LoRA matrices to the weights of ``unet``: a stock 8-channel U-Net."""
-    if lora_layers(unet):
-        nn.Module.to(unet, dtype=torch.float32)
-    return merge_lora(unet)

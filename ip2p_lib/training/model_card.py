@@ -8,25 +8,20 @@ writes weights and card as one folder, which stock ``diffusers`` reads, and
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from ip2p_lib.config import Source
+from ip2p_lib.config import Editing, Source, Training
+from ip2p_lib.diffusion.lora import merge_lora
 from ip2p_lib.files import atomic_directory
-from ip2p_lib.training.lora import merge_editor_lora
-from ip2p_lib.training.loss_weighting import bin_means, bin_names
 from ip2p_lib.training.state import TrainState
-from ip2p_lib.training.validation import ValidationResult
+from ip2p_lib.training.validation import COLUMNS, ValidationResult
 
-if TYPE_CHECKING:
-    from ip2p_lib.config import Training
-
-WINDOW = 0.1  # share of the steps at either end whose mean loss the card gives
 UPLOADED = ("README.md", "unet/*.json", "unet/*.safetensors")  # and nothing else
 TEMPLATE = """\
 ---
@@ -42,26 +37,8 @@ whose U-Net was given four more input channels and trained on pairs of images.
 
 | what | value |
 | --- | --- |
-{% for row in training %}| {{ row | join(" | ") }} |
+{% for name, value in training.items() %}| {{ name }} | {{ value }} |
 {% endfor %}
-## Loss by timestep
-
-| timesteps | first {{ window }} steps | last {{ window }} steps |
-| --- | --- | --- |
-{% for name, a, b in losses %}| {{ name }} | {{ "%.4f" % a }} | {{ "%.4f" % b }} |
-{% endfor %}
-## Validation
-{% if run.validation %}
-Means over the same fixed edits: similarity of edit and input, and of the change of the
-images and that of the captions.
-
-| step | CLIP image and directional similarity |
-| --- | --- |
-{% for r in run.validation %}| {{ r.step }} | {{ "%.4f, %.4f" %
-(r.image_similarity, r.directional_similarity) }} |
-{% endfor %}{% else %}
-The run had no validation.
-{% endif %}
 ## Loading
 
 `FOLDER` is where this file is.
@@ -71,13 +48,13 @@ from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionMod
 
 unet = UNet2DConditionModel.from_pretrained("FOLDER", subfolder="unet")
 pipe = StableDiffusionInstructPix2PixPipeline.from_pretrained("{{ base }}", unet=unet)
-edited = pipe("make it winter", image=picture, guidance_scale={{ run.text_scale }},
-              image_guidance_scale={{ run.image_scale }}).images[0]
+edited = pipe("make it winter", image=image, guidance_scale={{ editing.text_scale }},
+              image_guidance_scale={{ editing.image_scale }}).images[0]
 ```
 
 ## Licence
 
-{{ license_text }}
+{{ license }}
 """
 
 
@@ -90,35 +67,20 @@ class RunSummary:
     pairs: int
     settings: Training
     run_seed: int
-    bins: Tensor  # (n, 2, K) of all n steps, as ``Run.bins``
-    validation: Sequence[ValidationResult]
-    text_scale: float  # recommended for editing
-    image_scale: float
+    steps: int  # taken
+    validation: ValidationResult | None  # the last
+    editing: Editing  # recommended guidance scales
     provenance: Mapping[str, Any]  # from ``results.provenance``
 
 
-def model_card(
-    run: RunSummary,
-    *,
-    name: str,
-    license: str,
-    license_link: str | None = None,
-    attribution: str = "No attribution required.",
-) -> str:
-    """Fill the model card; license="other" needs a link to its text."""
+def model_card(run: RunSummary, *, name: str, license: str) -> str:
+    """Fill the model card."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    if license == "other" and license_link is None:
-        raise ValueError("license='other' needs a license_link to its text.")
-    if not len(run.bins):
-        raise ValueError("The run has taken no step yet: there is nothing to report.")
-    window = max(1, round(WINDOW * len(run.bins)))
-    first_and_last = bin_means(run.bins, window)[[window - 1, -1]].tolist()
     base, local = run.base.path_or_id, run.base.revision is None
     header = ModelCardData(
         model_name=name,
         license=license,
-        license_link=license_link,
         language="en",
         library_name="diffusers",
         pipeline_tag="image-to-image",
@@ -128,34 +90,30 @@ def model_card(
     filled = ModelCard.from_template(
         header,
         template_str=TEMPLATE,
-        run=run,
+        editing=run.editing,
         base=Path(base).name if local else base,
         training=_training_rows(run),
-        window=window,
-        losses=list(zip(bin_names(), *first_and_last, strict=True)),
-        license_text=f"{license_link or license}. {attribution}",
+        license=license,
     )
     return str(filled)
 
 
-def _training_rows(run: RunSummary) -> list[tuple[str, Any]]:
-    settings, provenance = run.settings, dict(run.provenance)
+def _training_rows(run: RunSummary) -> dict[str, Any]:
+    provenance = dict(run.provenance)
     versions = provenance.pop("versions", {})
-    steps = f"{len(run.bins):,} of {settings.steps:,}"
-    decay = ", then half a cosine down to 0" if settings.decay else ""
-    rate = f"{settings.learning_rate:g}, warm-up {settings.warmup}{decay}"
-    return [
-        ("base revision", run.base.revision or "none"),
-        ("data", f"{run.data}, {run.pairs:,} pairs"),
-        ("steps", f"{steps} of {settings.batch_size:,} examples"),
-        ("learning rate", rate),
-        ("EMA of the weights", f"decay {settings.ema_decay:g}, once a step"),
-        ("conditioning dropout", f"{settings.drop:.0%} text, both, image each"),
-        ("resolution", f"{settings.resolution} px"),
-        ("run seed", run.run_seed),
-        *provenance.items(),
-        *versions.items(),
-    ]
+    rows = {
+        "base revision": run.base.revision or "none",
+        "data": f"{run.data}, {run.pairs:,} pairs",
+        "run seed": run.run_seed,
+        "steps taken": run.steps,
+        **{name.replace("_", " "): value for name, value in vars(run.settings).items()},
+    }
+    if run.validation:
+        similarities = [getattr(run.validation, column) for column in COLUMNS[1:]]
+        rows["CLIP image and directional similarity of fixed edits"] = ", ".join(
+            f"{value:.4f}" for value in similarities
+        )
+    return rows | provenance | versions
 
 
 def save_editor(
@@ -177,7 +135,7 @@ def save_editor(
     unet: Any = copy.deepcopy(state.unet)
     state.ema.copy_to(unet)
     if state.options.lora_rank:
-        merge_editor_lora(unet)
+        merge_lora(nn.Module.to(unet, dtype=torch.float32))
     unet = unet.to("cpu", memory_format=torch.contiguous_format).type(dtype)
     size = sum(w.numel() * w.element_size() for w in unet.parameters())
     folder, own = Path(folder), r"unet|README\.md"
@@ -197,10 +155,6 @@ def push_to_hub(
     """
     folder = Path(folder)
     files = [path for pattern in UPLOADED for path in sorted(folder.glob(pattern))]
-    if len({path.suffix for path in files}) < len(UPLOADED):
-        raise FileNotFoundError(
-            f"{folder} holds no editor with its card; save_editor writes one."
-        )
     if not dry_run:
         from huggingface_hub import HfApi
 

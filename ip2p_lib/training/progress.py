@@ -5,7 +5,6 @@ It is saved as a file too, so that a run under papermill ends with its last stat
 
 from __future__ import annotations
 
-import base64
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,17 +25,15 @@ from ip2p_lib.training.validation import COLUMNS, Validation, ValidationResult
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-HALF = (figures.PAGE / 2, 2.9)  # inches of a plot of which two stand side by side
 
-
-def plot_loss_bins(bins: Tensor, *, window: int = 20, first: int = 1) -> Figure:
+def plot_loss_bins(bins: Tensor, *, window: int = 20) -> Figure:
     """Running mean loss of each timestep bin, from ``TrainStep.bins`` (n, 2, K).
 
-    ``window`` is the number of steps averaged, ``first`` the number of the first step.
+    ``window`` is the number of steps averaged.
     """
     means = bin_means(bins, window)
-    lines = dict(zip(bin_names(bins=means.shape[1]), means.T, strict=True))
-    steps = torch.arange(first, first + len(means))
+    lines = dict(zip(bin_names(), means.T, strict=True))
+    steps = range(1, len(means) + 1)
     figure = figures.plot_lines(steps, lines, x_label="step", y_label="loss")
     figure.axes[0].set_yscale("log")
     return figure
@@ -51,8 +48,6 @@ def plot_validation(
     labels = {"x_label": "step", "y_label": "mean over the fixed edits"}
     figure = figures.plot_lines(steps, lines, **labels)
     axes = figure.axes[0]
-    for line in axes.lines:
-        line.set_marker("o")
     for name, reference in references.items():
         for column, colour in zip(COLUMNS[1:], figures.COLOURS, strict=False):
             level = getattr(reference, column)
@@ -61,97 +56,62 @@ def plot_validation(
     return figure
 
 
-def stack_images(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Put images in rows, from the left, on white."""
-    heights = [max(image.height for image in row) for row in rows]
-    width = max(sum(image.width for image in row) for row in rows)
-    sheet = Image.new("RGB", (width, sum(heights)), "white")
-    for i, row in enumerate(rows):
-        x = 0
-        for image in row:
-            sheet.paste(image, (x, sum(heights[:i])))
-            x += image.width
-    return sheet
-
-
-def format_duration(seconds: float) -> str:
-    """A duration such as ``"45 s"``, ``"12 min"`` or ``"1 h 30 min"``."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
 @dataclass
 class ProgressFigure:
-    """One figure of a run. Call ``show`` at every step; it redraws now and then.
-
-    After a resume, ``bins`` and ``results`` of the earlier sessions may be passed in.
-    """
+    """One figure of a run. Call ``show`` at every step; it redraws now and then."""
 
     validation: Validation
     last: int  # number of the run's last step
-    file: Path | None = None  # the image, replaced at every drawing
+    file: Path  # the image, replaced at every drawing
+    results: list[ValidationResult]  # begins with that before the first step
     every_seconds: float = 10.0
-    bins: list[Tensor] = field(default_factory=list)
-    results: list[ValidationResult] = field(default_factory=list)
-    _began: float = field(default_factory=lambda: time.monotonic())
+    _bins: list[Tensor] = field(default_factory=list)
     _last_draw: float = 0.0
-    _taken: int = 0  # steps of this session
     _references: dict[str, ValidationResult] = field(default_factory=dict)
     _handle: Any = None
 
     def show(self, step: TrainStep, result: ValidationResult | None = None) -> None:
         """Add a step; redraw after validation, or if the figure is old."""
-        self.bins.append(step.bins)
-        self._taken += 1
+        self._bins.append(step.bins)
         if result:
             self.results.append(result)
         old = time.monotonic() - self._last_draw > self.every_seconds
         if result or old or step.step == self.last:
-            self.draw(step.step)
+            self.draw(f"step {step.step} of {self.last}")
 
-    def caption(self, step: int) -> str:
-        """Steps taken, and the time left."""
-        spent = time.monotonic() - self._began
-        if step >= self.last:
-            return f"{self.last} steps taken"
-        left = spent / max(self._taken, 1) * (self.last - step)
-        return f"step {step} of {self.last}, about {format_duration(left)} left"
-
-    def draw(self, step: int) -> None:
+    def draw(self, title: str) -> None:
         """Draw, display and save the figure."""
-        png = figures.to_png(self.figure(self.caption(step)))
-        encoded = base64.b64encode(png).decode()
-        data = {"image/png": encoded, "text/plain": self.caption(step)}
+        image = self.image(title)
+        write_bytes(self.file, figures.to_png(image))
         if self._handle is None:
-            self._handle = display(data, raw=True, display_id=True)
+            self._handle = display(image, display_id=True)
         else:
-            self._handle.update(data, raw=True)
-        if self.file:
-            write_bytes(self.file, png)
+            self._handle.update(image)
         self._last_draw = time.monotonic()
 
-    def figure(self, title: str) -> Image.Image:
-        """The plots that have data, above the sample grid."""
-        plots = []
-        if self.bins:
-            plots.append(plot_loss_bins(torch.stack([b.cpu() for b in self.bins])))
-        if self.results:
-            self._references = self._references or self.validation.reference_results()
-            plots.append(plot_validation(self.results, self._references))
+    def image(self, title: str) -> Image.Image:
+        """Loss and similarities beside each other, above the edits so far."""
+        self._references = self._references or self.validation.reference_results()
+        plots = [
+            plot_loss_bins(torch.stack(self._bins).cpu()),
+            plot_validation(self.results, self._references),
+        ]
         for plot in plots:
-            plot.set_size_inches(*HALF)
+            plot.set_size_inches(figures.PAGE / 2, 2.9)
         plots[0].axes[0].set_title(title, fontsize=9)
-        rows = [[figures.to_image(plot) for plot in plots]]
-        if any(result.edits is not None for result in self.results):
-            rows.append([figures.to_image(self.sample_grid())])
-        return stack_images(rows)
+        left, right, grid = map(figures.to_image, (*plots, self.sample_grid()))
+        width = max(left.width + right.width, grid.width)
+        top = max(left.height, right.height)
+        sheet = Image.new("RGB", (width, top + grid.height), "white")
+        sheet.paste(left, (0, 0))
+        sheet.paste(right, (left.width, 0))
+        sheet.paste(grid, (0, top))
+        return sheet
 
     def sample_grid(self) -> Figure:
         """The inputs above the first and the newest edits."""
-        edits = {r.step: r.edits for r in self.results if r.edits is not None}
-        shown = {f"step {n}": edits[n] for n in sorted({min(edits), max(edits)})}
+        shown = self.results[0], self.results[-1]
+        edits = {f"step {r.step}": r.edits for r in shown if r.edits is not None}
         examples = self.validation.examples
-        rows = [examples.before, *shown.values()]
-        return figures.show_grid(rows, ["input", *shown], examples.instructions)
+        rows = [examples.before, *edits.values()]
+        return figures.show_grid(rows, ["input", *edits], examples.instructions)

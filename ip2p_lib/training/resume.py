@@ -1,18 +1,18 @@
 """Checkpoints of a training run, and exact resuming after any stop (ours).
 
     with resumable_run(state, "runs/editor", backup_dir=drive) as run:
-        print(run.status)
         for step in train(state, latents, schedule, settings, run_seed=0):
             run.log_step(step)
 
 Run it again after any stop; it ends in the same bits. A kill (SIGKILL, power, a lost
 machine) costs at most the steps since the last save; Ctrl-C, a notebook's stop button
 and SIGTERM save first. The log of losses is part of the checkpoint, so that it has
-every step exactly once; ``losses.csv`` is written from it at every save.
+every step exactly once; ``losses.json`` is written from it at every save.
 """
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -28,12 +28,12 @@ from torch import Tensor
 
 from ip2p_lib import checkpoint
 from ip2p_lib.distributed import broadcast_scalar, rank, world_size
-from ip2p_lib.files import remove_partials, require_room, run_lock, write_bytes
-from ip2p_lib.training.loss_weighting import NUM_BINS, bin_means, bin_names
-from ip2p_lib.training.state import CHECK_EVERY, TrainingOptions, TrainState
+from ip2p_lib.files import remove_partials, require_room, run_lock, write_json
+from ip2p_lib.training.loss_weighting import NUM_BINS
+from ip2p_lib.training.state import CHECK_EVERY, TrainState
 from ip2p_lib.training.train import TrainStep
 
-LOSSES = "losses.csv"
+LOSSES = "losses.json"
 LOG = "log"  # the tensor in a checkpoint that is not part of the TrainState
 COLUMNS = ("step", "loss", "grad_norm", "lr")  # of the log; then those by timestep bin
 WIDTH = len(COLUMNS) + 2 * NUM_BINS
@@ -61,8 +61,8 @@ def resume(
 ) -> checkpoint.Checkpoint | None:
     """Load the newest intact checkpoint into ``state``; None if there is none.
 
-    ``backup_dir`` is used if it holds a newer one. A warning says if it was saved under
-    other options, where resuming is possible.
+    ``backup_dir`` is used if it holds a newer one. A warning names damaged checkpoints
+    that were skipped, and other options where resuming is possible.
 
     Raises:
         CheckpointError: there are checkpoints, but every one is damaged.
@@ -71,21 +71,19 @@ def resume(
     newest = checkpoint.latest(*(folder for folder in (root, backup_dir) if folder))
     if newest is None:
         return None
+    for problem in newest.refused:
+        warnings.warn(f"{problem} {newest.folder} is older.", stacklevel=2)
     tensors = {name: t for name, t in newest.tensors.items() if name != LOG}
     try:
         state.restore(tensors, newest.state)
     except ValueError as error:
         raise ValueError(
-            f"{newest.folder} cannot be resumed: {error} Resume with the U-Net that "
-            "was trained, or choose another folder."
+            f"{newest.folder} cannot be resumed. {error}; choose another folder."
         ) from error
-    saved = TrainingOptions.from_dict(newest.state["options"])
-    if saved != state.options:
-        warnings.warn(
-            f"{newest.folder} was saved under other options ({saved.describe()}); from "
-            f"here on {state.options.describe()}, which rounds otherwise.",
-            stacklevel=2,
-        )
+    saved, own = newest.state["options"], state.options.to_dict()
+    if saved != own:
+        text = f"{newest.folder} was saved under {saved}, and {own} rounds otherwise."
+        warnings.warn(text, stacklevel=2)
     return newest
 
 
@@ -97,15 +95,15 @@ class StopRequest:
     def handle(self, number: int, frame: FrameType | None = None) -> None:
         """Signal handler: note the first signal, and stop at once at the second."""
         if self.number is not None:
-            raise stop_exception(number, "Stopped at once: the last step is not saved.")
+            self.stop("Stopped at once: the last step is not saved.")
         self.number = number
 
-
-def stop_exception(number: int, message: str) -> BaseException:
-    """KeyboardInterrupt for SIGINT, else exit with code 128 + number, as in shells."""
-    if number == signal.SIGINT:
-        return KeyboardInterrupt(message)
-    return SystemExit(128 + number)
+    def stop(self, message: str) -> None:
+        """Raise KeyboardInterrupt for SIGINT; exit with 128 + number, as in shells."""
+        if self.number == signal.SIGINT:
+            raise KeyboardInterrupt(message)
+        if self.number is not None:
+            raise SystemExit(128 + self.number)
 
 
 @contextmanager
@@ -143,7 +141,6 @@ class Run:
     every_seconds: float
     stop_request: StopRequest
     log: Tensor = field(default_factory=lambda: torch.empty(0, WIDTH).double())
-    status: str = ""  # where the run resumed from, in words
     _unsaved: list[TrainStep] = field(default_factory=list)
     _saved_at: float = field(default_factory=time.monotonic)
 
@@ -177,17 +174,11 @@ class Run:
 
     def save(self) -> None:
         """Save now, in the backup folder too; process 0 does it."""
-        new = [
-            [
-                s.step,
-                float(s.loss),
-                float(s.grad_norm),
-                s.lr,
-                *s.bins.flatten().tolist(),
-            ]
+        rows = [
+            [s.step, s.loss, s.grad_norm, s.lr, *s.bins.flatten().tolist()]
             for s in self._unsaved
         ]
-        self.log = torch.cat([self.log, self.log.new_tensor(new).reshape(-1, WIDTH)])
+        self.log = torch.cat([self.log, self.log.new_tensor(rows).reshape(-1, WIDTH)])
         self._unsaved.clear()
         if rank() == 0:
             save(self.root, self.state, keep=self.keep, log=self.log)
@@ -208,22 +199,20 @@ class Run:
             )
 
     def write_losses(self) -> None:
-        """Write ``losses.csv``: the log, with each bin's mean loss, if it has one."""
-        means = bin_means(self.bins) if len(self.log) else self.log[:, :NUM_BINS]
-        table = torch.cat([self.log[:, : len(COLUMNS)], means], dim=1).tolist()
-        lines = [[*COLUMNS, *(f"loss {name}" for name in bin_names())]]
-        for step, *rest in table:
-            values = ("" if value != value else repr(value) for value in rest)
-            lines.append([f"{step:.0f}", *values])
-        text = "".join(f"{','.join(line)}\n" for line in lines)
-        write_bytes(self.root / LOSSES, text.encode())
+        """Write the log without its bins as JSON rows; not finite numbers as null."""
+        rows = [
+            {
+                name: v if math.isfinite(v) else None
+                for name, v in zip(COLUMNS, row, strict=True)
+            }
+            for row in self.log[:, : len(COLUMNS)].tolist()
+        ]
+        write_json(self.root / LOSSES, rows)
 
     def stop_if_requested(self) -> None:
         """Raise what ends the run, if a signal requested it."""
-        number = self.stop_request.number
-        if number is not None:
-            message = f"Stopped after step {self.state.step}, saved in {self.root}."
-            raise stop_exception(number, f"{message} Run this again to go on.")
+        message = f"Stopped after step {self.state.step}, saved in {self.root}."
+        self.stop_request.stop(f"{message} Run this again to go on.")
 
 
 @contextmanager
@@ -260,21 +249,12 @@ def resumable_run(
         run = Run(state, root, backup, keep, every_steps, every_seconds, request)
         loaded = resume(root, state, backup_dir=backup)
         run.log = loaded.tensors.get(LOG, run.log) if loaded else run.log
-        run.status = _describe(run, loaded)
         if rank() == 0:
             _prepare_folder(run)
         yield run
         if run._unsaved:
             run.save()
         run.stop_if_requested()
-
-
-def _describe(run: Run, loaded: checkpoint.Checkpoint | None) -> str:
-    """Where the run resumes, and which damaged checkpoints it passes over."""
-    if loaded is None:
-        return f"Nothing is saved in {run.root} yet: starting from step 0."
-    ignored = f" Ignored: {' '.join(loaded.refused)}" if loaded.refused else ""
-    return f"Resumed after step {run.state.step} from {loaded.folder}.{ignored}"
 
 
 def _prepare_folder(run: Run) -> None:

@@ -6,7 +6,6 @@ Random draws need no state: they are functions of the step (see ``rng``).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from ip2p_lib.config import Training
 
 CHECK_EVERY = 25  # steps between two reads of a value on a GPU: each read waits for it
-HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -36,28 +34,10 @@ class TrainingOptions:
     ema_on_cpu: bool = False  # keep the moving average on the CPU
     autocast: torch.dtype | None = None  # from device.pick_autocast; None is float32
 
-    @property
-    def precision(self) -> str:
-        """Name of the data type that the U-Net computes in."""
-        names = (name for name, dtype in HALF.items() if dtype is self.autocast)
-        return next(names, "float32")
-
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON values, for a checkpoint's manifest."""
-        return asdict(self) | {"autocast": self.precision}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> TrainingOptions:
-        """Inverse of ``to_dict``."""
-        return cls(**{**values, "autocast": HALF.get(values["autocast"])})
-
-    def describe(self) -> str:
-        """The options in a few words."""
-        rank = self.lora_rank
-        parts = [f"LoRA of rank {rank}" if rank else "all weights", self.precision]
-        parts += ["gradient checkpointing"] * self.gradient_checkpointing
-        parts += ["EMA on the CPU"] * self.ema_on_cpu
-        return ", ".join(parts)
+        dtype = str(self.autocast).removeprefix("torch.") if self.autocast else None
+        return asdict(self) | {"autocast": dtype}
 
 
 @dataclass
@@ -108,11 +88,6 @@ class TrainState:
         """AdamW's own count, a scalar on the device; it leaves out skipped steps."""
         count: Tensor = next(iter(self.optimizer.state.values()))["step"]
         return count
-
-    @property
-    def skipped(self) -> int:
-        """Number of steps skipped because float16 overflowed; waits for the GPU."""
-        return self.step - int(self._steps_taken)
 
     def update(self, lr: float, max_norm: float) -> Tensor:
         """Clip the gradients, step AdamW and the EMA; a non-finite gradient skips both.
@@ -180,14 +155,11 @@ class TrainState:
         Raises:
             ValueError: they are of another U-Net, or need another loss scaling.
         """
-        own, saved = self.tensors(), TrainingOptions.from_dict(metadata["options"])
+        own, options = self.tensors(), (self.options.to_dict(), metadata["options"])
         shapes = [{k: v.shape for k, v in t.items()} for t in (own, tensors)]
-        scaled = [o.autocast is torch.float16 for o in (self.options, saved)]
+        scaled = [saved["autocast"] == "float16" for saved in options]
         if shapes[0] != shapes[1] or scaled[0] != scaled[1]:
-            raise ValueError(
-                "The checkpoint is of a U-Net with other weights, or was saved under "
-                "other options."
-            )
+            raise ValueError("It is of another U-Net, or was saved under other options")
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
         self.scaler.load_state_dict(metadata["loss_scale"])
@@ -201,13 +173,11 @@ class TrainState:
         shows only a step later.
         """
         self.check()
-        tensors = self.tensors()
-        norms = torch._foreach_norm(list(tensors.values()), float("inf"))
-        finite = torch.stack([norm.to(self.device) for norm in norms]).isfinite()
-        if not finite.all():
-            name = list(tensors)[int(finite.logical_not().nonzero()[0])]
+        tensors = list(self.tensors().values())
+        norms = torch._foreach_norm(tensors, float("inf"))
+        if not torch.stack([norm.to(self.device) for norm in norms]).isfinite().all():
             raise FloatingPointError(
-                f"After step {self.step} {name} is NaN or infinite, so nothing was "
+                f"After step {self.step} a weight is NaN or infinite, so nothing was "
                 "saved. Resume from the last checkpoint with a lower learning rate."
             )
 
@@ -220,15 +190,10 @@ def _checkpointed(module: nn.Module, *inputs: Any) -> Any:
 def _check_weights(unet: nn.Module, options: TrainingOptions) -> None:
     """Refuse half precision, which cannot hold small steps, and LoRA without LoRA."""
     weights = named_weights(unet)
-    dtypes = {weight.dtype for weight in weights.values()}
-    if dtypes != {torch.float32} and dtypes != {torch.float64}:
+    if {w.dtype for w in weights.values()} not in ({torch.float32}, {torch.float64}):
         raise ValueError(
-            f"Trained weights must be float32 and are {dtypes or 'none'}: call "
-            "unet.float() first; TrainingOptions(autocast) is for half precision."
+            "Trained weights must be float32: call unet.float() first; "
+            "TrainingOptions(autocast) is for half precision."
         )
-    lora = any(".lora_A." in name for name in weights)
-    if lora != bool(options.lora_rank):
-        raise ValueError(
-            f"The options say {options.describe()}, and the U-Net has "
-            f"{'' if lora else 'no '}LoRA: see add_editor_lora."
-        )
+    if any(".lora_A." in name for name in weights) != bool(options.lora_rank):
+        raise ValueError("Either lora_rank or the U-Net's LoRA is missing.")

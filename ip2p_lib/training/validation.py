@@ -13,8 +13,6 @@ the same noise, and both similarities of figure 8 are measured:
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +24,11 @@ from ip2p_lib.diffusion.clip import ClipScorer
 from ip2p_lib.distributed import rank
 from ip2p_lib.editing.editor import Editor
 from ip2p_lib.evaluation.metrics import Examples, measure
-from ip2p_lib.files import write_bytes
+from ip2p_lib.files import read_json, write_json
 from ip2p_lib.training.state import TrainState
 from ip2p_lib.training.train import TrainStep
 
-VALIDATION = "validation.csv"
+VALIDATION = "validation.json"
 COLUMNS = ("step", "image_similarity", "directional_similarity")
 
 
@@ -95,20 +93,14 @@ def validate_every(
 
     Process 0 validates at multiples of ``interval`` (at least 1) and after ``last``.
     """
-    if interval < 1:
-        raise ValueError(f"The validation interval must be at least 1, not {interval}.")
     for step in steps:
         due = rank() == 0 and (step.step % interval == 0 or step.step == last)
         yield step, validation.run(state) if due else None
 
 
 def write_validation(path: str | Path, results: Sequence[ValidationResult]) -> Path:
-    """Write the numbers of all results as CSV, atomically."""
-    text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(COLUMNS)
-    rows.writerows([[getattr(result, c) for c in COLUMNS] for result in results])
-    return write_bytes(path, text.getvalue().encode())
+    """Write the numbers of all results as JSON, atomically."""
+    return write_json(path, [{c: getattr(r, c) for c in COLUMNS} for r in results])
 
 
 def read_validation(path: str | Path, up_to: int) -> list[ValidationResult]:
@@ -116,11 +108,5 @@ def read_validation(path: str | Path, up_to: int) -> list[ValidationResult]:
 
     A run that lost its last steps to a kill validates them again.
     """
-    if not Path(path).is_file():
-        return []
-    rows = csv.DictReader(Path(path).read_text().splitlines())
-    results = [
-        ValidationResult(int(step), float(image), float(direction))
-        for step, image, direction in ([row[c] for c in COLUMNS] for row in rows)
-    ]
-    return [result for result in results if result.step <= up_to]
+    rows = read_json(path) if Path(path).is_file() else []
+    return [ValidationResult(**row) for row in rows if row["step"] <= up_to]

@@ -101,7 +101,7 @@ def make_triplet(
         TripletError: a field is blank, breaks the line, or holds a delimiter or control
             characters; or the caption did not change.
     """
-    texts = [text.strip() for text in (caption, instruction, edited_caption)]
+    texts = caption.strip(), instruction.strip(), edited_caption.strip()
     for text in texts:
         if not text:
             raise TripletError("blank", "One of the three texts is empty.")
@@ -112,7 +112,7 @@ def make_triplet(
             raise TripletError("characters", f"There are control characters: {text!r}.")
     if is_unchanged(caption, edited_caption):
         raise TripletError("unchanged", f"The edit changes nothing: {caption!r}.")
-    return Triplet(*texts, language=language or language_of(instruction))
+    return Triplet(*texts, language or language_of(instruction))
 
 
 def to_prompt(caption: str) -> str:

@@ -106,7 +106,7 @@ def ask_service(
         replies_path: JSON-lines file of replies, which answers the same requests.
         max_cost: dollars for all replies in that file (without those in flight, up to
             ``max_workers``, when a run is killed).
-        price: of the model; ``None`` is the price table's.
+        price: of the model; ``None`` is the table's, which a limit needs (ValueError).
         max_workers: requests at once; the first goes alone, to test key and address.
         deadline: seconds to wait for a caption, retries included.
         options: of the request, such as ``temperature=0.7``.
@@ -114,7 +114,6 @@ def ask_service(
     Raises:
         ServiceError: the service cannot answer any caption.
         CostLimitError: the next request could exceed ``max_cost``.
-        ValueError: there is a limit, but no price.
     """
     price = price or (read_prices().get(model) if max_cost is None else price_of(model))
     price = price or Price(model, 0.0, 0.0)

@@ -26,15 +26,7 @@ from ip2p_lib.miniature.vocabulary import ART_SETS, SPRITES
 
 
 def icon_svg(icons: dict, name: str) -> str:
-    """Wrap one icon of an Iconify collection as a stand-alone SVG document.
-
-    Args:
-        icons: the parsed ``icons.json`` of a collection.
-        name: an icon or alias name.
-
-    Raises:
-        KeyError: the collection has no such icon.
-    """
+    """One icon (or alias) of a parsed ``icons.json`` as an SVG document."""
     parent = icons.get("aliases", {}).get(name, {}).get("parent", name)
     icon = icons["icons"][parent]
     box = [

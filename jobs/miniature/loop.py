@@ -75,7 +75,7 @@ def fit(
         step += 1
         if step % _CHECK_EVERY == 0 or device.type == "cpu":
             spent = broadcast_scalar(time.monotonic() - start, device)
-            yield _check(step, spent, loss)
+            yield Progress(step, spent, _finite(loss, step))
 
 
 def _take_step(
@@ -108,13 +108,12 @@ def _adamw(model: nn.Module, budget: Budget) -> torch.optim.AdamW:
     )
 
 
-def _check(step: int, seconds: float, loss: Tensor) -> Progress:
-    value = float(loss)
-    if not math.isfinite(value):
+def _finite(loss: Tensor, step: int) -> float:
+    if not math.isfinite(value := float(loss)):
         raise FloatingPointError(
             f"The loss became {value} in step {step}. Lower the learning rate."
         )
-    return Progress(step, seconds, value)
+    return value
 
 
 def follow(progress: Iterator[Progress], name: str) -> Progress:

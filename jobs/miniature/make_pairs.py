@@ -115,14 +115,12 @@ def world_captions(first_seed: int, n: int) -> list[str]:
     ]
 
 
-def readable(backbone: StableDiffusion, triplets: Sequence[Triplet]) -> list[Triplet]:
+def readable(sd: StableDiffusion, triplets: Sequence[Triplet]) -> list[Triplet]:
     """The triplets whose three texts the text encoder reads whole."""
-    texts = (
-        [t.caption for t in triplets],
-        [t.instruction for t in triplets],
-        [t.edited_caption for t in triplets],
+    texts = zip(
+        *((t.caption, t.instruction, t.edited_caption) for t in triplets), strict=True
     )
-    fit = zip(*map(backbone.fits_context, texts), strict=True)
+    fit = zip(*map(sd.fits_context, texts), strict=True)
     return [t for t, all_three in zip(triplets, fit, strict=True) if all(all_three)]
 
 

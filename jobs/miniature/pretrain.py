@@ -26,7 +26,6 @@ from ip2p_lib.config import MODELS, RESULTS
 from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.diffusion.schedule import Schedule
 from ip2p_lib.distributed import init, local_shard, rank, shutdown, world_size
-from ip2p_lib.miniature.corpus import Corpus
 from ip2p_lib.miniature.render import encode
 from ip2p_lib.miniature.world import sample_scene
 from ip2p_lib.results import ReadmeRow, write_results
@@ -133,7 +132,9 @@ def run_unet(args: argparse.Namespace, budget: Budget, device: torch.device) -> 
         ]
     )
     print(f"{len(latents)} latents in {time.monotonic() - began:.0f} s", flush=True)
-    states = _encode_captions(corpus, paths["clip"], device)
+    clip = load_clip(paths["clip"], device=device, dtype=torch.float32)
+    texts = [*corpus.captions, *corpus.edited_captions, ""]  # the last one for dropout
+    states = data.encode_texts(clip.model, clip.tokenizer, texts, device)
     weights = data.object_weights(codes.to(device), models.LATENT)
     unet = models.new_unet()
     if args.warm:
@@ -147,13 +148,6 @@ def run_unet(args: argparse.Namespace, budget: Budget, device: torch.device) -> 
         saving.save_half(unet.to(memory_format=torch.contiguous_format), paths["unet"])
         saving.save_scheduler(paths["scheduler"])
         saving.save_index(paths["pipeline"])
-
-
-def _encode_captions(corpus: Corpus, folder: Path, device: torch.device) -> Tensor:
-    """Text states of all captions, and of the empty one at the end."""
-    clip = load_clip(folder, device=device, dtype=torch.float32)
-    texts = [*corpus.captions, *corpus.edited_captions, ""]
-    return data.encode_texts(clip.model, clip.tokenizer, texts, device)
 
 
 def _unet_objective(

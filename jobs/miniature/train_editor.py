@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -107,16 +106,12 @@ def train_editor(
     for step in run(settings, run_seed=0):
         if step.step % _LOG_EVERY == 0:
             rows.append({"step": step.step, "loss": float(step.loss)})
-            _print_progress(rows)
+            if len(rows) % 10 == 0 and rank() == 0:
+                mean = sum(row["loss"] for row in rows[-10:]) / 10
+                print(f"editor step {step.step} loss {mean:.4f}", flush=True)
     state.check()
     state.ema.copy_to(unet)
     return unet.to(memory_format=torch.contiguous_format), rows
-
-
-def _print_progress(rows: list[dict[str, float]]) -> None:
-    if len(rows) % 10 == 0 and rank() == 0:
-        mean = sum(row["loss"] for row in rows[-10:]) / 10
-        print(f"editor step {rows[-1]['step']} loss {mean:.4f}", flush=True)
 
 
 def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
@@ -171,7 +166,13 @@ def evaluate(args: argparse.Namespace, scale: Scale, device: torch.device) -> No
     judge = load_judge(models / "miniature-judge", device)
     edits = HeldOutEdits.sample(args.samples, editor.backbone)
     rows = []
-    for text_scale, image_scale, steps in _settings(args, scale):
+    own = scale.editing
+    grid = itertools.product(
+        args.text_scales or [own.text_scale],
+        args.image_scales or [own.image_scale],
+        args.steps or [own.steps],
+    )
+    for text_scale, image_scale, steps in grid:
         options = {"text_scale": text_scale, "image_scale": image_scale, "steps": steps}
         rows += measure_editor(editor, judge, edits, **options)
         print(next(row for row in reversed(rows) if row["group"] == "all"), flush=True)
@@ -185,18 +186,6 @@ def evaluate(args: argparse.Namespace, scale: Scale, device: torch.device) -> No
         device=device,
         readme=_readme_rows(rows[0]),
         sampler=scale.editing.sampler,
-    )
-
-
-def _settings(
-    args: argparse.Namespace, scale: Scale
-) -> Iterator[tuple[float, float, int]]:
-    """Every combination of the settings on the command line, the defaults first."""
-    own = scale.editing
-    return itertools.product(
-        args.text_scales or [own.text_scale],
-        args.image_scales or [own.image_scale],
-        args.steps or [own.steps],
     )
 
 

@@ -25,7 +25,8 @@ from ip2p_lib.config import MODELS, RESULTS
 from ip2p_lib.device import pick_device
 from ip2p_lib.miniature.backdrop import RESOLUTION
 from ip2p_lib.miniature.judge.model import WIDTHS, Judge, load_judge, save_judge
-from ip2p_lib.miniature.judge.readings import SLOTS, agreement, labels
+from ip2p_lib.miniature.judge.readings import SLOTS, labels
+from ip2p_lib.miniature.judge.scores import agreement, read_answers
 from ip2p_lib.miniature.render import (
     OBJECT_COLUMNS,
     SCENE_COLUMNS,
@@ -213,7 +214,7 @@ def measure_judge(
 
     Returns:
         ``images`` ("rendered", and with ``reconstruct`` also "reconstructed"),
-        ``samples``, and each share of ``readings.agreement``.
+        ``samples``, and each share of ``scores.agreement``.
     """
     device = judge.places.device
     codes = quality.held_out(n).before
@@ -222,7 +223,7 @@ def measure_judge(
     if reconstruct is not None:
         kinds["reconstructed"] = reconstruct(truth)
     return [
-        {"images": kind, "samples": n, **agreement(judge.read(images), codes)}
+        {"images": kind, "samples": n, **agreement(read_answers(judge, images), codes)}
         for kind, images in kinds.items()
     ]
 

@@ -73,7 +73,7 @@ def compress(png: bytes) -> tuple[str, bytes]:
 
     If 256 colours reproduce it to a fifth of a level (of 255, in the mean), it is a
     plot, whose lines and letters stay sharp in a PNG. A photograph or generated image
-    would get bands in every sky; it becomes a JPEG of quality 90.
+    would show steps in every sky; it becomes a JPEG of quality 90.
 
     Returns:
         ``"jpeg"`` or ``"png"``, and the bytes.

@@ -53,7 +53,7 @@ def prepare_papermill(out: Path) -> None:
 
     nbclient answers an Output widget's messages over the channel it is itself waiting
     on, and now and then waits for ever (jupyter/nbclient issue 312). Only a live front
-    end needs the answer, so here it is not sent.
+    end needs the answer, so here there is none.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name, value in QUIET.items():

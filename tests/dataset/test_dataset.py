@@ -22,7 +22,6 @@ from ip2p_lib.dataset import (
     write_shards,
 )
 from ip2p_lib.dataset.dataset import (
-    index_shard,
     read_manifest,
     verify_shard,
     write_manifest,
@@ -32,6 +31,7 @@ from ip2p_lib.files import sha256_of
 from tests.support.pairs import make_pair, same
 
 NAME = "pairs-00001.tar"
+PAIRS = [make_pair(i) for i in range(5)]
 
 
 @pytest.fixture
@@ -63,11 +63,10 @@ def test_without_a_manifest_the_run_is_unfinished(folder):
     assert "has not finished" in validate(folder)[0].reason
 
 
-@pytest.mark.parametrize("kind", ["a flipped bit", "a cut"])
-def test_a_damaged_shard_stops_the_reading_or_is_collected(folder, kind):
+def test_a_damaged_shard_stops_the_reading_or_is_collected(folder):
     data = bytearray((folder / NAME).read_bytes())
     data[len(data) // 2] ^= 8
-    (folder / NAME).write_bytes(data if "bit" in kind else data[:-512])
+    (folder / NAME).write_bytes(data)
     with pytest.raises(DatasetError, match=rf"{NAME}: the shard is damaged"):
         list(read_shards(folder))
     problems = []
@@ -94,20 +93,11 @@ def test_any_number_of_workers_reads_the_same_pairs(folder, workers):
     assert np.array_equal(batches[2][1].after, make_pair(33).after)
 
 
-def test_pairs_stack_into_tensors(folder):
+def test_pairs_stack_into_tensors():
     before, after = stack([make_pair(0), make_pair(1)])
     assert before.shape == after.shape == (2, 3, 16, 16)
     pixels = torch.from_numpy(np.array(make_pair(1).before)).permute(2, 0, 1)
     assert torch.allclose((before[1] + 1) * 127.5, pixels.float(), atol=1e-3)
-
-
-PAIRS = [make_pair(i) for i in range(5)]
-
-
-def webdataset_samples(path):
-    with path.open("rb") as stream:
-        files = tar_file_expander([{"url": path.name, "stream": stream}])
-        return list(group_by_keys(files))
 
 
 def test_pairs_come_back_bit_for_bit_and_in_order(tmp_path):
@@ -121,33 +111,22 @@ def test_pairs_come_back_bit_for_bit_and_in_order(tmp_path):
     assert [same(a, b) for a, b in zip(pairs, back, strict=True)] == [True] * 6
 
 
-def test_webdataset_reads_a_shard(tmp_path):
-    write_shard(PAIRS, tmp_path / "a.tar")
-    samples = webdataset_samples(tmp_path / "a.tar")
-    record = json.loads(samples[2]["json"])
-    names = {"caption", "instruction", "edited_caption", "seed", "p", "cfg", "steps"}
-    assert names | {"scores", "words"} <= record.keys()
-    check_as_webdataset(PAIRS, samples)
-
-
-def test_the_shipped_pairs_are_whole_and_read_as_webdataset_reads_them():
-    """They were written with hashes in their records."""
-    sample = DATA / "pairs" / "sample"
-    samples = webdataset_samples(sample / "pairs-00000.tar")
-    check_as_webdataset(read_shards(sample), samples)
-    assert validate(sample) == []
-
-
-def check_as_webdataset(pairs, samples):
-    for pair, other in zip(pairs, samples, strict=True):
-        record = json.loads(other["json"])
-        assert (pair.key, pair.seed) == (other["__key__"], record["seed"])
-        assert (pair.instruction, pair.scores) == (
-            record["instruction"],
-            record["scores"],
-        )
-        assert np.array_equal(pair.before, Image.open(io.BytesIO(other["before.webp"])))
-        assert np.array_equal(pair.after, Image.open(io.BytesIO(other["after.webp"])))
+def test_webdataset_reads_our_shards_and_the_shipped_one(tmp_path):
+    """The shipped one was written with hashes in its records."""
+    write_shards(PAIRS, tmp_path)
+    for folder in (tmp_path, DATA / "pairs" / "sample"):
+        with (folder / "pairs-00000.tar").open("rb") as stream:
+            files = tar_file_expander([{"url": "pairs-00000.tar", "stream": stream}])
+            samples = list(group_by_keys(files))
+        for pair, other in zip(read_shards(folder), samples, strict=True):
+            record = json.loads(other["json"])
+            assert (pair.key, pair.seed) == (other["__key__"], record["seed"])
+            for name in ("caption", "instruction", "edited_caption", "scores", "p"):
+                assert getattr(pair, name) == record[name]
+            for side in ("before", "after"):
+                image = Image.open(io.BytesIO(other[f"{side}.webp"]))
+                assert np.array_equal(getattr(pair, side), image)
+        assert validate(folder) == []
 
 
 @pytest.mark.parametrize(
@@ -182,25 +161,11 @@ def test_any_flipped_bit_or_cut_is_noticed(tmp_path):
         flipped[place] ^= 1 << rng.integers(8)
         for damaged in (flipped, data[:place]):
             path.write_bytes(damaged)
-            assert "SHA-256" in verify_shard(tmp_path, entry).reason
+            with pytest.raises(ValueError, match="SHA-256"):
+                verify_shard(tmp_path, entry)
     path.unlink()
-    assert "missing" in verify_shard(tmp_path, entry).reason
-
-
-def test_a_truncated_shard_is_indexed_up_to_the_cut(tmp_path):
-    write_shard(PAIRS, tmp_path / "a.tar")
-    data = (tmp_path / "a.tar").read_bytes()
-    index = index_shard(tmp_path / "a.tar")
-    end = max(offset + size for offset, size in index["000002"].values())
-    (tmp_path / "b.tar").write_bytes(data[:end])
-    assert list(index_shard(tmp_path / "b.tar")) == ["000000", "000001", "000002"]
-
-
-@pytest.mark.parametrize("n", [0, 25])
-def test_a_good_set_has_no_problems(tmp_path, n):
-    write_shards(map(make_pair, range(n)), tmp_path, shard_size=10)
-    (tmp_path / "README.md").write_text("a card")
-    assert validate(tmp_path) == []
+    with pytest.raises(ValueError, match="missing"):
+        verify_shard(tmp_path, entry)
 
 
 def test_missing_and_unknown_shards_are_listed(folder):
@@ -234,42 +199,34 @@ def test_a_key_in_two_shards_is_listed(folder):
     assert listed(folder) == [(NAME, f"{i:06d}", reason) for i in range(15, 20)]
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"instruction": "drop", "edit": "x"}, "differs in ['edit', 'instruction']"),
-        ({"instruction": ""}, "its instruction is empty"),
-    ],
-)
-def test_a_record_that_cannot_be_used_is_listed(folder, changes, reason):
-    def change(files):
-        record = json.loads(files["000025.json"]) | changes
-        record = {k: v for k, v in record.items() if v != "drop"}
-        return files | {"000025.json": json.dumps(record).encode()}
-
-    repack(folder, change)
-    ((shard, key, text),) = listed(folder)
-    assert (shard, key) == (NAME, "000025") and reason in text
-    with pytest.raises(DatasetError, match="000025"):
-        list(read_shards(folder))
-
-
-def test_images_that_cannot_be_used_are_listed(folder):
+def test_pairs_that_cannot_be_used_are_listed(folder):
     def change(files):
         del files["000022.before.webp"]
+        record = json.loads(files["000023.json"])
+        record["instruction"] = ""
+        files["000023.json"] = json.dumps(record).encode()
+        record["edit"] = record.pop("instruction")
+        files["000024.json"] = json.dumps(record).encode()
         return files | {
             "000020.after.webp": small.getvalue(),
-            "000021.after.webp": b"nothing",
+            "000021.after.webp": b"x",
         }
 
     small = io.BytesIO()
     Image.new("RGB", (8, 8)).save(small, "WEBP")
     repack(folder, change)
     problems = {key: reason for _, key, reason in listed(folder)}
-    assert problems.keys() == {"000020", "000021", "000022"}
-    assert "differ in size: 16 x 16 and 8 x 8" in problems["000020"]
-    assert "not an image" in problems["000021"]
-    assert "only the files" in problems["000022"]
+    expected = {
+        "000020": "differ in size: 16 x 16 and 8 x 8",
+        "000021": "not an image",
+        "000022": "only the files",
+        "000023": "its instruction is empty",
+        "000024": "differs in ['edit', 'instruction']",
+    }
+    assert problems.keys() == expected.keys()
+    assert all(expected[key] in reason for key, reason in problems.items())
+    with pytest.raises(DatasetError, match="000020"):
+        list(read_shards(folder))
 
 
 MANIFESTS = {

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.func import functional_call
 
-from ip2p_lib.config import Source
 from ip2p_lib.diffusion.lora import (
     CONFIG,
     WEIGHTS,
     add_lora,
     count_parameters,
     identify_base,
-    load_lora,
     lora_weights,
     merge_lora,
     save_lora,
@@ -154,61 +152,6 @@ def test_only_the_matrices_are_trained(kind, model, rows) -> None:
     assert count_parameters(model)[0] == sum(sizes)
 
 
-def test_matrices_are_taken_over_as_a_copy(kind, model, rows) -> None:
-    first = with_some_b(add_lora(model))
-    plain = new_model(kind, len(new_tokenizer(kind)))
-    second = add_lora(plain, weights=lora_weights(first))
-    before = outputs(first, rows)
-    assert torch.equal(outputs(second, rows), before)
-    list(fine_tune(second, *rows, learning_rate=1e-2))
-    assert torch.equal(outputs(first, rows), before)
-
-
-def test_layers_are_chosen_by_the_ends_of_their_names(tiny_backbone) -> None:
-    """On a U-Net: any network will do."""
-    from diffusers import UNet2DConditionModel
-
-    unet = UNet2DConditionModel.from_config(tiny_backbone.unet.config)
-    unet.load_state_dict(tiny_backbone.unet.state_dict())
-    latent, step = torch.ones(2, 4, 8, 8), torch.tensor([3, 7])
-    text = torch.ones(2, 5, unet.config.cross_attention_dim)
-
-    def noise():
-        with torch.no_grad():
-            return unet(latent, step, text).sample
-
-    before = noise()
-    add_lora(unet, targets=["to_q", "conv1"])
-    assert {name.split(".")[-3] for name in lora_weights(unet)} == {"to_q", "conv1"}
-    assert torch.equal(noise(), before)
-    after = (with_some_b(unet), noise())[1]
-    assert not torch.allclose(after, before, atol=1e-3)
-    merge_lora(unet)
-    torch.testing.assert_close(noise(), after, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("settings", "problem"),
-    [
-        ({"rank": 0}, "positive"),
-        ({"targets": ["no_such_layer"]}, "no_such_layer"),
-        ({"weights": {"nowhere": torch.zeros(2, 2)}}, "does not fit"),
-    ],
-)
-def test_what_cannot_be_added_is_refused_and_the_model_left_plain(
-    settings, problem: str
-) -> None:
-    model = new_model("qwen2", 300)
-    names = set(model.state_dict())
-    with pytest.raises(ValueError, match=problem):
-        add_lora(model, **settings)
-    assert set(model.state_dict()) == names
-    with pytest.raises(ValueError, match="no LoRA to merge"):
-        merge_lora(model)
-    with pytest.raises(ValueError, match="LoRA already"):
-        add_lora(add_lora(model))
-
-
 # ------------------------------------------------------------------------- files
 
 
@@ -245,20 +188,6 @@ def test_peft_opens_an_adapter_as_its_own(base, trained, rows, tmp_path) -> None
     assert torch.equal(outputs(theirs, rows), outputs(trained, rows))
 
 
-def test_an_adapter_names_its_base_but_no_place(base, trained, tmp_path) -> None:
-    hub = Source("maker/model", "0123abc")
-    for source in (base, str(base), Source(str(base)), hub):
-        folder = save_lora(trained, tmp_path / "adapter", source)
-        text = (folder / CONFIG).read_text()
-        data = (folder / WEIGHTS).read_bytes()
-        assert str(base.parent) not in text and str(base.parent).encode() not in data
-    found = json.loads(text)
-    assert (found["base_model_name_or_path"], found["revision"]) == (
-        "maker/model",
-        "0123abc",
-    )
-
-
 def test_a_base_is_known_by_its_weights_wherever_they_are(
     base, trained, tmp_path
 ) -> None:
@@ -267,50 +196,23 @@ def test_a_base_is_known_by_its_weights_wherever_they_are(
     load_language_model(moved, adapter, device="cpu")
     other = save_open_model(tmp_path / "other", "qwen2", seed=1)
     assert identify_base(moved) == identify_base(base) != identify_base(other)
+    assert str(base.parent) not in (adapter / CONFIG).read_text()
     with pytest.raises(ValueError, match=r"was trained on .*sha256"):
         load_language_model(other, adapter, device="cpu")
-
-
-def test_a_model_of_another_width_is_refused(tmp_path) -> None:
-    base = save_open_model(tmp_path / "base", "qwen2")
-    model = add_lora(load_language_model(base, device="cpu").model)
-    adapter = save_lora(model, tmp_path / "adapter", base)
-    with pytest.raises(ValueError, match=r"is \(8, 32\) and should be \(8, 64\)"):
-        load_lora(new_model("qwen2", 300, hidden_size=64), adapter, base)
 
 
 def test_an_adapter_that_is_not_whole_is_refused(base, trained, tmp_path) -> None:
     def load():
         return load_language_model(base, tmp_path / "adapter", device="cpu")
 
-    with pytest.raises(FileNotFoundError, match="no adapter in"):
+    with pytest.raises(FileNotFoundError, match="No adapter"):
         load()
     folder = save_lora(trained, tmp_path / "adapter", base)
     (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-100])
-    with pytest.raises(ValueError, match="damaged"):
+    with pytest.raises(SafetensorError):
         load()
 
 
 def test_an_adapter_is_not_saved_where_it_would_do_harm(base, trained) -> None:
     with pytest.raises(FileExistsError):
         save_lora(trained, base, base)
-    with pytest.raises(ValueError, match="no LoRA to save"):
-        save_lora(merge_lora(trained), base, base)
-    with pytest.raises(FileNotFoundError, match="no safetensors"):
-        identify_base(base.parent)
-
-
-def test_half_of_the_bytes_are_nearly_the_same_adapter(base, tmp_path):
-    model = add_lora(load_language_model(base, device="cpu").model)
-    with torch.no_grad():
-        for weight in lora_weights(model).values():
-            weight.add_(0.01)
-    sizes = [
-        (save_lora(model, tmp_path / name, base, dtype=dtype) / WEIGHTS).stat().st_size
-        for name, dtype in (("whole", torch.float32), ("half", torch.float16))
-    ]
-    assert sizes[1] < 0.6 * sizes[0]
-    back = load_language_model(base, tmp_path / "half", device="cpu").model
-    for name, weight in lora_weights(back).items():
-        assert weight.dtype == torch.float32
-        torch.testing.assert_close(weight, lora_weights(model)[name], rtol=0, atol=1e-3)

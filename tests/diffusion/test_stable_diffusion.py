@@ -33,6 +33,10 @@ def copied(tiny_sd_folder, tmp_path):
     return shutil.copytree(tiny_sd_folder, tmp_path / "model")
 
 
+def configure(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def test_text_is_encoded_as_by_the_pipeline(tiny_backbone, pipeline):
     theirs, null = pipeline.encode_prompt(TEXTS, "cpu", 1, True)
     ours = tiny_backbone.encode_text(TEXTS)
@@ -41,18 +45,17 @@ def test_text_is_encoded_as_by_the_pipeline(tiny_backbone, pipeline):
     torch.testing.assert_close(tiny_backbone.null_text, null[:1], rtol=0, atol=1e-6)
 
 
-def test_the_condition_latent_is_the_mode_and_unscaled(tiny_backbone, pipeline):
-    mode = pipeline.vae.encode(IMAGES).latent_dist.mode()
-    torch.testing.assert_close(tiny_backbone.encode(IMAGES), mode, rtol=0, atol=1e-5)
-
-
-def test_moments_draw_the_training_target(tiny_backbone, pipeline):
+def test_encoding_gives_the_mode_unscaled_and_draws_the_training_target(
+    tiny_backbone, pipeline
+):
+    theirs = pipeline.vae.encode(IMAGES).latent_dist
+    exact = {"rtol": 0, "atol": 1e-5}
+    torch.testing.assert_close(tiny_backbone.encode(IMAGES), theirs.mode(), **exact)
     noise = rng.normal(rng.key("posterior"), torch.arange(2), (4, 8, 8))
     mean, logvar = tiny_backbone.encode_moments(IMAGES)
     ours = tiny_backbone.scaling_factor * (mean + (logvar / 2).exp() * noise)
-    theirs = pipeline.vae.encode(IMAGES).latent_dist
     theirs = (theirs.mean + theirs.std * noise) * pipeline.vae.config.scaling_factor
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours, theirs, **exact)
 
 
 def test_decoding_is_that_of_the_pipeline(tiny_backbone, pipeline):
@@ -63,50 +66,38 @@ def test_decoding_is_that_of_the_pipeline(tiny_backbone, pipeline):
     assert tiny_backbone.decode(1e6 * latents).abs().max() <= 1
 
 
-def test_sizes_and_scaling_come_from_the_configuration(copied):
-    path = copied / "vae" / "config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"scaling_factor": 0.5}))
-    backbone = load_stable_diffusion(copied, device="cpu")
-    assert backbone.scaling_factor == 0.5
-    assert backbone.latent_shape == (4, 8, 8)
-    assert backbone.resolution == 64
-
-
-def test_the_schedule_is_that_of_the_scheduler(copied, tiny_backbone, pipeline):
+def test_sizes_scaling_and_schedule_come_from_the_configuration(
+    copied, tiny_backbone, pipeline
+):
     theirs = pipeline.scheduler.alphas_cumprod.double()
     ours = tiny_backbone.schedule.alphas_cumprod
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
-    path = copied / "scheduler" / "scheduler_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"num_train_timesteps": 50}))
-    other = load_stable_diffusion(copied, device="cpu").schedule
-    assert len(other.alphas_cumprod) == 50
+    configure(copied / "vae" / "config.json", scaling_factor=0.5)
+    scheduler = copied / "scheduler" / "scheduler_config.json"
+    configure(scheduler, num_train_timesteps=50)
+    backbone = load_stable_diffusion(copied, device="cpu")
+    assert backbone.scaling_factor == 0.5
+    assert (backbone.latent_shape, backbone.resolution) == ((4, 8, 8), 64)
+    assert len(backbone.schedule.alphas_cumprod) == 50
+    configure(scheduler, prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="must predict epsilon"):
+        load_stable_diffusion(copied, device="cpu")
 
 
-def test_only_the_unet_can_be_trained(tiny_backbone):
+def test_only_the_unet_can_be_trained_on_what_the_encoders_give(tiny_backbone):
     frozen = [*tiny_backbone.vae.parameters(), *tiny_backbone.text_encoder.parameters()]
     assert not any(p.requires_grad for p in frozen)
     assert all(p.requires_grad for p in tiny_backbone.unet.parameters())
     assert not tiny_backbone.unet.training
-    assert not tiny_backbone.encode_text(["a cat"]).requires_grad
-
-
-def test_what_it_encodes_can_be_trained_on(tiny_backbone):
-    """Inference tensors could not: autograd may not save them."""
     text = tiny_backbone.encode_text(["a cat"])
+    assert not text.requires_grad
     weight = torch.ones(16, 1, requires_grad=True)
-    (text @ weight).sum().backward()
+    (text @ weight).sum().backward()  # autograd may not save inference tensors
     assert weight.grad.abs().sum() > 0
 
 
 def test_half_precision_files_are_read_as_float32_on_a_cpu(copied, tiny_backbone):
-    for part, name in (
-        ("text_encoder", "model"),
-        ("vae", "diffusion_pytorch_model"),
-        ("unet", "diffusion_pytorch_model"),
-    ):
-        path = copied / part / f"{name}.safetensors"
+    for path in copied.glob("*/*.safetensors"):
         half = {key: value.half() for key, value in load_file(path).items()}
         save_file(half, path, metadata={"format": "pt"})
     backbone = load_stable_diffusion(copied, device="cpu")
@@ -124,34 +115,21 @@ def test_float64_is_kept_and_nothing_is_said(tiny_sd_folder, caplog, capsys):
     assert "float32" not in caplog.text + capsys.readouterr().err
 
 
-LONG = "a photo of the cat with " + "a dog and " * 40
-
-
-def test_a_long_text_is_named_and_refused(tiny_backbone):
+def test_a_long_text_is_refused_or_cut(tiny_backbone, pipeline):
+    long = "a photo of the cat with " + "a dog and " * 40
     with pytest.raises(ValueError, match=r"a photo of the cat.* tokens long.*reads 77"):
-        tiny_backbone.encode_text(["a cat", LONG])
-
-
-def test_a_long_text_is_cut_when_asked(tiny_backbone, pipeline):
-    ours = tiny_backbone.tokenize([LONG], truncate=True)
-    theirs = pipeline.tokenizer(LONG, max_length=77, truncation=True).input_ids
+        tiny_backbone.encode_text(["a cat", long])
+    ours = tiny_backbone.tokenize([long], truncate=True)
+    theirs = pipeline.tokenizer(long, max_length=77, truncation=True).input_ids
     assert ours.tolist() == [theirs]
-
-
-def test_one_string_in_place_of_a_list_is_refused(tiny_backbone):
     with pytest.raises(ValueError, match="Give a list of texts"):
         tiny_backbone.encode_text("a cat")
 
 
-def test_a_wrong_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere is not a model folder"):
-        load_stable_diffusion(tmp_path / "nowhere")
-
-
-@pytest.mark.parametrize("wrap", [str, Source])
-def test_a_hub_model_needs_a_revision(wrap):
-    with pytest.raises(FileNotFoundError, match=r"pass config\.Source"):
-        load_stable_diffusion(wrap("someone/some-model"))
+def test_a_wrong_folder_is_named_and_a_hub_model_needs_a_revision(tmp_path):
+    for source in (tmp_path / "nowhere", "someone/model", Source("someone/model")):
+        with pytest.raises(FileNotFoundError, match=r"model\b.*config\.Source"):
+            load_stable_diffusion(source)
 
 
 @pytest.mark.parametrize("part", ["text_encoder", "unet"])
@@ -164,26 +142,14 @@ def test_missing_weights_are_an_error_not_a_random_layer(copied, part):
         load_stable_diffusion(copied, device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("network", "part", "library"),
-    [
-        (UNet2DConditionModel, "unet", diffusers_logging),
-        (CLIPTextModel, "text_encoder", transformers_logging),
-    ],
-)
-def test_loading_shows_no_bar(tiny_sd_folder, capsys, network, part, library):
-    library.enable_progress_bar()
+@pytest.mark.parametrize("part", ["text_encoder", "unet"])
+def test_loading_shows_no_bar(tiny_sd_folder, capsys, part):
+    network = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}[part]
+    libraries = diffusers_logging, transformers_logging
+    for library in libraries:
+        library.enable_progress_bar()
     where = {"pretrained_model_name_or_path": tiny_sd_folder, "subfolder": part}
     load_network(network, where)
     assert "Loading" not in capsys.readouterr().err
-    assert library.is_progress_bar_enabled(), "the setting is as it was"
-
-
-@pytest.mark.parametrize(
-    "change", [{"prediction_type": "v_prediction"}, {"beta_schedule": "linear"}]
-)
-def test_another_kind_of_model_is_refused(copied, change):
-    path = copied / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ValueError, match="must predict epsilon"):
-        load_stable_diffusion(copied, device="cpu")
+    for library in libraries:
+        assert library.is_progress_bar_enabled(), "the setting is as it was"

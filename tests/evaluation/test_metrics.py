@@ -1,18 +1,15 @@
 """The measurements say what their names say."""
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from ip2p_lib.config import Editing
 from ip2p_lib.diffusion.clip import load_clip
-from ip2p_lib.editing.editor import Editor
 from ip2p_lib.evaluation.metrics import Examples, measure, summarise
 from ip2p_lib.evaluation.sweep import sweep
 from ip2p_lib.filtering.clip_filter import score_pairs
-from ip2p_lib.training.surgery import widen_conv_in
+from tests.support.tiny_editor import new_editor
 
 PICTURES = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 EXAMPLES = Examples(
@@ -33,12 +30,6 @@ def clip(tiny_clip_folder):
     return load_clip(tiny_clip_folder, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def editor(tiny_backbone):
-    unet = widen_conv_in(tiny_backbone.unet).eval()
-    return Editor(replace(tiny_backbone, unet=unet), Editing(steps=2), 64)
-
-
 def test_the_similarities_are_those_of_the_filter(clip):
     edits = PICTURES[6:9]
     columns = measure(clip, EXAMPLES, edits)
@@ -55,44 +46,28 @@ def test_the_similarities_are_those_of_the_filter(clip):
     assert columns["nearer_target"].tolist() == nearer.float().tolist()
 
 
-def test_distances_are_shares_of_the_range():
-    black, white = torch.full((1, 3, 8, 8), -1.0), torch.ones(1, 3, 8, 8)
-    texts = (["a"], ["b"], ["c"])
-    example = Examples(black, *texts, truth=white)
-
-    class Blind:
-        def embed_images(self, images):
-            return torch.ones(len(images), 2)
-
-        def embed_texts(self, texts):
-            return torch.ones(len(texts), 2)
-
-        device = torch.device("cpu")
-
-    columns = measure(Blind(), example, (black + white) / 2)
-    assert columns["l1_source"].item() == columns["l1_truth"].item() == 0.5
-    assert columns["l1_untouched"].item() == 1.0
-
-
-def test_without_a_truth_there_is_no_distance_to_it(clip):
-    columns = measure(clip, replace(EXAMPLES, truth=None), PICTURES[6:9])
-    assert not {"l1_truth", "l1_untouched"} & columns.keys()
-
-
-def test_a_row_holds_the_means(clip):
-    columns = measure(clip, EXAMPLES, PICTURES[6:9])
+def test_distances_are_fractions_of_the_range_and_a_row_holds_the_means(clip):
+    black, white = -torch.ones(3, 3, 64, 64), torch.ones(3, 3, 64, 64)
+    white[2] = 0
+    examples = replace(EXAMPLES, before=black, truth=white)
+    columns = measure(clip, examples, torch.zeros_like(black))
+    assert columns["l1_source"].tolist() == [0.5, 0.5, 0.5]
+    assert columns["l1_truth"].tolist() == [0.5, 0.5, 0.0]
+    assert columns["l1_untouched"].tolist() == [1.0, 1.0, 0.5]
     row = summarise(columns)
     assert row["samples"] == 3
     for name, column in columns.items():
-        assert math.isclose(row[name], sum(column.tolist()) / 3, abs_tol=1e-6)
+        assert row[name] == pytest.approx(sum(column.tolist()) / 3, abs=1e-6)
+    blind = measure(clip, replace(examples, truth=None), white)
+    assert not {"l1_truth", "l1_untouched"} & blind.keys()
 
 
-def test_a_sweep_edits_at_every_setting_whatever_the_batches(clip, editor):
-    def edit(examples, seeds, image_scale):
-        scales = {"text_scale": 3.0, "image_scale": image_scale}
-        return editor.edit_tensors(
-            examples.before, examples.instructions, seed=seeds, **scales
-        )
+def test_a_sweep_edits_at_every_setting_whatever_the_batches(clip, tiny_backbone):
+    editor = new_editor(tiny_backbone)
+
+    def edit(x, seeds, image_scale):
+        options = {"image_scale": image_scale, "seed": seeds}
+        return editor.edit_tensors(x.before, x.instructions, **options)
 
     settings = [{"image_scale": 1.0}, {"image_scale": 2.0}]
     rows = sweep(edit, settings, clip, [EXAMPLES], method="ours", seed=4)
@@ -111,14 +86,3 @@ def test_copying_is_perfectly_consistent_and_edits_nothing(clip):
     assert row["image_similarity"] == pytest.approx(1.0, abs=1e-6)
     assert row["directional_similarity"] == pytest.approx(0.0, abs=1e-3)
     assert row["l1_source"] == 0.0 and row["l1_truth"] == row["l1_untouched"] > 0
-
-
-def test_images_and_captions_are_embedded_once(clip, monkeypatch):
-    sizes = []
-    for name in ("embed_images", "embed_texts"):
-        embed = getattr(clip, name)
-        monkeypatch.setattr(
-            clip, name, lambda x, embed=embed: sizes.append(len(x)) or embed(x)
-        )
-    measure(clip, EXAMPLES, PICTURES[6:9])
-    assert sizes == [6, 6]

@@ -4,6 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from diffusers.pipelines.stable_diffusion import (
+    pipeline_stable_diffusion_img2img as img2img,
+)
 from PIL import ImageChops
 
 from ip2p_lib.evaluation import sdedit as module_under_test
@@ -11,108 +15,64 @@ from ip2p_lib.evaluation.sdedit import sdedit, sdedit_tensors, text_to_image
 from ip2p_lib.images import to_tensor
 from ip2p_lib.training.surgery import widen_conv_in
 from tests.support.images import smooth_image
+from tests.support.pipelines import stock_pipeline
 
-
-def stock_text_to_image(backbone, kind):
-    from diffusers import DDIMScheduler
-
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        set_alpha_to_one=False,
-        clip_sample=False,
-        steps_offset=1,
-    )
-    pipe = kind(
-        vae=backbone.vae,
-        text_encoder=backbone.text_encoder,
-        tokenizer=backbone.tokenizer,
-        unet=backbone.unet,
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+DOG = "a photo of a dog"
+GUIDED = {"cfg_scale": 5.0, "seeds": [0]}
 
 
 @pytest.fixture
-def known_noise(monkeypatch):
-    """The noise a seed of 5 gives both pipelines."""
+def stock(tiny_backbone, monkeypatch):
+    """A stock pipeline's image, whose noise a seed of 0 of ours has too."""
 
     def draw(key, ids, shape):
         generator = torch.Generator().manual_seed(5)
         return torch.randn((len(ids), *shape), generator=generator)
 
+    def run(kind, **options):
+        generator = torch.Generator().manual_seed(5)
+        options |= {"guidance_scale": 5.0, "generator": generator, "output_type": "pt"}
+        return stock_pipeline(tiny_backbone, kind)(DOG, **options).images
+
     monkeypatch.setattr(module_under_test, "normal", draw)
+    return run
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.8])
 def test_sdedit_equals_diffusers_image_to_image(
-    tiny_backbone, known_noise, monkeypatch, strength
+    tiny_backbone, stock, monkeypatch, strength
 ):
-    from diffusers import StableDiffusionImg2ImgPipeline
-    from diffusers.pipelines.stable_diffusion import (
-        pipeline_stable_diffusion_img2img as module,
-    )
+    def mode(encoded, generator):
+        return encoded.latent_dist.mode()
 
-    monkeypatch.setattr(
-        module, "retrieve_latents", lambda out, generator: out.latent_dist.mode()
-    )
-    pipe = stock_text_to_image(tiny_backbone, StableDiffusionImg2ImgPipeline)
-    stock = pipe(
-        "a photo of a dog",
-        image=smooth_image(),
-        strength=strength,
-        num_inference_steps=10,
-        guidance_scale=5.0,
-        generator=torch.Generator().manual_seed(5),
-        output_type="pt",
-    ).images
-    ours = sdedit_tensors(
-        tiny_backbone,
-        to_tensor(smooth_image()),
-        ["a photo of a dog"],
-        strength=strength,
-        cfg_scale=5.0,
-        steps=10,
-        seeds=[0],
-    )
-    assert (ours / 2 + 0.5 - stock).abs().max() < 1e-4
-    assert stock.std() > 0.01, "a flat image would prove nothing"
+    monkeypatch.setattr(img2img, "retrieve_latents", mode)
+    options = {"image": smooth_image(), "num_inference_steps": 10}
+    theirs = stock(StableDiffusionImg2ImgPipeline, strength=strength, **options)
+    before, options = to_tensor(smooth_image()), {"steps": 10, **GUIDED}
+    ours = sdedit_tensors(tiny_backbone, before, [DOG], strength=strength, **options)
+    assert (ours / 2 + 0.5 - theirs).abs().max() < 1e-4
+    assert theirs.std() > 0.01, "a flat image would prove nothing"
 
 
-def test_ignoring_the_input_equals_text_to_image(tiny_backbone, known_noise):
-    from diffusers import StableDiffusionPipeline
-
-    stock = stock_text_to_image(tiny_backbone, StableDiffusionPipeline)(
-        "a photo of a dog",
-        num_inference_steps=8,
-        guidance_scale=5.0,
-        generator=torch.Generator().manual_seed(5),
-        output_type="pt",
-    ).images
-    options = {"cfg_scale": 5.0, "steps": 8, "seeds": [0]}
+def test_ignoring_the_input_equals_text_to_image(tiny_backbone, stock):
+    theirs = stock(StableDiffusionPipeline, num_inference_steps=8)
     for seed in (0, 1):
         before = to_tensor(smooth_image(seed=seed))
-        ours = text_to_image(tiny_backbone, before, ["a photo of a dog"], **options)
-        assert (ours / 2 + 0.5 - stock).abs().max() < 1e-4
+        ours = text_to_image(tiny_backbone, before, [DOG], steps=8, **GUIDED)
+        assert (ours / 2 + 0.5 - theirs).abs().max() < 1e-4
 
 
 def test_strength_is_the_fraction_of_the_steps_and_of_the_change(tiny_backbone):
     before = to_tensor(smooth_image())
-    rebuilt = tiny_backbone.decode(
-        tiny_backbone.scaling_factor * tiny_backbone.encode(before)
-    )
+    latent = tiny_backbone.scaling_factor * tiny_backbone.encode(before)
+    rebuilt = tiny_backbone.decode(latent)
     options = {"cfg_scale": 1.0, "steps": 20, "seeds": [3]}
     calls, changes = [], []
     handle = tiny_backbone.unet.register_forward_hook(lambda *_: calls.append(1))
     for strength in (0.05, 0.3, 1.0):
         calls.clear()
         edit = sdedit_tensors(
-            tiny_backbone, before, ["a dog"], strength=strength, **options
+            tiny_backbone, before, [DOG], strength=strength, **options
         )
         assert len(calls) == round(20 * strength)
         changes.append((edit - rebuilt).abs().mean().item())
@@ -121,27 +81,23 @@ def test_strength_is_the_fraction_of_the_steps_and_of_the_change(tiny_backbone):
 
 
 def test_images_of_any_size_keep_their_aspect_and_seed(tiny_backbone):
-    wide = smooth_image(120, 80)
-    options = {"cfg_scale": 3.0, "steps": 3}
-    edits = [
-        sdedit(tiny_backbone, wide, "a dog", strength=0.5, seed=seed, **options)
+    options = {"strength": 0.5, "cfg_scale": 3.0, "steps": 3}
+    first, same, other = (
+        sdedit(tiny_backbone, smooth_image(120, 80), DOG, seed=seed, **options)
         for seed in (1, 1, 2)
-    ]
-    assert (
-        edits[0].size == (64, 40) or abs(edits[0].width / edits[0].height - 1.5) < 0.2
     )
-    assert ImageChops.difference(edits[0], edits[1]).getbbox() is None
-    assert ImageChops.difference(edits[0], edits[2]).getbbox() is not None
+    assert abs(first.width / first.height - 1.5) < 0.2
+    assert ImageChops.difference(first, same).getbbox() is None
+    assert ImageChops.difference(first, other).getbbox() is not None
 
 
-@pytest.mark.parametrize("strength", [0.0, 1.5])
-def test_a_strength_outside_its_range_is_refused(tiny_backbone, strength):
-    options = {"strength": strength, "cfg_scale": 3.0, "steps": 2}
-    with pytest.raises(ValueError, match="strength"):
-        sdedit(tiny_backbone, smooth_image(), "a dog", **options)
-
-
-def test_an_editors_u_net_is_refused(tiny_backbone):
+def test_a_wrong_strength_or_an_editors_u_net_is_refused(tiny_backbone):
     editor = replace(tiny_backbone, unet=widen_conv_in(tiny_backbone.unet))
-    with pytest.raises(ValueError, match="4 channels, not 8"):
-        sdedit(editor, smooth_image(), "a dog", strength=0.5, cfg_scale=3.0, steps=2)
+    for backbone, strength, words in (
+        (tiny_backbone, 0.0, "strength"),
+        (tiny_backbone, 1.5, "strength"),
+        (editor, 0.5, "4 channels, not 8"),
+    ):
+        options = {"strength": strength, "cfg_scale": 3.0, "steps": 2}
+        with pytest.raises(ValueError, match=words):
+            sdedit(backbone, smooth_image(), DOG, **options)

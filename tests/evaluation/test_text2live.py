@@ -7,15 +7,14 @@ import torch
 
 from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.evaluation.text2live import (
-    LayerNet,
     LayerTraining,
-    composite,
     layer_loss,
     random_crops,
     sparsity,
     text2live,
 )
 from ip2p_lib.filtering.clip_filter import score_pairs
+from ip2p_lib.images import to_tensor
 from tests.support.images import smooth_image
 
 TEXTS = ["a photo of a cat", "a photo of the dog"]
@@ -26,16 +25,6 @@ IMAGE = smooth_image(32, 32)
 @pytest.fixture(scope="module")
 def clip(tiny_clip_folder):
     return load_clip(tiny_clip_folder, device="cpu")
-
-
-def test_a_layer_covers_as_its_opacity_says():
-    image, colour = torch.rand(2, 1, 3, 4, 4)
-    opacity = torch.tensor([0.0, 0.25, 1.0, 1.0]).expand(1, 1, 4, 4)
-    edit = composite(image, colour, opacity)
-    assert torch.equal(edit[..., 0], image[..., 0])
-    assert torch.equal(edit[..., 2:], colour[..., 2:])
-    mixed = 0.25 * colour[..., 1] + 0.75 * image[..., 1]
-    assert torch.allclose(edit[..., 1], mixed)
 
 
 def test_sparsity_is_none_without_a_layer_and_counts_what_is_barely_covered():
@@ -78,26 +67,15 @@ def test_structure_is_zero_but_for_moved_patches(clip):
     assert float(terms[0]) == pytest.approx(0, abs=1e-6) and float(terms[1]) > 1e-4
 
 
-def test_a_network_gives_colour_and_opacity_in_their_ranges():
-    colour, opacity = LayerNet(8)(torch.randn(2, 3, 16, 24))
-    assert colour.shape == (2, 3, 16, 24) and opacity.shape == (2, 1, 16, 24)
-    assert colour.min() >= -1 and colour.max() <= 1
-    assert opacity.min() >= 0 and opacity.max() <= 1
-
-
 def test_training_brings_the_edit_nearer_to_its_caption(clip):
     """Among crops of another kind: the measure is of whole images."""
-    from ip2p_lib.images import to_tensor
-
-    start, end = (
-        to_tensor([text2live(clip, IMAGE, *TEXTS, training=LayerTraining(steps=n))])
-        for n in (0, 40)
-    )
-    before = to_tensor([IMAGE])
-    first, last = (
-        score_pairs(clip, before, edit, TEXTS[:1], TEXTS[1:]) for edit in (start, end)
-    )
-    assert last.after + last.direction > first.after + first.direction + 0.1
+    similarities = []
+    for steps in (0, 40):
+        edit = text2live(clip, IMAGE, *TEXTS, training=LayerTraining(steps=steps))
+        images = to_tensor([IMAGE]), to_tensor([edit])
+        scores = score_pairs(clip, *images, TEXTS[:1], TEXTS[1:])
+        similarities.append(scores.after + scores.direction)
+    assert similarities[1] > similarities[0] + 0.1
 
 
 def test_the_same_seed_is_the_same_edit_and_torchs_own_numbers_go_on(clip):
@@ -112,13 +90,10 @@ def test_the_same_seed_is_the_same_edit_and_torchs_own_numbers_go_on(clip):
     assert torch.equal(torch.rand(1), right)
 
 
-def test_an_image_that_cannot_be_halved_twice_is_refused(clip):
-    with pytest.raises(ValueError, match=r"\(34, 36\).*multiples of 4"):
+def test_odd_sides_or_clip_in_half_precision_are_refused(clip, tiny_clip_folder):
+    with pytest.raises(ValueError, match="multiples of 4"):
         text2live(clip, IMAGE.resize((36, 34)), *TEXTS)
-
-
-def test_clip_in_half_precision_is_refused(tiny_clip_folder):
     half = load_clip(tiny_clip_folder, device="cpu")
     half.model.half()
-    with pytest.raises(ValueError, match=r"float16.*dtype=torch\.float32"):
+    with pytest.raises(ValueError, match="float32"):
         text2live(half, IMAGE, *TEXTS)

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -21,33 +20,24 @@ from ip2p_lib.rng import integers, key, uniform
 
 LIMITS = Filtering(image=0.5, text=0.3, direction=0.4, keep=2)
 N = 60
+IMAGE, BEFORE, AFTER, DIRECTION, LUCK = (
+    uniform(key("test", name), torch.arange(N))
+    for name in ("image", "before", "after", "direction", "luck")
+)
+SCORES = Scores(IMAGE, BEFORE, AFTER, DIRECTION)
+GOOD = DIRECTION + 0.3 * LUCK > 0.8
 
 
-def drawn(name, n=N):
-    return uniform(key("test", name), torch.arange(n))
-
-
-@pytest.fixture(scope="module")
-def scores():
-    return Scores(*(drawn(name) for name in ("image", "before", "after", "direction")))
-
-
-@pytest.fixture(scope="module")
-def good(scores):
-    return scores.direction + 0.3 * drawn("luck") > 0.8
-
-
-def test_a_curve_is_the_count_at_each_threshold(scores, good):
-    curve = precision_recall_curve(scores.direction, good)
+def test_a_curve_is_the_count_at_each_threshold():
+    curve = precision_recall_curve(DIRECTION, GOOD)
     assert len(curve.threshold) == N
-    for threshold, rate, precision, recall in zip(*vars(curve).values(), strict=True):
-        above = scores.direction.double() >= threshold
-        assert rate == pytest.approx(float(above.double().mean()))
-        assert precision == pytest.approx(float(good[above].double().mean()))
-        assert recall == pytest.approx(float(above[good].double().mean()))
+    for threshold, *rates in zip(*vars(curve).values(), strict=True):
+        above = DIRECTION.double() >= threshold
+        parts = above, GOOD[above], above[GOOD]
+        assert rates == pytest.approx([float(part.double().mean()) for part in parts])
 
 
-def test_equal_scores_are_kept_together_and_nan_never():
+def test_equal_scores_pass_together_and_nan_never():
     score = torch.tensor([0.5, math.nan, 0.9, 0.5])
     curve = precision_recall_curve(score, torch.tensor([True, True, False, False]))
     assert curve.threshold.tolist() == pytest.approx([0.9, 0.5])
@@ -56,28 +46,19 @@ def test_equal_scores_are_kept_together_and_nan_never():
     assert curve.recall.tolist() == [0.0, 0.5]
     empty = precision_recall_curve(torch.tensor([math.nan]), torch.tensor([True]))
     assert empty.keep_rate.tolist() == []
-
-
-@pytest.mark.parametrize(("n", "m"), [(2, 1), (0, 0)])
-def test_scores_without_labels_are_refused(n, m):
-    with pytest.raises(ValueError, match="labels"):
-        precision_recall_curve(torch.zeros(n), torch.ones(m, dtype=torch.bool))
+    for n, m in ((2, 1), (0, 0)):
+        with pytest.raises(ValueError, match="labels"):
+            precision_recall_curve(torch.zeros(n), torch.ones(m, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("dropped", [0.0, 0.2, 0.5])
-def test_the_joint_rank_is_four_thresholds_at_once(scores, dropped):
-    number, columns = int(dropped * N), list(vars(scores).values())
-    limits = [column.sort().values[number] for column in columns]
-    expected = torch.stack(
-        [column >= limit for column, limit in zip(columns, limits, strict=True)]
-    ).all(0)
-    assert torch.equal(joint_rank(scores) >= number / N, expected)
-
-
-def test_the_joint_rank_of_a_pair_without_a_score_is_nan(scores):
-    image = scores.image.clone()
+def test_the_joint_rank_is_four_thresholds_at_once(dropped):
+    number, columns = int(dropped * N), torch.stack([*vars(SCORES).values()])
+    expected = (columns >= columns.sort(1).values[:, number, None]).all(0)
+    assert torch.equal(joint_rank(SCORES) >= number / N, expected)
+    image = IMAGE.clone()
     image[3] = math.nan
-    rank = joint_rank(replace(scores, image=image))
+    rank = joint_rank(Scores(image, BEFORE, AFTER, DIRECTION))
     assert rank.isnan().nonzero().flatten().tolist() == [3]
 
 
@@ -98,58 +79,46 @@ def test_the_proportion_of_nothing_is_unknown():
     assert math.isnan(value) and (low, high) == (0.0, 1.0)
 
 
-def test_the_funnel_ends_with_the_best_of_each_triplet(scores):
+def test_the_funnel_ends_with_the_best_of_each_triplet():
     groups = integers(key("test", "group"), torch.arange(N), 9).tolist()
-    stages = funnel(scores, groups, LIMITS)
+    stages = funnel(SCORES, groups, LIMITS)
     limits = ["image ≥ 0.5", "before ≥ 0.3", "after ≥ 0.3", "direction ≥ 0.4"]
     assert list(stages) == ["generated", *limits, "best 2 of a triplet"]
     for wider, narrower in itertools.pairwise(stages.values()):
         assert not (narrower & ~wider).any()
-    passed, last = passes(scores, LIMITS), stages["best 2 of a triplet"]
+    passed, last = passes(SCORES, LIMITS), stages["best 2 of a triplet"]
     assert torch.equal(stages["direction ≥ 0.4"], passed)
     for group in set(groups):
         own = torch.tensor([g == group for g in groups]) & passed
-        best = scores.direction[own].sort(descending=True).values[:2]
-        assert set(scores.direction[own & last].tolist()) == set(best.tolist())
+        best = DIRECTION[own].sort(descending=True).values[:2]
+        assert set(DIRECTION[own & last].tolist()) == set(best.tolist())
 
 
-def test_metrics_are_of_all_of_the_kept_and_of_the_good():
+def test_metrics_are_of_all_pairs_of_the_passing_and_of_the_good():
     keep = torch.tensor([True, True, True, False, False])
     good = torch.tensor([True, True, False, True, False])
     values = [proportion.value for proportion in evaluate_filter(keep, good)]
     assert values == pytest.approx([3 / 5, 2 / 3, 2 / 3])
 
 
-def best_recall(scores, good, precision, steps):
-    """Most good pairs that any of the thresholds keep, one filter at a time."""
-    text = torch.minimum(scores.before, scores.after)
-    quantiles = torch.arange(steps, dtype=torch.float64) / steps
-    most = 0
-    for image, caption, direction in itertools.product(
-        *(x.double().quantile(quantiles).tolist()
-          for x in (scores.image, text, scores.direction))
-    ):  # fmt: skip
-        limits = Filtering(image=image, text=caption, direction=direction)
-        keep = passes(scores, limits)
-        hits = int((keep & good).sum())
-        if keep.any() and hits >= precision * int(keep.sum()):
-            most = max(most, hits)
-    return most / int(good.sum())
-
-
-@pytest.mark.parametrize("precision", [0.3, 0.6, 0.9])
-def test_calibrated_thresholds_keep_most_good_pairs_at_that_precision(
-    scores, good, precision
-):
-    limits = calibrate(scores, good, LIMITS, precision=precision, steps=6)
-    metrics = evaluate_filter(passes(scores, limits), good)
+@pytest.mark.parametrize("precision", [0.3, 0.9])
+def test_calibrated_thresholds_keep_most_good_pairs_at_that_precision(precision):
+    limits = calibrate(SCORES, GOOD, LIMITS, precision=precision)
+    metrics = evaluate_filter(passes(SCORES, limits), GOOD)
     assert limits.keep == LIMITS.keep
     assert metrics.precision.value >= precision
-    expected = best_recall(scores, good, precision, 6)
-    assert metrics.recall.value == pytest.approx(expected)
+    quantiles, most = torch.arange(10, dtype=torch.float64) / 10, 0
+    columns = IMAGE, torch.minimum(BEFORE, AFTER), DIRECTION
+    for image, text, direction in itertools.product(  # one filter at a time
+        *(column.double().quantile(quantiles).tolist() for column in columns)
+    ):
+        keep = passes(SCORES, Filtering(image, text, direction))
+        hits = int((keep & GOOD).sum())
+        if keep.any() and hits >= precision * int(keep.sum()):
+            most = max(most, hits)
+    assert metrics.recall.value == pytest.approx(most / int(GOOD.sum()))
 
 
-def test_a_precision_out_of_reach_is_refused(scores):
-    nothing = torch.zeros(N, dtype=torch.bool)
+def test_a_precision_out_of_reach_is_refused():
     with pytest.raises(ValueError, match="precise keep 0%"):
-        calibrate(scores, nothing, LIMITS, precision=0.5)
+        calibrate(SCORES, GOOD & False, LIMITS, precision=0.5)

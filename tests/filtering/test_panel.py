@@ -1,12 +1,10 @@
 """The panel draws what the plain call draws, wherever its sliders are."""
 
 import base64
-import io
 from dataclasses import replace
 
 import pytest
 import torch
-from PIL import Image
 
 from ip2p_lib.config import Filtering
 from ip2p_lib.filtering import Scores
@@ -14,14 +12,11 @@ from ip2p_lib.filtering.calibration import funnel
 from ip2p_lib.filtering.figures import plot_funnel
 from ip2p_lib.filtering.panel import ThresholdPanel
 from ip2p_lib.notebook.figures import to_png
-from ip2p_lib.rng import integers, key, uniform
+from ip2p_lib.rng import uniform
 
-N = 40
 START = Filtering(image=0.2, text=0.1, direction=0.3, keep=2)
-NAMES = ("image", "before", "after", "direction")
-SCORES = Scores(*(uniform(key("test", name), torch.arange(N)) for name in NAMES))
-GROUPS = integers(key("test", "group"), torch.arange(N), 8).tolist()
-GOOD = SCORES.direction > 0.5
+SCORES = Scores(*(uniform(column, torch.arange(40)) for column in range(4)))
+GROUPS, GOOD = [i // 5 for i in range(40)], SCORES.direction > 0.5
 
 
 @pytest.fixture
@@ -29,29 +24,18 @@ def panel():
     return ThresholdPanel(SCORES, GROUPS, START, GOOD)
 
 
-def expected(thresholds, good=GOOD):
-    return to_png(plot_funnel(funnel(SCORES, GROUPS, thresholds), good))
+def expected(thresholds):
+    return to_png(plot_funnel(funnel(SCORES, GROUPS, thresholds), GOOD))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("image", 0.6), ("text", 0.4), ("direction", 0.8), ("keep", 1)]
-)
+@pytest.mark.parametrize(("name", "value"), [("text", 0.4), ("keep", 1)])
 def test_a_moved_slider_draws_what_the_plain_call_draws(panel, name, value):
     assert panel.plot.value == expected(START)
     panel.sliders[name].value = value
     moved = expected(replace(START, **{name: value}))
     assert panel.plot.value == moved != expected(START)
-
-
-def test_labels_are_optional():
-    panel = ThresholdPanel(SCORES, GROUPS, START)
-    assert panel.plot.value == expected(START, good=None)
-
-
-def test_a_page_without_widgets_gets_a_still(panel):
-    bundle = panel._repr_mimebundle_()
-    still = Image.open(io.BytesIO(base64.b64decode(bundle["image/png"])))
-    assert still.size == Image.open(io.BytesIO(panel.plot.value)).size
+    still = panel._repr_mimebundle_()["image/png"]  # for a page without widgets
+    assert base64.b64decode(still) == moved
 
 
 def test_an_error_is_shown_in_the_panel(panel, monkeypatch):

@@ -3,10 +3,6 @@
 import ast
 import json
 import re
-import signal
-import subprocess
-import sys
-import time
 import tomllib
 from pathlib import Path
 
@@ -14,6 +10,7 @@ import nbformat
 import papermill
 import pytest
 from papermill.exceptions import PapermillExecutionError
+from papermill.iorw import papermill_io
 
 from ip2p_lib.notebook.lesson import ParameterError, check_value
 from jobs.notebooks import address, outputs, run
@@ -30,15 +27,9 @@ def quiet(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """One notebook through the whole runner."""
-    folder = tmp_path_factory.mktemp("ran")
-    path = write_notebook(
-        folder / "00_overview.ipynb", "show_source(check_parameters)", IMAGES
-    )
-    runs = run.run_all([path], folder / "runs", {"STEPS": "5"}, 120)
-    return runs[0], folder / "runs"
+@pytest.fixture
+def path(tmp_path):
+    return write_notebook(tmp_path / "00_overview.ipynb")
 
 
 # The committed notebooks
@@ -48,6 +39,7 @@ def ran(tmp_path_factory):
 def test_a_committed_notebook_is_one_clean_run_of_its_sources(path):
     notebook = nbformat.read(path, as_version=4)
     lock = json.loads(path.with_name("outputs.lock.json").read_text())
+    assert sorted(lock) == [p.stem for p in COMMITTED]
     assert outputs.faults(notebook) == []
     assert lock[path.stem] == outputs.source_hash(notebook), "run make publish"
     extra = [set(cell.metadata) - {"tags"} for cell in notebook.cells]
@@ -55,42 +47,34 @@ def test_a_committed_notebook_is_one_clean_run_of_its_sources(path):
     assert notebook.metadata.kernelspec.name == "python3"
 
 
-def test_the_lock_names_the_committed_notebooks_and_no_others():
-    lock = json.loads((ROOT / "notebooks" / "outputs.lock.json").read_text())
-    assert sorted(lock) == [p.stem for p in COMMITTED]
-
-
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: p.stem)
-def test_parameters_are_few_literals_with_a_comment_each(path):
+def test_parameters_are_few_literals_with_a_comment_each_and_are_checked(path):
     notebook = nbformat.read(path, as_version=4)
-    tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    assert len(tagged) == 1, "exactly one cell tagged parameters"
-    lines = tagged[0].source.splitlines()
-    assert 1 <= len(lines) <= 6
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    lines, values, rules = (
+        cell.source.splitlines(),
+        defaults(path),
+        allowed_values(path),
+    )
     for line in lines:  # a second "=" hides a parameter from papermill's inspection
         assert re.fullmatch(r"[A-Z][A-Z0-9_]* = [^=#]+  # [^=]+", line), line
-        ast.literal_eval(ast.parse(line).body[0].value)
-    assert len(defaults(path)) == len(lines)
-    assert defaults(path)["SCALE"] == "miniature"
-
-
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda p: p.stem)
-def test_every_parameter_is_checked_and_its_default_allowed(path):
-    rules, values = allowed_values(path), defaults(path)
+    assert 1 <= len(values) == len(lines) <= 6
+    assert values["SCALE"] == "miniature"
+    rules = allowed_values(path)
     assert rules.keys() == values.keys()
     for name, value in values.items():
         check_value(name, value, rules[name])
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda p: p.stem)
-def test_no_figure_is_drawn_and_not_shown(path):
+def test_no_figure_is_made_and_not_shown(path):
     """A notebook shows a figure if it is displayed, or the value of a cell's end."""
     for cell in nbformat.read(path, as_version=4).cells:
         if cell.cell_type == "code":
             tree = ast.parse(cell.source)
             calls = [node for node in ast.walk(tree) if isinstance(node, ast.Expr)]
-            unseen = [ast.unparse(c) for c in calls if c not in tree.body[-1:]]
-            assert not [call for call in unseen if call.startswith("figures.")]
+            hidden = [ast.unparse(c) for c in calls if c not in tree.body[-1:]]
+            assert not [call for call in hidden if call.startswith("figures.")]
 
 
 def test_colab_has_links_and_cells_only_where_the_address_is_set():
@@ -102,8 +86,7 @@ def test_colab_has_links_and_cells_only_where_the_address_is_set():
     assert address.in_readme(readme, repo) == readme
 
 
-def test_an_address_is_written_everywhere_and_removed_again(tmp_path):
-    path = write_notebook(tmp_path / "00_overview.ipynb")
+def test_an_address_is_written_everywhere_and_removed_again(path):
     before = nbformat.read(path, as_version=4)
     code = [cell for cell in before.cells if cell.cell_type == "code"]
     for count, cell in enumerate(code, 1):
@@ -128,17 +111,18 @@ def test_an_address_is_written_everywhere_and_removed_again(tmp_path):
     urls = tomllib.loads(named)["project"]["urls"]
     assert urls == {"Repository": "https://github.com/ann/ip2p"}
     assert address.in_pyproject(named, None) == address.in_pyproject(project, None)
-
-
-def test_what_is_no_repository_is_refused():
-    assert address.main(["https://github.com/ann/ip2p"]) == 2
+    assert address.main(["https://github.com/ann/ip2p"]) == 2  # no owner/name
 
 
 # The runner
 
 
-def test_a_run_leaves_notebook_summary_and_report(ran):
-    result, out = ran
+def test_a_run_leaves_notebook_summary_and_report(tmp_path):
+    grid = "from PIL import Image\nfigures.show_grid([[Image.new('RGB', (8, 8))]])"
+    cells = ["show_source(check_parameters)", IMAGES, grid]
+    path = write_notebook(tmp_path / "00_overview.ipynb", *cells)
+    out = tmp_path / "runs"
+    (result,) = run.run_all([path], out, {"STEPS": "5"}, 120)
     executed = nbformat.read(out / "00_overview.ipynb", as_version=4)
     assert result.error is None
     assert text_of(executed) == "model loaded 5\n"
@@ -146,54 +130,47 @@ def test_a_run_leaves_notebook_summary_and_report(ran):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["settings"] == {"STEPS": "5"}
     assert summary["notebooks"][0]["peak_mib"] > 20
-    assert [p.name for p in out.iterdir() if p.suffix == ".partial"] == []
 
-
-def test_the_report_needs_neither_network_nor_javascript(ran):
-    page = (ran[1] / "report.html").read_text()
+    page = (out / "report.html").read_text()  # it needs no network and no JavaScript
     assert not re.search(r"<script|javascript:|@import|<link", page)
     assert not re.search(r"\bsrc\s*=\s*[\"'](?!data:)", page)
     assert not re.search(r"url\((?!data:)", page)
-    assert page.count("data:image/png;base64,") == 2  # the image, and the panel's
+    # The image, the panel's still, and the figure, which is shown once.
+    assert page.count("data:image/png;base64,") == 3
     assert "<math" in page and "e^{" not in page
     assert '<a href="#00_overview">' in page and "Count steps" in page
     assert 'class="highlight"' in page
 
 
 @pytest.mark.parametrize(
-    ("setting", "message"),
+    ("name", "value", "message"),
     [
-        ("STEPZ=5", "did you mean STEPS"),
-        ("SEED=0", "no parameter SEED"),
-        ("STEPS=10", "from 1 to 9"),
-        ("STEPS=2.5", "whole number"),
-        ("SCALE=minature", "'miniature'"),
-        ("OPENAI_API_KEY=canary-41", "environment variable"),
+        ("STEPZ", "5", "did you mean STEPS"),
+        ("STEPS", "10", "from 1 to 9"),
+        ("STEPS", "2.5", "whole number"),
+        ("OPENAI_API_KEY", "canary-41", "environment variable"),
     ],
 )
 def test_a_setting_that_cannot_be_right_is_refused_before_anything_runs(
-    tmp_path, setting, message
+    path, name, value, message
 ):
-    path, out = write_notebook(tmp_path / "00_overview.ipynb"), tmp_path / "runs"
-    name, value = setting.split("=")
+    out = path.with_name("runs")
     with pytest.raises(ParameterError, match=message) as caught:
         run.run_all([path], out, {name: value}, 60)
     assert "canary" not in str(caught.value)
     assert not out.exists()
 
 
-def test_a_setting_reaches_the_notebooks_that_have_it(tmp_path):
-    with_steps = write_notebook(tmp_path / "00_overview.ipynb")
-    without = tmp_path / "01_triplets.ipynb"
-    text = with_steps.read_text().replace("STEPS", "COUNT")
-    without.write_text(text)
-    chosen = check_settings([with_steps, without], {"STEPS": "7", "SCALE": "smoke"})
+def test_a_setting_reaches_the_notebooks_that_have_it(path):
+    without = path.with_name("01_triplets.ipynb")
+    without.write_text(path.read_text().replace("STEPS", "COUNT"))
+    chosen = check_settings([path, without], {"STEPS": "7", "SCALE": "smoke"})
     assert chosen["00_overview"] == {"STEPS": 7, "SCALE": "smoke"}
     assert chosen["01_triplets"] == {"SCALE": "smoke"}
 
 
-def test_plain_papermill_is_stopped_by_the_notebook_before_a_model_loads(tmp_path):
-    path, out = write_notebook(tmp_path / "00_overview.ipynb"), tmp_path / "out.ipynb"
+def test_plain_papermill_is_stopped_by_the_notebook_before_a_model_loads(path):
+    out = path.with_name("out.ipynb")
     with pytest.raises(PapermillExecutionError, match="did you mean STEPS"):
         papermill.execute_notebook(
             str(path), str(out), {"STEPZ": 5}, progress_bar=False, kernel_name="python3"
@@ -210,36 +187,24 @@ def test_a_failing_cell_ends_the_run_and_is_named(tmp_path):
     assert "ZeroDivisionError" in page
 
 
-def test_notebooks_are_found_by_name_or_number(tmp_path):
+def test_notebooks_are_chosen_by_name_or_number(tmp_path):
     for name in ("01_triplets", "00_overview", "scratch"):
         write_notebook(tmp_path / f"{name}.ipynb")
-    assert [p.stem for p in run.find([], tmp_path)] == [
-        "00_overview",
-        "01_triplets",
-    ]
+    every = [p.stem for p in run.find([], tmp_path)]
+    assert every == ["00_overview", "01_triplets"]
     assert [p.stem for p in run.find(["01"], tmp_path)] == ["01_triplets"]
     with pytest.raises(FileNotFoundError, match="01_triplet; there are: 00_overview"):
         run.find(["01_triplet"], tmp_path)
 
 
-@pytest.mark.slow
-def test_a_killed_run_leaves_a_readable_notebook(tmp_path):
-    out = tmp_path / "runs" / "a.ipynb"
-    program = (
-        "import pathlib, papermill.iorw as io\n"
-        "from jobs.notebooks.run import prepare_papermill\n"
-        f"prepare_papermill(pathlib.Path({str(out.parent)!r}))\n"
-        "text = '{\"cells\": [' + '0,' * 500_000 + '0]}'\n"
-        f"while True: io.papermill_io.write(text, {str(out)!r})\n"
-    )
-    child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
-    deadline = time.monotonic() + 60
-    while not out.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.05)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert len(json.loads(out.read_text())["cells"]) == 500_001
+def test_papermill_writes_a_notebook_whole_or_not_at_all(tmp_path, monkeypatch):
+    """``write_bytes`` is atomic (``tests/test_files.py``); papermill must call it."""
+    written = {}
+    monkeypatch.setattr(run, "write_bytes", written.__setitem__)
+    run.prepare_papermill(tmp_path)
+    path = str(tmp_path.resolve() / "a.ipynb")
+    papermill_io.write('{"cells": []}', path)
+    assert written == {path: b'{"cells": []}'}
 
 
 def test_a_key_in_the_environment_is_in_no_notebook_and_no_report(

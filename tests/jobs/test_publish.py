@@ -24,6 +24,16 @@ def quiet(monkeypatch):
         monkeypatch.setenv(name, value)
 
 
+def notebook_of(output, count=1):
+    """A notebook of one cell with one output."""
+    cell = new_code_cell("1", execution_count=count, outputs=[output])
+    return new_notebook(cells=[cell])
+
+
+def data(kind, value):
+    return new_output("display_data", {kind: value})
+
+
 def test_publishing_writes_a_clean_run_back_and_locks_its_sources(tmp_path):
     path = write_notebook(tmp_path / "00_overview.ipynb", IMAGES)
     before = outputs.source_hash(nbformat.read(path, as_version=4))
@@ -31,9 +41,8 @@ def test_publishing_writes_a_clean_run_back_and_locks_its_sources(tmp_path):
     published = nbformat.read(path, as_version=4)
     assert outputs.faults(published) == []
     assert outputs.source_hash(published) == before
-    assert json.loads((tmp_path / "outputs.lock.json").read_text()) == {
-        path.stem: before
-    }
+    lock = json.loads((tmp_path / "outputs.lock.json").read_text())
+    assert lock == {path.stem: before}
     assert set(published.metadata) == {"kernelspec", "language_info"}
     assert "papermill" not in path.read_text() and str(tmp_path) not in path.read_text()
     panel = outputs_of(published)[-1].data
@@ -58,86 +67,56 @@ def test_a_faulty_run_is_not_written_back(tmp_path):
         (new_output("stream", text="saved /home/ann/a.png"), "a machine's path"),
         (new_output("stream", text="<A object at 0x7f31aa02>"), "an object's address"),
         (new_output("stream", text="10%\r20%"), "progress-bar litter"),
-        (new_output("display_data", {"text/html": "<script>1</script>"}), "a script"),
-        (
-            new_output("display_data", {"text/html": '<img src="https://x.y">'}),
-            "an image from the network",
-        ),
-        (
-            new_output("display_data", {"application/javascript": "1"}),
-            "live content (application/javascript)",
-        ),
+        (data("text/html", "<script>1</script>"), "a script"),
+        (data("text/html", '<img src="https://x.y">'), "an image from the network"),
+        (data("application/javascript", "1"), "live content (application/javascript)"),
+        (data(outputs.WIDGET, {"model_id": "a"}), f"live content ({outputs.WIDGET})"),
+        (data("text/html", '<a href="https://a.b/home/c">x</a> data/tmp/a.json'), None),
     ],
 )
 def test_an_output_that_may_not_be_committed_is_reported(output, fault):
-    cell = new_code_cell("1", execution_count=1, outputs=[output])
-    assert outputs.faults(new_notebook(cells=[cell])) == [f"cell 1: {fault}"]
+    notebook = notebook_of(output)
+    outputs.clean(notebook)
+    assert outputs.faults(notebook) == ([f"cell 1: {fault}"] if fault else [])
 
 
 def test_order_and_size_are_reported():
-    big = new_output("stream", text="x" * outputs.LIMIT)
-    cells = [new_code_cell("1", execution_count=2, outputs=[big])]
-    assert outputs.faults(new_notebook(cells=cells)) == [
+    notebook = notebook_of(data("text/plain", "x" * outputs.LIMIT), count=2)
+    assert outputs.faults(notebook) == [
         "is not one run from top to bottom",
         "is larger than 600 kB",
     ]
 
 
-def test_relative_paths_links_and_images_are_no_faults():
-    data = {
-        "text/html": '<a href="https://a.b/home/c">x</a> data/tmp/a.json, and/or/var/x'
-    }
-    cell = new_code_cell("1", execution_count=1)
-    cell.outputs = [new_output("display_data", data)]
-    assert outputs.faults(new_notebook(cells=[cell])) == []
-
-
-def test_a_widget_without_a_still_is_a_fault():
-    data = {outputs.WIDGET: {"model_id": "a"}, "text/plain": "FloatSlider()"}
-    cell = new_code_cell("1", execution_count=1, outputs=[])
-    cell.outputs = [new_output("display_data", data)]
-    notebook = new_notebook(cells=[cell])
+def compressed(png):
+    """The kind, size and pixels of an image in a published notebook."""
+    notebook = notebook_of(data("image/png", base64.b64encode(png).decode()))
     outputs.clean(notebook)
-    assert outputs.faults(notebook) == [f"cell 1: live content ({outputs.WIDGET})"]
+    ((kind, encoded),) = outputs_of(notebook)[0].data.items()
+    smaller = base64.b64decode(encoded)
+    return kind, len(smaller), pixels_of(smaller)
 
 
-def decoded(data: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), float)
+def pixels_of(file):
+    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), float)
 
 
-def test_images_become_smaller_jpegs_and_look_the_same():
+def test_generated_images_become_smaller_jpegs_and_plots_stay_sharp():
     scenes = to_pil(render([sample_scene(seed) for seed in range(8)]))
     png = figures.to_png(figures.show_grid([scenes[:4], scenes[4:]]))
-    kind, data = outputs.compress(png)
-    assert kind == "jpeg" and len(data) < 0.6 * len(png)
-    assert decoded(data).shape == decoded(png).shape
-    assert np.abs(decoded(data) - decoded(png)).mean() < 2
+    kind, size, pixels = compressed(png)
+    assert kind == "image/jpeg" and size < 0.6 * len(png)
+    assert np.abs(pixels - pixels_of(png)).mean() < 2
 
-
-def test_plots_stay_sharp():
     png = figures.to_png(figures.plot_lines([0, 1, 2], {"loss": [1.0, 0.5, 0.3]}))
-    kind, data = outputs.compress(png)
-    assert kind == "png" and len(data) <= len(png)
-    assert np.abs(decoded(data) - decoded(png)).mean() < 0.2
+    kind, size, pixels = compressed(png)
+    assert kind == "image/png" and size <= len(png)
+    assert np.abs(pixels - pixels_of(png)).mean() < 0.2
 
 
 def test_a_smooth_sky_keeps_its_colours():
     """256 colours for all channels together, as a palette has, would make bands."""
     x, y = np.meshgrid(np.linspace(0, 1, 256), np.linspace(0, 1, 256))
     sky = np.stack([80 + 100 * x, 120 + 100 * y, 200 + 50 * x * y], -1)
-    _, data = outputs.compress(figures.to_png(Image.fromarray(sky.astype(np.uint8))))
-    assert len(np.unique(decoded(data).reshape(-1, 3), axis=0)) > 2000
-
-
-def test_compressed_outputs_replace_the_originals():
-    (scene,) = to_pil(render([sample_scene(4)]))
-    encoded = base64.b64encode(figures.to_png(scene)).decode()
-    cell = new_code_cell("1", execution_count=1)
-    cell.outputs = [new_output("display_data", {"image/png": encoded})]
-    notebook = new_notebook(cells=[cell])
-    outputs.clean(notebook)
-    (output,) = outputs_of(notebook)
-    ((kind, data),) = output.data.items()
-    assert (kind.removeprefix("image/"), base64.b64decode(data)) == outputs.compress(
-        figures.to_png(scene)
-    )
+    *_, pixels = compressed(figures.to_png(Image.fromarray(sky.astype(np.uint8))))
+    assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 2000

@@ -1,4 +1,4 @@
-"""The judge, untrained: its labels, its answers, its files, and pictures mirrored."""
+"""The judge, untrained: its labels, its answers, its files, and mirrored images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +12,12 @@ from ip2p_lib.miniature.judge.readings import (
     ANSWERS,
     NONE,
     Reading,
-    agreement,
     labels,
     readings_of,
 )
+from ip2p_lib.miniature.judge.scores import agreement
 from ip2p_lib.miniature.render import encode, render
+from ip2p_lib.miniature.scenes import Scene
 from ip2p_lib.miniature.world import sample_edit, sample_scene
 from jobs.miniature.train_judge import augment, mirror_codes
 from tests.support.small_judge import BUS, CAT, LONE, PAIR, small_judge
@@ -29,65 +30,42 @@ def perfect(codes: torch.Tensor) -> list[Reading]:
         name: 50.0 * torch.nn.functional.one_hot(right[name], len(ANSWERS[name]))
         for name in ANSWERS
     }
-    return list(readings_of(logits))
+    where = torch.zeros(len(codes), 64)
+    return list(readings_of(logits | {"left.where": where, "right.where": where}))
 
 
-def test_labels_are_the_attributes_of_the_scene() -> None:
-    pair, lone = perfect(encode([PAIR, LONE]))
-    assert [pair.best(name) for name in ("place", "time", "weather")] == [
-        "beach",
-        "night",
-        "rain",
-    ]
-    assert (pair.best("medium"), pair.best("art")) == ("photo", "noto")
-    assert pair.objects() == ("cat", "bus")
-    assert (pair.best("left.finish"), pair.best("right.finish")) == ("gold", NONE)
-    assert (pair.best("left.accessory"), pair.best("right.accessory")) == (
-        NONE,
-        "crown",
-    )
-    # A lone thing is the left one, though this one stands on the right.
-    assert lone.objects() == ("bus",) and lone.best("left.accessory") == "crown"
-    empty = {lone.best(f"right.{name}") for name in ("name", "finish", "accessory")}
-    assert empty == {NONE}
-
-
-def test_labels_fit_every_scene_and_edit_of_the_world() -> None:
+def test_labels_are_the_attributes_of_every_scene_and_edit() -> None:
     scenes = [sample_scene(seed) for seed in range(200)]
     scenes += [sample_edit(scene, i).target for i, scene in enumerate(scenes)]
     for scene, reading in zip(scenes, perfect(encode(scenes)), strict=True):
-        assert reading.objects() == tuple(thing.name for thing in scene.things)
-        assert reading.best("place") == scene.place
-        assert reading.best("medium") == scene.medium
-        for slot, thing in zip(("left", "right"), scene.things, strict=False):
-            assert reading.best(f"{slot}.finish") == (thing.finish or NONE)
-            assert reading.best(f"{slot}.accessory") == (thing.accessory or NONE)
-
-
-def test_perfect_readings_agree() -> None:
-    scenes = [sample_scene(seed) for seed in range(64)]
-    shares = agreement(perfect(encode(scenes)), scenes)
-    assert set(shares.values()) == {1.0}
-    scene = {"place", "time", "weather", "medium", "art", "objects"}
-    assert set(shares) == scene | {"name", "finish", "accessory"}
+        for name in ("place", "time", "weather", "medium", "art"):
+            assert reading.best(name) == getattr(scene, name)
+        shown = [(o.name, o.finish or NONE, o.accessory or NONE) for o in scene.things]
+        # One object is in the left slot wherever it stands.
+        shown += [(NONE, NONE, NONE)] * (2 - len(shown))
+        assert [slot.best() for slot in reading.slots] == shown
+        assert reading.objects() == tuple(o.name for o in scene.things)
+        assert reading.best("left.finish") == shown[0][1]
 
 
 def test_agreement_counts_what_is_wrong() -> None:
+    def agree(shown: list[Scene], read: list[Scene]) -> dict[str, float]:
+        return agreement(labels(encode(read)), encode(shown))
+
+    scenes = [sample_scene(seed) for seed in range(64)]
+    scene = {"place", "time", "weather", "medium", "art", "objects"}
+    shares = agree(scenes, scenes)
+    assert shares == dict.fromkeys(scene | {"name", "finish", "accessory"}, 1.0)
     wrong = replace(PAIR, things=(replace(CAT, finish="ice"), BUS), time="day")
-    shares = agreement(perfect(encode([PAIR, PAIR])), [PAIR, wrong])
+    shares = agree([PAIR, wrong], [PAIR, PAIR])
     assert shares["time"] == 0.5 and shares["finish"] == 0.75
     assert shares["place"] == shares["objects"] == shares["name"] == 1.0
     swapped = replace(PAIR, things=(replace(BUS, x=32), replace(CAT, x=96)))
-    shares = agreement(perfect(encode([PAIR])), [swapped])
+    shares = agree([swapped], [PAIR])
     assert (shares["objects"], shares["name"]) == (1.0, 0.0)
-    fewer = agreement(perfect(encode([PAIR])), [replace(PAIR, things=(CAT,))])
+    fewer = agree([replace(PAIR, things=(CAT,))], [PAIR])
     assert (fewer["objects"], fewer["name"]) == (0.0, 1.0)
-
-
-def test_a_finish_counts_only_where_colours_show() -> None:
-    assert "finish" not in agreement(perfect(encode([LONE])), [LONE])
-    with pytest.raises(ValueError, match="zip"):
-        agreement(perfect(encode([LONE])), [LONE, PAIR])
+    assert "finish" not in agree([LONE], [LONE]), "a drawing shows no colours"
 
 
 def test_the_tables_are_probabilities() -> None:
@@ -98,11 +76,9 @@ def test_the_tables_are_probabilities() -> None:
         assert tuple(table) == answers
         assert min(table.values()) >= 0
         assert sum(table.values()) == pytest.approx(1, abs=1e-12)
-    both = reading.left.name["cat"] + reading.right.name["cat"]
-    assert reading.probability("cat") == pytest.approx(both)
 
 
-def test_a_reading_depends_on_its_picture_alone() -> None:
+def test_a_reading_depends_on_its_image_alone() -> None:
     judge, images = small_judge(), render([PAIR, LONE, PAIR])
     together, apart = judge.read(images), judge.read(images, batch=1)
     for a, b in zip(together, apart, strict=True):
@@ -135,12 +111,11 @@ def test_the_shipped_size_stays_small(tmp_path: Path) -> None:
     assert (tmp_path / "model.safetensors").stat().st_size <= 10e6
 
 
-def test_a_missing_judge_says_what_to_do(tmp_path: Path) -> None:
+def test_a_missing_judge_or_one_of_another_vocabulary_is_refused(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(FileNotFoundError, match=r"train_judge"):
-        load_judge(tmp_path / "nowhere")
-
-
-def test_a_judge_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
+        load_judge(tmp_path)
     save_judge(small_judge(), tmp_path)
     path = tmp_path / "config.json"
     path.write_text(path.read_text("utf-8").replace('"cat"', '"lynx"'), "utf-8")
@@ -148,7 +123,7 @@ def test_a_judge_of_another_vocabulary_is_refused(tmp_path: Path) -> None:
         load_judge(tmp_path)
 
 
-def test_a_mirror_swaps_two_things_and_keeps_a_lone_one() -> None:
+def test_a_mirror_swaps_two_objects_and_keeps_one() -> None:
     codes = encode([PAIR, LONE])
     pair, lone = perfect(mirror_codes(codes))
     assert pair.objects() == ("bus", "cat") and lone.objects() == ("bus",)
@@ -161,29 +136,23 @@ def test_mirrored_codes_are_what_the_mirror_image_shows() -> None:
     light = half.transpose(2, 3).reshape(4, 1, 1, 1, 64)
     solid = light.expand(4, len(words.SPRITES), 3, 64, 64)
     sprites = torch.cat([solid, torch.ones_like(solid[:, :, :1])], dim=2)
-    things = (replace(CAT, finish=None), replace(BUS, x=104, accessory=None))
-    scene = replace(PAIR, things=things, weather="clear")
-    turned = tuple(
-        replace(thing, x=128 - thing.x, mirrored=not thing.mirrored)
-        for thing in reversed(things)
+    objects = (replace(CAT, finish=None), replace(BUS, x=104, accessory=None))
+    scene = replace(PAIR, things=objects, weather="clear")
+    mirrored = tuple(
+        replace(obj, x=128 - obj.x, mirrored=not obj.mirrored)
+        for obj in reversed(objects)
     )
-    other = replace(scene, things=turned)
+    other = replace(scene, things=mirrored)
     assert torch.equal(mirror_codes(encode([scene])), encode([other]))
-    image, mirror = (
-        render([scene], sprites=sprites).flip(-1),
-        render([other], sprites=sprites),
-    )
-    for thing in turned:
-        left, top = thing.x - thing.size // 2, thing.base - thing.size
-        inside = (
-            ...,
-            slice(top + 2, thing.base - 2),
-            slice(left + 2, left + thing.size - 2),
-        )
-        torch.testing.assert_close(image[inside], mirror[inside], rtol=0, atol=1e-4)
+    image, mirror = render([scene, other], sprites=sprites)
+    for obj in mirrored:
+        rows = slice(obj.base - obj.size + 2, obj.base - 2)
+        columns = slice(obj.x - obj.size // 2 + 2, obj.x + obj.size // 2 - 2)
+        both = image.flip(-1)[:, rows, columns], mirror[:, rows, columns]
+        torch.testing.assert_close(*both, rtol=0, atol=1e-4)
 
 
-def test_augmented_pictures_still_show_their_scene() -> None:
+def test_augmented_images_still_show_their_scene() -> None:
     scenes = [sample_scene(seed) for seed in range(48)]
     images, codes = render(scenes), encode(scenes)
     changed, shown = augment(images, codes, step=1)

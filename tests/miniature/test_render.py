@@ -19,18 +19,18 @@ SCENES = [sample_scene(seed) for seed in range(24)]
 
 
 def _plain(**changes: object) -> Scene:
-    thing = SceneObject("sunflower", x=64, base=112, size=64)
-    scene = Scene((thing,), "meadow", "day", "clear", "photo", "noto", 3)
+    sunflower = SceneObject("sunflower", x=64, base=112, size=64)
+    scene = Scene((sunflower,), "meadow", "day", "clear", "photo", "noto", 3)
     return replace(scene, **changes)  # type: ignore[arg-type]
 
 
-def test_pictures_are_128_pixels_in_range() -> None:
+def test_images_are_128_pixels_in_range() -> None:
     images = render(SCENES)
     assert images.shape == (24, 3, 128, 128) and images.dtype == torch.float32
     assert images.amin() >= -1 and images.amax() <= 1
 
 
-def test_a_picture_does_not_depend_on_its_batch() -> None:
+def test_an_image_does_not_depend_on_its_batch() -> None:
     together = render(SCENES)
     alone = torch.cat([render([scene]) for scene in SCENES])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
@@ -72,12 +72,12 @@ def test_an_edit_shows(kind: str) -> None:
 
 
 def test_a_mirrored_object_is_mirrored() -> None:
-    thing = replace(_plain().things[0], name="duck")
-    one = render([_plain(things=(thing,))], sprites=load_sprites())
-    two = render([_plain(things=(replace(thing, mirrored=True),))])
+    duck = replace(_plain().things[0], name="duck")
+    one = render([_plain(things=(duck,))])
+    two = render([_plain(things=(replace(duck, mirrored=True),))])
     bare = load_sprites().clone()
     bare[:, words.SPRITES.index("duck")] = 0
-    empty = render([_plain(things=(thing,))], sprites=bare)
+    empty = render([_plain(things=(duck,))], sprites=bare)
     box = (slice(None), slice(None), slice(48, 112), slice(32, 96))
     shown, flipped = ((x - empty)[box].abs().sum(1) > 0.05 for x in (one, two))
     assert (shown == flipped.flip(-1)).float().mean() > 0.97

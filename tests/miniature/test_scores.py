@@ -21,17 +21,15 @@ def judge():
 def edits():
     """Scenes, targets, and both rendered."""
     scenes = [sample_scene(seed) for seed in SEEDS]
-    targets = [
-        sample_edit(scene, seed).target
-        for scene, seed in zip(scenes, SEEDS, strict=True)
-    ]
+    pairs = zip(scenes, SEEDS, strict=True)
+    targets = [sample_edit(scene, seed).target for scene, seed in pairs]
     return scenes, targets, render(scenes), render(targets)
 
 
 def score(judge, edits, after: torch.Tensor) -> EditScores:
-    scenes, targets, before, truth = edits
+    scenes, targets, before, ground_truth = edits
     codes = encode(scenes), encode(targets)
-    return score_edits(judge, after, before, truth, codes, truth)
+    return score_edits(judge, after, before, ground_truth, codes, ground_truth)
 
 
 def test_the_judge_reads_what_is_rendered(judge, edits):
@@ -65,11 +63,11 @@ def test_another_scenes_image_is_not_kept(judge, edits):
 
 def test_errors_are_means_over_their_part_of_the_image(judge, edits):
     """One grey level everywhere: the background error is what it is worth there."""
-    _, _, before, truth = edits
-    off = (truth + 0.2).clamp(-1, 1)
+    _, _, before, ground_truth = edits
+    off = (ground_truth + 0.2).clamp(-1, 1)
     scores = score(judge, edits, off)
     for i, error in enumerate(scores.background_error.tolist()):
-        same = (truth[i] - before[i]).abs().amax(0) <= 1.5 / 127.5
+        same = (ground_truth[i] - before[i]).abs().amax(0) <= 1.5 / 127.5
         if error == error:
             difference = (off[i] - before[i]).abs().mean(0)[same].mean() / 2
             assert error == pytest.approx(float(difference), abs=1e-5)

@@ -1,14 +1,11 @@
 """Random settings spread over their ranges, and depend on the triplet's texts alone."""
 
-import json
 from dataclasses import replace
 
-import pytest
 import torch
 
 from ip2p_lib.config import Rendering
 from ip2p_lib.rendering import (
-    Candidate,
     LocalBlend,
     WordEdit,
     add_cross_attention_edit,
@@ -65,14 +62,10 @@ def test_a_fraction_of_the_candidates_gets_a_word_edit():
     assert TAU_RANGE[0] <= tau.min() < 0.21 and 0.79 < tau.max() <= TAU_RANGE[1]
     p = torch.tensor([c.p for c in edited])
     assert abs(torch.corrcoef(torch.stack([p, tau]))[0, 1]) < 0.16
-
-
-def test_which_candidates_get_one_depends_on_their_seeds_and_the_run():
-    plain = draw_candidates([CAT, HOUSE], 20, 0, Rendering())
-    drawn = add_cross_attention_edit(plain, 0.5, 0)
-    assert add_cross_attention_edit(plain[::-1], 0.5, 0) == drawn[::-1]
-    assert add_cross_attention_edit(plain[7:9], 0.5, 0) == drawn[7:9]
-    assert add_cross_attention_edit(plain, 0.5, 1) != drawn
+    # Which candidates get one depends on their seeds and the run alone.
+    assert add_cross_attention_edit(plain[::-1], 0.3, 0) == drawn[::-1]
+    assert add_cross_attention_edit(plain[7:9], 0.3, 0) == drawn[7:9]
+    assert add_cross_attention_edit(plain, 0.3, 1) != drawn
 
 
 def test_the_longer_caption_is_the_source():
@@ -83,41 +76,13 @@ def test_the_longer_caption_is_the_source():
         assert {c.word_edit.source for c in edited} == {source}
 
 
-def test_the_source_image_comes_first():
-    blend = LocalBlend(("river",), ("horse",))
-    edit = WordEdit("refine", 0.5, blend=blend, source="after")
-    candidate = Candidate(HOUSE, 3, 0.5, 7.5, edit)
-    first = candidate.source_first()
-    texts = first.triplet.caption, first.triplet.edited_caption
-    assert texts == (HOUSE.edited_caption, HOUSE.caption)
-    assert first.word_edit.blend == LocalBlend(("horse",), ("river",))
-    assert first.source_first() == first and first.word_edit.swapped() == edit
-    for same in (None, first.word_edit):
-        unchanged = replace(candidate, word_edit=same)
-        assert unchanged.source_first() == unchanged
-
-
-@pytest.mark.parametrize(
-    "edit",
-    [
-        WordEdit(
-            "refine", 0.5, (("river", 2.0),), LocalBlend(("a",), ("b",), 0.4), "after"
-        ),
-        WordEdit("replace"),
-    ],
-)
-def test_an_edit_is_stored_as_json(edit):
-    stored = json.loads(json.dumps(edit.to_dict()))
-    assert WordEdit.from_dict(stored) == edit
-    assert (stored["kind"], stored["lead"]) == (edit.mode, edit.source)
-
-
-def test_a_shipped_pair_says_how_its_attention_was_edited():
-    from ip2p_lib.config import DATA
-    from ip2p_lib.dataset.dataset import read_shards
-
-    records = [
-        p.word_edit for p in read_shards(DATA / "pairs" / "sample") if p.word_edit
-    ]
-    assert len(records) > 100
-    assert all(WordEdit.from_dict(r).to_dict() == r for r in records)
+def test_an_edit_is_stored_as_json():
+    blend = LocalBlend(("a",), ("b",), 0.4)
+    assert WordEdit("refine", 0.5, (("river", 2.0),), blend, "after").to_dict() == {
+        "kind": "refine",
+        "tau": 0.5,
+        "weights": [["river", 2.0]],
+        "blend": {"before": ["a"], "after": ["b"], "threshold": 0.4},
+        "lead": "after",
+    }
+    assert WordEdit("replace").to_dict()["blend"] is None

@@ -11,15 +11,11 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from ip2p_lib import rng
 from ip2p_lib.rendering import LocalBlend, WordEdit
 from ip2p_lib.rendering.cross_attention import (
-    EditedCrossAttnProcessor,
     attention_resolution,
     blend_mask,
     edit_cross_attention,
 )
-from ip2p_lib.rendering.shared_attention import (
-    SharedSelfAttnProcessor,
-    share_self_attention,
-)
+from ip2p_lib.rendering.shared_attention import share_self_attention
 from ip2p_lib.rendering.word_edits import NO_BLEND, build_edit_tensors
 from tests.support.materialised_attention import (
     MaterialisedCrossAttention,
@@ -27,6 +23,7 @@ from tests.support.materialised_attention import (
     mask,
     same,
 )
+from tests.support.small_rendering import predict, unet_inputs
 
 STEPS = 10
 EXACT = 1e-12
@@ -52,18 +49,6 @@ def unet(tiny_backbone):
     return unet
 
 
-def inputs(rows, size):
-    ids = torch.arange(rows)
-    x = rng.normal(rng.key("words", "x"), ids, (4, *size)).double()
-    text = rng.normal(rng.key("words", "text"), ids, (77, 16)).double()
-    return x, torch.tensor(500), text
-
-
-@torch.no_grad()
-def predict(unet, rows, size=(8, 8)):
-    return unet(*inputs(rows, size)).sample
-
-
 def edits_of(backbone, cases, **blend):
     """The library's tensors for pairs that were written by hand."""
     edits, captions = [], []
@@ -86,9 +71,9 @@ def edits_of(backbone, cases, **blend):
 def test_it_equals_materialised_maps(tiny_backbone, unet, cases, size):
     rows, ours = 4 * len(cases), {}
     edits = edits_of(tiny_backbone, cases)
-    with edit_cross_attention(unet, edits, STEPS, size) as control:
+    with edit_cross_attention(unet, edits, STEPS, size) as processor:
         for step in (0, 5):
-            control.set_step(step)
+            processor.set_step(step)
             ours[step] = predict(unet, rows, size)
     pairs = [pair for pair, _ in cases]
     reference = MaterialisedCrossAttention(tiny_backbone.tokenizer, pairs, unet)
@@ -97,47 +82,41 @@ def test_it_equals_materialised_maps(tiny_backbone, unet, cases, size):
         assert (result - predict(unet, rows, size)).abs().max() < EXACT
 
 
-@pytest.mark.parametrize("step", [None, STEPS - 1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_without_active_edits_attention_is_plain_to_the_last_bit(
-    tiny_backbone, unet, step, dtype
+    tiny_backbone, unet, dtype
 ):
     unet.to(dtype).set_attn_processor(AttnProcessor2_0())
-    x, t, text = (i.to(dtype) for i in inputs(16, (8, 8)))
+    x, t, text = (i.to(dtype) for i in unet_inputs(16))
     edits = edits_of(tiny_backbone, MIXED)
-    with torch.no_grad(), edit_cross_attention(unet, edits, STEPS, (8, 8)) as control:
-        if step is not None:
-            control.set_step(step)
+    with torch.no_grad(), edit_cross_attention(unet, edits, STEPS, (8, 8)) as processor:
+        processor.set_step(STEPS - 1)
         ours = unet(x, t, text).sample
     with torch.no_grad():
         assert torch.equal(ours, unet(x, t, text).sample)
 
 
-@pytest.mark.parametrize("inner", ["cross", "self"])
-def test_the_old_processors_return(tiny_backbone, unet, inner):
-    """Also on errors, and whichever of the two kinds was entered last."""
-    old, edits = unet.attn_processors, edits_of(tiny_backbone, MIXED)
-    both = [
-        share_self_attention(unet),
-        edit_cross_attention(unet, edits, STEPS, (8, 8)),
-    ]
+@pytest.mark.parametrize("order", [1, -1])
+def test_layers_are_replaced_by_kind_and_return_on_errors(tiny_backbone, unet, order):
+    old, edits, replaced = unet.attn_processors, edits_of(tiny_backbone, MIXED), {}
+    editing = edit_cross_attention(unet, edits, STEPS, (8, 8))
+    contexts = [("attn1", share_self_attention(unet)), ("attn2", editing)]
     with pytest.raises(KeyboardInterrupt), ExitStack() as stack:
-        for context in both if inner == "cross" else both[::-1]:
-            stack.enter_context(context)
-        for name, processor in unet.attn_processors.items():
-            cross = "attn2" in name
-            kind = EditedCrossAttnProcessor if cross else SharedSelfAttnProcessor
-            assert isinstance(processor, kind)
+        for kind, context in contexts[::order]:
+            replaced[kind] = stack.enter_context(context)
+            for name, processor in unet.attn_processors.items():
+                assert processor is replaced.get(name.split(".")[-2], old[name])
         raise KeyboardInterrupt
     assert all(unet.attn_processors[name] is old[name] for name in old)
 
 
 def test_a_batch_of_another_size_is_refused(tiny_backbone, unet):
     edits = edits_of(tiny_backbone, [SWAP])
-    with edit_cross_attention(unet, edits, STEPS, (8, 8)) as control:
-        control.set_step(0)
-        with pytest.raises(ValueError, match="8 rows"):
-            predict(unet, 8)
+    with (
+        edit_cross_attention(unet, edits, STEPS, (8, 8)),
+        pytest.raises(ValueError, match="8 rows"),
+    ):
+        predict(unet, 8)
 
 
 def test_a_new_step_compiles_nothing_again(tiny_backbone, unet):
@@ -145,17 +124,15 @@ def test_a_new_step_compiles_nothing_again(tiny_backbone, unet):
     block = unet.down_blocks[2].attentions[0].transformer_blocks[0].attn2
     compiled = torch.compile(block, backend=counter)
     x = rng.normal(rng.key("tokens"), torch.arange(16), (4, 16)).double()
-    text = inputs(16, (8, 8))[2]
+    text = unet_inputs(16)[2]
     edits = edits_of(tiny_backbone, [SWAP, PLAIN, CHANGED, LONGER], threshold=0.3)
-    with torch.no_grad(), edit_cross_attention(unet, edits, STEPS, (8, 8)) as control:
+    with torch.no_grad(), edit_cross_attention(unet, edits, STEPS, (8, 8)) as processor:
         for step in range(0, STEPS, 3):
-            control.set_step(step)
-            eager = block(x, text)
-            once = control.attention_sum.clone()
-            control.attention_sum.zero_()
+            processor.set_step(step)
+            total = processor.attention_sum.zero_()
+            eager, once = block(x, text), total.clone()
             torch.testing.assert_close(compiled(x, text), eager)
-            torch.testing.assert_close(control.attention_sum, once)
-            control.attention_sum.zero_()
+            torch.testing.assert_close(total, 2 * once)
     assert once[0].sum() > 0 and counter.frame_count == 1
 
 
@@ -165,11 +142,11 @@ def test_attention_to_words_is_summed_over_layers_and_steps(tiny_backbone, unet,
     pair.blend_words = {"cat"}, {"the", "elephant"}
     words = {"before": ("cat",), "after": ("the elephant",)}
     edits = edits_of(tiny_backbone, [(pair, 0.3), PLAIN], **words)
-    with edit_cross_attention(unet, edits, STEPS, size) as control:
+    with edit_cross_attention(unet, edits, STEPS, size) as processor:
         for step in (1, 7):
-            control.set_step(step)
+            processor.set_step(step)
             predict(unet, 8, size)
-        ours = control.attention_sum.clone()
+        ours = processor.attention_sum.clone()
     height, width = attention_resolution(unet, size)
     reference = MaterialisedCrossAttention(
         tiny_backbone.tokenizer, [pair, None], unet, height * width

@@ -1,15 +1,13 @@
 """Images for CLIP, and its embeddings as transformers computes them."""
 
-import numpy as np
 import torch
-from PIL import Image
+
+from tests.support.images import smooth_image
 
 
 def smooth_images(n, size=(64, 64), seed=0):
-    """Smooth random images: noise would make the two resizers' rounding matter."""
-    rng = np.random.default_rng(seed)
-    small = rng.integers(0, 256, (n, 6, 6, 3), dtype=np.uint8)
-    return [Image.fromarray(p).resize(size, Image.Resampling.BICUBIC) for p in small]
+    """Different smooth images: noise would make the two resizers' rounding matter."""
+    return [smooth_image(*size, seed=n * seed + i) for i in range(n)]
 
 
 def clip_reference(folder, images, texts):

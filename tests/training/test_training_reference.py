@@ -15,7 +15,7 @@ from ip2p_lib.config import Training
 from ip2p_lib.training.loss_weighting import min_snr
 from ip2p_lib.training.surgery import widen_conv_in
 from ip2p_lib.training.train import start, train
-from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
+from tests.support.small_training import LATENTS, SCHEDULE
 
 SEED, BATCH, DROP = 3, 12, 0.2  # the rate at which every kind of dropout occurs here
 BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
@@ -109,18 +109,3 @@ def test_the_loss_and_every_gradient_are_those_of_a_float64_reference(
         alone = "mid_block" in name and "attn1.to_" in name  # attends to one place
         assert scale > 0 or alone, f"{name} learns nothing"
         assert (ours - gradients[name]).abs().max() <= 1e-4 * scale + 1e-9, name
-
-
-def test_without_weights_every_timestep_counts_alike(tiny_backbone):
-    """The paper weighs none: weights of one are the same run, bit for bit."""
-    runs = []
-    for weights in (None, torch.ones(1000)):
-        state = start(widen_conv_in(tiny_backbone.unet), SETTINGS)
-        options = {"run_seed": 1, "weights": weights}
-        runs.append(
-            [
-                float(s.loss)
-                for s in train(state, LATENTS, SCHEDULE, SETTINGS, **options)
-            ]
-        )
-    assert runs[0] == runs[1]

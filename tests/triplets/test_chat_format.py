@@ -18,15 +18,14 @@ def changed(**texts) -> str:
 
 
 MALFORMED = [
-    ("schema", ["make it night", "", "{", RIGHT[:-3], "null"]),
-    ("schema", ["{}", "[]", "3", "[" * 20_000, "9" * 5000, "\ufeff"]),
+    ("schema", ["make it night", "", "{", RIGHT[:-3], "null", "{}", "[]", "3"]),
+    ("schema", ["[" * 20_000, "9" * 5000, "\ufeff", '{"instruction": "\\ud800"}']),
     ("schema", [changed(instruction=wrong) for wrong in (3, None, [], {})]),
-    ("schema", [json.dumps({name: GOOD[name]}) for name in GOOD]),
-    ("schema", ['{"instruction": "\\ud800"}', "<think>" + RIGHT, "```" + RIGHT]),
+    ("schema", ["<think>" + RIGHT, "```" + RIGHT]),
     ("characters", [changed(instruction=f"a {c}b") for c in "\0\x1b\u202e"]),
     ("blank", [changed(**{name: " \t"}) for name in GOOD]),
     ("lines", [changed(**{n: t}) for n in GOOD for t in ("a\nb", "##", "a\u2028b")]),
-    ("unchanged", [changed(edited_caption=t) for t in ("a castle", " A castle. ")]),
+    ("unchanged", [changed(edited_caption=" A castle. ")]),
 ]
 
 

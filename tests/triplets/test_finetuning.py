@@ -101,39 +101,26 @@ def test_fine_tuning_sees_every_row_once_an_epoch_and_learns() -> None:
 
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_small_portions_add_up_to_the_batch(kind: str, lora: bool) -> None:
-    settings = {"batch_size": 6, "epochs": 3}
-    whole, data = learner(kind, lora)
-    parts, _ = learner(kind, lora)
-    # In float64: Adam makes a step of any gradient, even of one that is rounding alone.
-    expected = list(fine_tune(whole.double(), *data, **settings))
-    losses = list(fine_tune(parts.double(), *data, **settings, micro_batch_size=4))
-    assert losses == pytest.approx(expected, rel=1e-6)
-    others = weights_of(parts)
-    for name, weight in weights_of(whole).items():
-        torch.testing.assert_close(others[name], weight, rtol=1e-6, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_checkpointing_computes_twice_and_learns_the_same(kind: str) -> None:
-    calls = 0
+def test_micro_batches_and_checkpointing_learn_the_same(kind: str, lora: bool) -> None:
+    calls, results = [], []
 
     def count(module, _) -> None:
-        nonlocal calls
-        calls += type(module).__name__.endswith("MLP")
+        calls.append(type(module).__name__.endswith("MLP"))
 
-    def train(**settings) -> tuple[list[float], int]:
-        nonlocal calls
-        calls, (model, rows) = 0, learner(kind)
-        handle = torch.nn.modules.module.register_module_forward_pre_hook(count)
-        losses = list(fine_tune(model, *rows, batch_size=6, epochs=3, **settings))
-        handle.remove()
-        return losses, calls
-
-    losses, once = train()
-    others, twice = train(gradient_checkpointing=True)
-    assert others == pytest.approx(losses, rel=1e-5)
-    assert twice == 2 * once == 2 * 2 * 3  # two blocks, three steps
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    for options in ({}, {"micro_batch_size": 4}, {"gradient_checkpointing": True}):
+        model, rows = learner(kind, lora)
+        model.double()  # Adam makes a step of any gradient, even of rounding alone
+        calls.clear()
+        losses = list(fine_tune(model, *rows, batch_size=6, epochs=3, **options))
+        results.append((losses, weights_of(model), sum(calls)))
+    hook.remove()
+    expected, weights, once = results[0]
+    for losses, others, _ in results[1:]:
+        assert losses == pytest.approx(expected, rel=1e-6)
+        for name, weight in weights.items():
+            torch.testing.assert_close(others[name], weight, rtol=1e-6, atol=1e-6)
+    assert results[2][2] == 2 * once == 2 * 2 * 3  # two blocks, three steps
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -169,20 +156,14 @@ def test_a_step_without_a_finite_loss_is_not_taken() -> None:
 
 @pytest.mark.slow
 def test_an_epoch_of_lora_teaches_what_one_of_all_weights_does() -> None:
-    """On triplets held out of the set written by hand, with a twentieth of the numbers.
-
-    Each with a learning rate of its own: higher ones lower this loss further, and the
-    model forgets how to copy a caption.
-    """
+    """On held-out triplets written by hand, with a twentieth of the numbers."""
     written = read_jsonl(DATA / "triplets" / "miniature.jsonl")
     held_out = written[::13]
-    learnt = [triplet for triplet in written if triplet not in held_out]
+    parts = held_out, [triplet for triplet in written if triplet not in held_out]
     gains = []
     for lora, rate in ((False, 1e-4), (True, 7e-4)):
         pupil = load_language_model(preset("miniature").language_model, device="cpu")
-        test, train = (
-            tokenize_triplets(pupil.tokenizer, part) for part in (held_out, learnt)
-        )
+        test, train = (tokenize_triplets(pupil.tokenizer, part) for part in parts)
         if lora:
             add_lora(pupil.model, rank=8)
         with torch.no_grad():

@@ -121,11 +121,3 @@ def test_a_model_of_the_hub_is_read_from_the_cache(monkeypatch, tmp_path) -> Non
     assert load_language_model(source, adapter, device="cpu")
     with pytest.raises(ValueError, match=f"trained on .*maker/model.*{REVISION}"):
         load_language_model(local, adapter, device="cpu")
-
-
-def test_a_model_out_of_reach_is_named(monkeypatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="maker/absent is not complete"):
-        load_language_model(Source("maker/absent", REVISION))
-    with pytest.raises(FileNotFoundError, match=r"config.Source\(id, revision\)"):
-        load_language_model("maker/absent")

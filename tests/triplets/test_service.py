@@ -154,7 +154,7 @@ def test_a_failure_of_all_captions_stops_the_run_in_words(
     assert caught.value.__cause__ is caught.value.__context__ is None
 
 
-def test_later_it_stops_with_what_was_in_flight(server, client) -> None:
+def test_a_later_failure_of_all_captions_stops_what_was_not_sent(server, client):
     server.fault = lambda number: failure(401) if number >= 50 else None
     captions = (f"caption {position}" for position in range(10**9))
     with pytest.raises(ServiceError):
@@ -162,25 +162,17 @@ def test_later_it_stops_with_what_was_in_flight(server, client) -> None:
     assert 50 <= len(server.requests) <= 50 + 8
 
 
-def test_a_rejected_caption_costs_only_itself(server, client) -> None:
+def test_a_lasting_failure_costs_one_caption_until_several_follow(server, client):
+    one_by_one = {"max_workers": 1}
     captions = [f"caption {position}" for position in range(9)]
-    server.script = [RIGHT, failure(400), failure(413), RIGHT]
-    replies = list(ask(captions[:4], client, max_workers=1))
-    assert count_outcomes(replies) == {"kept": 2, "rejected": 2}
-    server.script = [RIGHT, *[failure(400)] * 9]
-    with pytest.raises(ServiceError, match="status 400"):
-        list(ask(captions, client, max_workers=1))
-    assert len(server.requests) == 4 + 1 + 3
-
-
-def test_a_lasting_failure_costs_one_caption_or_ends_the_run(server, client) -> None:
-    captions = ["a castle", "a house", "a tree"]
-    server.script = [RIGHT, *[failure(503)] * 7, RIGHT]
-    replies = list(ask(captions, client, max_workers=1))
-    assert count_outcomes(replies) == {"kept": 2, "unanswered": 1}
-    server.fault = lambda number: failure(503)
-    with pytest.raises(ServiceError, match="status 503"):
-        list(ask(captions, client))
+    server.script = [RIGHT, failure(400), *[failure(503)] * 7, RIGHT]
+    replies = list(ask(captions[:4], client, **one_by_one))
+    assert count_outcomes(replies) == {"kept": 2, "rejected": 1, "unanswered": 1}
+    sent = len(server.requests)
+    server.script = [RIGHT, *[failure(413)] * 9]
+    with pytest.raises(ServiceError, match="status 413"):
+        list(ask(captions, client, **one_by_one))
+    assert len(server.requests) == sent + 1 + 3
 
 
 FAULTS = ("drop", 429, "cut", 503, 500, 408, "drop", 502, 409)
@@ -199,17 +191,13 @@ def test_of_500_requests_a_fifth_fails_and_every_caption_is_answered(server, cli
     assert len(server.requests) <= 1.3 * len(replies)
 
 
-def test_the_pause_that_a_service_requests_is_made(server, client) -> None:
-    server.script = [failure(429, retry_after_ms="150"), RIGHT]
-    start = time.monotonic()
-    assert next(ask(["a castle"], client)).triplet
-    assert time.monotonic() - start >= 0.15
-
-
-def test_a_request_times_out_and_a_caption_has_a_deadline(server, client) -> None:
+def test_requests_time_out_pauses_are_made_and_there_is_a_deadline(server, client):
     server.fault = lambda number: "hang" if number == 0 else None
     quick = client.with_options(timeout=0.2)
     assert next(ask(["a castle"], quick)).triplet
+    server.script, start = [failure(429, retry_after_ms="150")], time.monotonic()
+    assert next(ask(["a castle"], client)).triplet
+    assert time.monotonic() - start >= 0.15  # the pause that the service requests
     server.fault, start = (lambda number: "hang"), time.monotonic()
     with pytest.raises(ServiceError, match="did not complete a reply in 0 s"):
         next(ask(["a castle"], client.with_options(max_retries=0), deadline=0.1))

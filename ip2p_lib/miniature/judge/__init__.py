@@ -1,8 +1,11 @@
 """The judge: an attribute classifier that reads an image back into a scene.
 
-Read ``readings`` first, which says what it answers, then ``model`` and ``verdicts``.
+Read ``readings`` (what it answers) and ``model`` (the network) first, then ``scores``
+(of edits) and ``verdicts`` (on generated pairs, which ``calibration`` compares with
+CLIP's filter).
 """
 
-from ip2p_lib.miniature.judge.model import Judge, Reading, load_judge
+from ip2p_lib.miniature.judge.model import Judge, load_judge
+from ip2p_lib.miniature.judge.readings import Reading
 
 __all__ = ["Judge", "Reading", "load_judge"]

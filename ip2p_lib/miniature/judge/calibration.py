@@ -1,7 +1,6 @@
-"""Candidate pairs with the judge's verdicts: what CLIP's thresholds are chosen by.
+"""Candidate pairs labelled by the judge, by which CLIP's thresholds are chosen.
 
-``jobs.miniature.calibrate_filter`` generates candidates of held-out edits, filters
-nothing, and writes what CLIP and the judge say of each; notebook 03 reads that file.
+``jobs.miniature.calibrate_filter`` writes them; notebook 03 reads them.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from torch import Tensor
 from ip2p_lib.config import HELD_OUT, RESULTS
 from ip2p_lib.filtering import Scores
 from ip2p_lib.miniature.corpus import SceneEdit, sample_edits
-from ip2p_lib.triplets.record import is_unchanged
 
 SELF_ATTENTION = RESULTS / "filter-calibration.json"  # as in the paper
 CROSS_ATTENTION = RESULTS / "filter-calibration-cross-attention.json"  # and injected
@@ -28,12 +26,7 @@ FIRST = HELD_OUT + 10**6  # scenes that neither notebooks nor other measurements
 def held_out_edits(n: int, first: int = FIRST) -> list[SceneEdit]:
     """The first ``n`` edits that captions show, from one scene seed on."""
     samples = sample_edits(itertools.count(first))
-    shown = (
-        sample
-        for sample in samples
-        if not is_unchanged(sample.triplet.caption, sample.triplet.edited_caption)
-    )
-    return list(itertools.islice(shown, n))
+    return list(itertools.islice((s for s in samples if s.is_in_captions), n))
 
 
 @dataclass(frozen=True)
@@ -56,11 +49,15 @@ class LabelledCandidates:
     def where(self, mask: Tensor) -> LabelledCandidates:
         """Some of them, by a (B,) bool."""
         rows = mask.nonzero().flatten().tolist()
-        lists = (self.verdicts, self.triplets, self.edit_types)
-        verdicts, triplets, types = ([column[i] for i in rows] for column in lists)
-        scores = Scores(*(column[rows] for column in vars(self.scores).values()))
-        p, cfg_scale, l1 = self.p[rows], self.cfg_scale[rows], self.l1[rows]
-        return LabelledCandidates(scores, verdicts, p, cfg_scale, l1, triplets, types)
+
+        def take(column: Tensor | list) -> Any:
+            if isinstance(column, Tensor):
+                return column[rows]
+            return [column[row] for row in rows]
+
+        scores, *columns = vars(self).values()
+        scores = Scores(*map(take, vars(scores).values()))
+        return LabelledCandidates(scores, *map(take, columns))
 
 
 def read_candidates(
@@ -70,12 +67,14 @@ def read_candidates(
     run = json.loads(Path(path).read_text("utf-8"))
     rows = run.pop("rows")
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    numbers = {
-        name: torch.tensor(columns[name])
-        for name in ("image", "before", "after", "direction", "p", "cfg_scale", "l1")
-    }
-    p, cfg_scale, l1 = (numbers.pop(name) for name in ("p", "cfg_scale", "l1"))
-    lists = (columns[name] for name in ("verdict", "triplet", "edit_type"))
-    verdicts, triplets, types = lists
-    scores = Scores(**numbers)
-    return LabelledCandidates(scores, verdicts, p, cfg_scale, l1, triplets, types), run
+    names = ("image", "before", "after", "direction")
+    candidates = LabelledCandidates(
+        scores=Scores(**{name: torch.tensor(columns[name]) for name in names}),
+        verdicts=columns["verdict"],
+        p=torch.tensor(columns["p"]),
+        cfg_scale=torch.tensor(columns["cfg_scale"]),
+        l1=torch.tensor(columns["l1"]),
+        triplets=columns["triplet"],
+        edit_types=columns["edit_type"],
+    )
+    return candidates, run

@@ -1,8 +1,7 @@
-"""The judge of the miniature world: reads a picture and says which scene it shows.
+"""The judge, an attribute classifier: reads an image and says which scene it shows.
 
-It judges pictures in the world's own terms, where the paper has only CLIP (section
-4.1). Things have two slots, left and right; a lone thing is the left one and the right
-one is "none", so that one or two things are the same questions (see ``readings``).
+It measures edits in the world's own attributes, where the paper has only CLIP (section
+4.1). ``readings`` says which attributes those are.
 """
 
 from __future__ import annotations
@@ -22,28 +21,14 @@ from ip2p_lib.files import write_bytes
 from ip2p_lib.miniature.backdrop import RESOLUTION
 from ip2p_lib.miniature.judge.readings import (
     ANSWERS,
+    OBJECT,
     SCENE,
     SLOTS,
-    THING,
     Reading,
-    ThingReading,
-    agreement,
-    labels,
     readings_of,
 )
 
-__all__ = [
-    "ANSWERS",
-    "Judge",
-    "Reading",
-    "ThingReading",
-    "agreement",
-    "labels",
-    "load_judge",
-    "save_judge",
-]
-
-WIDTHS = (64, 128, 256, 256)  # channels after each halving of the picture
+WIDTHS = (64, 128, 256, 256)  # channels after each halving of the image
 MIXERS = 2  # attention blocks over the cells that are left
 
 
@@ -65,9 +50,8 @@ class _Residual(nn.Module):
 class Judge(nn.Module):
     """A small convolutional network with attention between its last, 8 x 8, cells.
 
-    Three maps over the cells say where to look, for the scene and for either thing;
-    what is seen there is averaged. Both things are named by the same layer, so that
-    every picture teaches every slot.
+    Three attention maps pool the cells: for the scene and for the object in each slot.
+    Both objects are named by the same layer, so that every image teaches both slots.
     """
 
     def __init__(self, widths: Sequence[int] = WIDTHS) -> None:
@@ -85,10 +69,10 @@ class Judge(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.where = nn.Linear(width, 1 + len(SLOTS))
         self.scene_head = nn.Linear(width, sum(len(a) for _, a in SCENE.values()))
-        self.thing_head = nn.Linear(width, sum(len(a) for _, a in THING.values()))
+        self.thing_head = nn.Linear(width, sum(len(a) for _, a in OBJECT.values()))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits of every attribute, and of where each thing is.
+        """Logits of every attribute, and of the cell in which each object is.
 
         Args:
             images: (B, 3, 128, 128) in [-1, 1].
@@ -104,31 +88,32 @@ class Judge(nn.Module):
         heads = (self.scene_head(scene), self.thing_head(left), self.thing_head(right))
         sizes = [len(answers) for answers in ANSWERS.values()]
         logits = torch.cat(heads, dim=1).split(sizes, dim=1)
-        looks = (f"{slot}.where" for slot in SLOTS)
-        where = dict(zip(looks, maps[:, 1:].unbind(1), strict=True))
+        where = {f"{slot}.where": maps[:, 1 + i] for i, slot in enumerate(SLOTS)}
         return dict(zip(ANSWERS, logits, strict=True)) | where
 
     @torch.inference_mode()
-    def read(self, images: Tensor, batch: int = 64) -> list[Reading]:
-        """Read pictures.
+    def predict(self, images: Tensor, batch: int = 64) -> dict[str, Tensor]:
+        """Logits of images, as from ``forward`` but on the CPU.
 
         Args:
             images: (B, 3, 128, 128) in [-1, 1], on any device.
-            batch: pictures read at once; the readings do not depend on it.
+            batch: images read at once; the logits do not depend on it.
 
         Raises:
-            ValueError: the pictures have another shape.
+            ValueError: the images have another shape.
         """
         if images.ndim != 4 or images.shape[1:] != (3, RESOLUTION, RESOLUTION):
             raise ValueError(
-                f"The judge reads pictures of shape (B, 3, {RESOLUTION}, {RESOLUTION}),"
+                f"The judge reads images of shape (B, 3, {RESOLUTION}, {RESOLUTION}),"
                 f" not {tuple(images.shape)}. Resize them, or add the batch's axis."
             )
         self.eval()
-        readings: list[Reading] = []
-        for part in images.split(batch):
-            readings += readings_of(self(part.to(self.places)))
-        return readings
+        parts = [self(part.to(self.places)) for part in images.split(batch)]
+        return {name: torch.cat([p[name] for p in parts]).cpu() for name in parts[0]}
+
+    def read(self, images: Tensor, batch: int = 64) -> list[Reading]:
+        """Read images, with arguments as in ``predict``."""
+        return list(readings_of(self.predict(images, batch)))
 
 
 def _mixer(width: int) -> nn.Module:
@@ -159,7 +144,7 @@ def load_judge(
     folder: str | Path = MODELS / "miniature-judge",
     device: str | torch.device | None = None,
 ) -> Judge:
-    """Open a saved judge in float32, on a GPU where there is one unless told otherwise.
+    """Open a saved judge in float32, by default on a GPU where there is one.
 
     Raises:
         FileNotFoundError: a file is missing; the message says how to get it.

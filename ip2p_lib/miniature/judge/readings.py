@@ -1,27 +1,26 @@
-"""What the judge is asked about a picture, its answers, and how many are right.
+"""What the attribute classifier answers: its attributes, their answers, its readings.
 
-Things have two slots, from left to right as in a ``Scene``; a lone thing is the left
-one wherever it stands, and the right one is then "none". So one or two things in either
-order are the same eleven questions, each with one table of answers.
+An image has two slots for objects, left and right, in the order of ``Scene.things``. A
+lone object is in the left slot wherever it stands, and the right one is then "none". So
+one or two objects in any order have the same eleven attributes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, product, starmap
 from operator import attrgetter
 
+import torch
 from torch import Tensor
 
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.render import OBJECT_COLUMNS, SCENE_COLUMNS, encode
-from ip2p_lib.miniature.scenes import Scene
+from ip2p_lib.miniature.backdrop import RESOLUTION
+from ip2p_lib.miniature.render import OBJECT_COLUMNS, SCENE_COLUMNS
 
-NONE = "none"  # no finish, no accessory, no right thing
-COLOURLESS = ("black and white", "line drawing")  # media that hide every finish
-# The questions about a scene and about a thing, each with the column of the scene's
-# code that answers it and all answers in the order of that code.
+NONE = "none"  # no finish, no accessory, no object on the right
+# The attributes of a scene and of an object, each with its column in the scene's code
+# and with all answers in the order of that code.
 SCENE: dict[str, tuple[int, tuple[str, ...]]] = {
     "place": (0, tuple(words.PLACES)),
     "time": (1, tuple(words.TIMES)),
@@ -29,7 +28,7 @@ SCENE: dict[str, tuple[int, tuple[str, ...]]] = {
     "medium": (3, tuple(words.MEDIA)),
     "art": (4, words.ART_SETS),
 }
-THING: dict[str, tuple[int, tuple[str, ...]]] = {
+OBJECT: dict[str, tuple[int, tuple[str, ...]]] = {
     "name": (0, (NONE, *words.OBJECTS)),
     "finish": (5, (NONE, *words.MATERIALS_AND_COLOURS)),
     "accessory": (6, (NONE, *words.ACCESSORIES)),
@@ -38,31 +37,52 @@ SLOTS = ("left", "right")
 # Every attribute of a reading, such as "place" and "left.name", with its answers.
 ANSWERS: dict[str, tuple[str, ...]] = {
     **{name: answers for name, (_, answers) in SCENE.items()},
-    **{f"{s}.{name}": answers for s in SLOTS for name, (_, answers) in THING.items()},
+    **{f"{s}.{name}": answers for s in SLOTS for name, (_, answers) in OBJECT.items()},
 }
 Table = Mapping[str, float]  # answer -> probability
+Point = tuple[float, float]  # x and y, pixels
+Appearance = tuple[str, str, str]  # name, finish and accessory, "none" for neither
 
 
 @dataclass(frozen=True)
-class ThingReading:
-    """What is read of one thing; "none" is an answer in each table."""
+class ObjectReading:
+    """What is read in one slot; "none" is an answer in each table."""
 
     name: Table
     finish: Table
     accessory: Table
+    centre: Point  # of no meaning where there is no object
+
+    def best(self) -> Appearance:
+        """The likeliest answers."""
+        name, finish, accessory = (
+            max(table, key=table.__getitem__)
+            for table in (self.name, self.finish, self.accessory)
+        )
+        return name, finish, accessory
+
+    def probability(self, appearance: Appearance) -> float:
+        """Probability that the slot shows an object of this appearance."""
+        name, finish, accessory = appearance
+        return self.name[name] * self.finish[finish] * self.accessory[accessory]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of one picture: a table of probabilities for each attribute."""
+    """What is read of one image: a table of probabilities for each attribute."""
 
     place: Table
     time: Table
     weather: Table
     medium: Table
     art: Table
-    left: ThingReading
-    right: ThingReading  # of a lone thing's picture: "none"
+    left: ObjectReading
+    right: ObjectReading  # of an image with one object: "none"
+
+    @property
+    def slots(self) -> tuple[ObjectReading, ObjectReading]:
+        """What is read of the objects, from left to right."""
+        return self.left, self.right
 
     def best(self, attribute: str) -> str:
         """The likeliest answer; ``attribute`` is a key of ``ANSWERS``.
@@ -77,34 +97,37 @@ class Reading:
         return max(table, key=table.__getitem__)
 
     def objects(self) -> tuple[str, ...]:
-        """Names of the things read, from left to right."""
-        names = (self.best(f"{slot}.name") for slot in SLOTS)
+        """Names of the objects, from left to right."""
+        names = (slot.best()[0] for slot in self.slots)
         return tuple(name for name in names if name != NONE)
-
-    def probability(self, name: str) -> float:
-        """Probability that an object of this name is shown, in either slot.
-
-        Raises:
-            KeyError: the world has no such object.
-        """
-        # The two things of a scene differ, so the two events exclude each other.
-        return min(1.0, self.left.name[name] + self.right.name[name])
 
 
 def readings_of(logits: Mapping[str, Tensor]) -> Iterator[Reading]:
-    """Turn logits, (B, answers) for each attribute, into B readings."""
-    chances = {name: logits[name].double().softmax(1).tolist() for name in ANSWERS}
-    for row in zip(*chances.values(), strict=True):
+    """Turn the logits of B images, from ``Judge.predict``, into B readings."""
+    columns = [logits[name].double().softmax(1).tolist() for name in ANSWERS]
+    centres = [_centres(logits[f"{slot}.where"]).tolist() for slot in SLOTS]
+    for *row, left, right in zip(*columns, *centres, strict=True):
         tables = {
-            name: dict(zip(ANSWERS[name], shares, strict=True))
-            for name, shares in zip(ANSWERS, row, strict=True)
+            name: dict(zip(answers, probabilities, strict=True))
+            for (name, answers), probabilities in zip(ANSWERS.items(), row, strict=True)
         }
-        things = [
-            ThingReading(**{name: tables[f"{slot}.{name}"] for name in THING})
-            for slot in SLOTS
+        objects = [
+            ObjectReading(
+                **{name: tables[f"{slot}.{name}"] for name in OBJECT},
+                centre=(centre[0], centre[1]),
+            )
+            for slot, centre in zip(SLOTS, (left, right), strict=True)
         ]
         scene = {name: tables[name] for name in SCENE}
-        yield Reading(**scene, left=things[0], right=things[1])
+        yield Reading(**scene, left=objects[0], right=objects[1])
+
+
+def _centres(where: Tensor) -> Tensor:
+    """Mean position, (B, 2) in pixels, from (B, cells) logits."""
+    side = int(where.shape[1] ** 0.5)
+    axis = (torch.arange(side) + 0.5) * (RESOLUTION / side)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return where.float().softmax(1) @ torch.stack([x.flatten(), y.flatten()], 1)
 
 
 def labels(codes: Tensor) -> dict[str, Tensor]:
@@ -113,59 +136,9 @@ def labels(codes: Tensor) -> dict[str, Tensor]:
     Args:
         codes: (B, 20) from ``render.encode``.
     """
-    found = {name: codes[:, column] for name, (column, _) in SCENE.items()}
+    answers = {name: codes[:, column] for name, (column, _) in SCENE.items()}
     for index, slot in enumerate(SLOTS):
         start = SCENE_COLUMNS + index * OBJECT_COLUMNS
-        for name, (column, _) in THING.items():
-            found[f"{slot}.{name}"] = codes[:, start + column] + 1  # -1 is "none"
-    return found
-
-
-def agreement(
-    readings: Sequence[Reading], scenes: Sequence[Scene] | Tensor
-) -> dict[str, float]:
-    """Share of right answers, 0 to 1, of readings of the pictures of known scenes.
-
-    Args:
-        readings: B readings.
-        scenes: the B scenes, or their codes from ``render.encode``, (B, 20).
-
-    Returns:
-        ``place``, ``time``, ``weather``, ``medium``, ``art``: of all scenes;
-        ``objects``: of the scenes, all names right and none too many, in either order;
-        ``name``, ``finish``, ``accessory``: of the things, each in its slot, and
-        ``finish`` only where the medium shows colours. An attribute that no scene asks
-        for is left out.
-
-    Raises:
-        ValueError: there are more readings than scenes, or fewer.
-    """
-    codes = scenes if isinstance(scenes, Tensor) else encode(scenes)
-    right: dict[str, list[bool]] = {}
-    rows = zip(readings, _answers(codes), strict=True)
-    for name, is_right in chain.from_iterable(starmap(_verdicts, rows)):
-        right.setdefault(name, []).append(is_right)
-    return {name: sum(found) / len(found) for name, found in right.items()}
-
-
-def _answers(codes: Tensor) -> list[dict[str, str]]:
-    columns = {name: rows.tolist() for name, rows in labels(codes).items()}
-    return [
-        {name: ANSWERS[name][columns[name][row]] for name in ANSWERS}
-        for row in range(len(codes))
-    ]
-
-
-def _verdicts(
-    reading: Reading, answers: Mapping[str, str]
-) -> Iterator[tuple[str, bool]]:
-    """Each question that counts, and whether it was answered rightly."""
-    for name in SCENE:
-        yield name, reading.best(name) == answers[name]
-    shown = [slot for slot in SLOTS if answers[f"{slot}.name"] != NONE]
-    names = sorted(answers[f"{slot}.name"] for slot in shown)
-    yield "objects", sorted(reading.objects()) == names
-    for slot, name in product(shown, THING):
-        if name != "finish" or answers["medium"] not in COLOURLESS:
-            attribute = f"{slot}.{name}"
-            yield name, reading.best(attribute) == answers[attribute]
+        for name, (column, _) in OBJECT.items():
+            answers[f"{slot}.{name}"] = codes[:, start + column] + 1  # -1 is "none"
+    return answers

@@ -16,14 +16,23 @@ of edit and ground truth where it does not; both in [0, 1].
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ip2p_lib.miniature.judge.model import Judge
-from ip2p_lib.miniature.judge.readings import ANSWERS, labels
+from ip2p_lib.miniature.judge.readings import (
+    ANSWERS,
+    NONE,
+    OBJECT,
+    SCENE,
+    SLOTS,
+    labels,
+)
 
+COLOURLESS = ("black and white", "line drawing")  # media that hide every finish
 _EQUAL = 1.5 / 127.5  # a pixel of the ground truth that differs by less is unchanged
 _FEWEST = 0.01  # smallest share of the image that counts as a background or region
 
@@ -48,7 +57,6 @@ class EditScores:
         return {name: getattr(self, name).float() for name in names}
 
 
-@torch.inference_mode()
 def read_answers(judge: Judge, images: Tensor, batch: int = 64) -> dict[str, Tensor]:
     """The likeliest answer of every attribute, (B,) index into its ``ANSWERS``.
 
@@ -57,19 +65,42 @@ def read_answers(judge: Judge, images: Tensor, batch: int = 64) -> dict[str, Ten
         images: (B, 3, 128, 128) in [-1, 1].
         batch: images read at once; the answers do not depend on it.
     """
-    judge.eval()
-    parts = [judge(part.to(judge.places)) for part in images.split(batch)]
-    return {
-        name: torch.cat([logits[name].argmax(1) for logits in parts]).cpu()
-        for name in ANSWERS
-    }
+    logits = judge.predict(images, batch)
+    return {name: logits[name].argmax(1) for name in ANSWERS}
+
+
+def agreement(answers: Mapping[str, Tensor], codes: Tensor) -> dict[str, float]:
+    """Share of right answers, 0 to 1, about images of known scenes.
+
+    Args:
+        answers: from ``read_answers``.
+        codes: (B, 20), what the images show.
+
+    Returns:
+        ``place``, ``time``, ``weather``, ``medium``, ``art``: of all scenes;
+        ``objects``: of the scenes, all names right and none too many, in any order;
+        ``name``, ``finish``, ``accessory``: of the objects, each in its slot, and
+        ``finish`` only where the medium shows colours. A share of nothing is left out.
+    """
+    right = labels(codes.cpu())
+    correct = {name: answers[name] == right[name] for name in SCENE}
+    names = [torch.stack([t["left.name"], t["right.name"]]) for t in (answers, right)]
+    correct["objects"] = torch.eq(*(slots.sort(0).values for slots in names)).all(0)
+    media = torch.tensor([medium in COLOURLESS for medium in ANSWERS["medium"]])
+    shown = names[1] != ANSWERS["left.name"].index(NONE)  # (2, B)
+    coloured = shown & ~media[right["medium"]]
+    for name in OBJECT:
+        slots = [f"{slot}.{name}" for slot in SLOTS]
+        both = torch.stack([answers[slot] == right[slot] for slot in slots])
+        correct[name] = both[coloured if name == "finish" else shown]
+    return {n: float(x.double().mean()) for n, x in correct.items() if len(x)}
 
 
 def score_edits(
     judge: Judge,
     edits: Tensor,
     before: Tensor,
-    truth: Tensor,
+    ground_truth: Tensor,
     codes: tuple[Tensor, Tensor],
     reconstructed: Tensor,
 ) -> EditScores:
@@ -79,14 +110,14 @@ def score_edits(
         judge: the attribute classifier.
         edits: (B, 3, 128, 128) in [-1, 1], what the editor made.
         before: (B, 3, 128, 128), the inputs.
-        truth: (B, 3, 128, 128), the rendered ground truth.
+        ground_truth: (B, 3, 128, 128), the rendered ground truth.
         codes: (B, 20) each, of the scenes and of the edits' targets.
         reconstructed: (B, 3, 128, 128), the ground truth after the autoencoder.
 
     Raises:
         ValueError: the arguments differ in number.
     """
-    lengths = {len(x) for x in (edits, before, truth, *codes, reconstructed)}
+    lengths = {len(x) for x in (edits, before, ground_truth, *codes, reconstructed)}
     if len(lengths) > 1:
         raise ValueError(f"Each edit needs one of each argument, not {lengths}.")
     source, target = (labels(code.cpu()) for code in codes)
@@ -98,16 +129,20 @@ def score_edits(
         changed, agrees = source[name] != right, answers[name] == right
         done &= agrees | ~changed
         kept &= agrees | changed | (reference[name] != right)
-    return EditScores(done, kept, *_errors(edits, before, truth))
+    return EditScores(done, kept, *_errors(edits, before, ground_truth))
 
 
-def _errors(edits: Tensor, before: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+def _errors(
+    edits: Tensor, before: Tensor, ground_truth: Tensor
+) -> tuple[Tensor, Tensor]:
     """Background error and edit-region error, (B,) each."""
-    edits, before, truth = (x.float().cpu() for x in (edits, before, truth))
-    region = (truth - before).abs().amax(1) > _EQUAL  # (B, H, W)
+    edits, before, ground_truth = (
+        x.float().cpu() for x in (edits, before, ground_truth)
+    )
+    region = (ground_truth - before).abs().amax(1) > _EQUAL  # (B, H, W)
     to_input = (edits - before).abs().mean(1) / 2
-    to_truth = (edits - truth).abs().mean(1) / 2
-    return _masked_mean(to_input, ~region), _masked_mean(to_truth, region)
+    to_ground_truth = (edits - ground_truth).abs().mean(1) / 2
+    return _masked_mean(to_input, ~region), _masked_mean(to_ground_truth, region)
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
