@@ -44,8 +44,7 @@ def cached_latents(
 
     Args:
         backbone: the frozen networks, loaded from ``source``.
-        data: folder of the pairs.
-        rows: of the pairs to encode.
+        data: folder of the pairs, of which ``rows`` are encoded.
         resolution: side of the square images, pixels.
         source: a shard of another source, or of other arguments, is encoded anew.
         folder: of the shards; created if missing.
@@ -53,23 +52,16 @@ def cached_latents(
         On the CPU, in half precision, with token ids for text: hidden states of many
         instructions are larger than their latents. ``train`` needs ``encode`` with it.
     """
-    vae = sorted(Path(source.path_or_id).glob("vae/*.safetensors"))
-    cache_key = {
-        "data": sha256_of(data / MANIFEST),
-        "rows": [rows.start, rows.stop],
-        "backbone": source.revision or sha256_of(*vae),
-        "resolution": resolution,
-        "processes": world_size(),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
+    cache_key = _cache_key(data, rows, resolution, source)
     if _read(folder, rank(), cache_key) is None:
         own = torch.arange(rows.start, rows.stop).tensor_split(world_size())[rank()]
         encoded, texts = _encode(backbone, PairDataset(data), own, resolution)
         state = cache_key | {"instructions": texts}
         checkpoint.save(folder / f"shard-{rank():03d}", encoded, state)
     parts = [_wait_for(folder, shard, cache_key) for shard in range(world_size())]
-    texts = [text for part in parts for text in part.state["instructions"]]
-    distinct, index = index_distinct(texts)
+    distinct, index = index_distinct(
+        [text for part in parts for text in part.state["instructions"]]
+    )
     names = ("target_mean", "target_logvar", "condition")
     return Latents(
         **{name: torch.cat([part.tensors[name] for part in parts]) for name in names},
@@ -92,6 +84,20 @@ def crop_to_squares(pairs: Sequence[Pair], resolution: int) -> tuple[Tensor, Ten
         for side in ("before", "after")
     )
     return before, after
+
+
+def _cache_key(
+    data: Path, rows: range, resolution: int, source: Source
+) -> dict[str, Any]:
+    """Whatever the latents depend on, but not where the folders are."""
+    vae = sorted(Path(source.path_or_id).glob("vae/*.safetensors"))
+    return {
+        "data": sha256_of(data / MANIFEST),
+        "rows": [rows.start, rows.stop],
+        "backbone": source.revision or sha256_of(*vae),
+        "resolution": resolution,
+        "processes": world_size(),
+    }
 
 
 def _encode(
