@@ -10,6 +10,4 @@ In order (``data/models/README.md`` says what each took):
     python -m jobs.miniature.make_pairs write generate     section 3.1
     python -m jobs.miniature.train_editor train measure    section 3.2
     python -m jobs.miniature.calibrate_filter              for notebook 03
-
-The world and its words come first: whoever changes them trains everything anew.
 """
