@@ -132,7 +132,8 @@ def _measure_unet(
     return {
         "top1": retrieval(clip, images, corpus.captions),
         "attributes_right": attributes_right(judge, images, corpus.before, reference),
-        **{"steps": _STEPS, "cfg_scale": _CFG_SCALE},
+        "steps": _STEPS,
+        "cfg_scale": _CFG_SCALE,
     }
 
 

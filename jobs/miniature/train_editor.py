@@ -5,8 +5,7 @@
 
 ``train`` reads what ``make_pairs`` left in ``--work`` and writes
 ``models/miniature-ip2p/unet`` and ``results/miniature-training.json``; ``measure``
-writes ``results/miniature-editor.json``. Budgets are wall time. With ``--warm`` the
-editor in ``--out`` goes on learning.
+writes ``results/miniature-editor.json``. Budgets are wall time.
 """
 
 from __future__ import annotations
