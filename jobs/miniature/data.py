@@ -9,41 +9,51 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor
 
 from ip2p_lib.miniature.backdrop import RESOLUTION
-from ip2p_lib.miniature.corpus import Corpus, build_corpus
+from ip2p_lib.miniature.corpus import Corpus, build_corpus, grammar_triplets
 from ip2p_lib.miniature.render import (
     OBJECT_COLUMNS,
     SCENE_COLUMNS,
     load_sprites,
     render_codes,
 )
+from ip2p_lib.triplets.record import Triplet
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
     from transformers import CLIPModel, CLIPTokenizer
 
+_Part = TypeVar("_Part")
 _OBJECT_WEIGHT = 4  # of a spatial position with an object, in the U-Net's loss
 
 
-def sample_corpus(first_seed: int, n: int) -> Corpus:
-    """``corpus.build_corpus`` on all cores: words take longer to sample than images.
+def sample_parts(
+    sample: Callable[[int, int], _Part], first_seed: int, n: int
+) -> list[_Part]:
+    """``sample(first_seed, n)`` in parts, on all cores: words take long to sample.
 
     The processes are spawned: forks of one that has threads may hang.
     """
     workers = min(os.cpu_count() or 1, 1 + n // 2000)
     if workers == 1:
-        return build_corpus(first_seed, n)
+        return [sample(first_seed, n)]
     bounds = [first_seed + n * i // workers for i in range(workers + 1)]
     sizes = [b - a for a, b in itertools.pairwise(bounds)]
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        parts = list(pool.map(build_corpus, bounds[:-1], sizes))
+        return list(pool.map(sample, bounds[:-1], sizes))
+
+
+def sample_corpus(first_seed: int, n: int) -> Corpus:
+    """``corpus.build_corpus`` on all cores."""
+    parts = sample_parts(build_corpus, first_seed, n)
     return Corpus(
         torch.cat([part.before for part in parts]),
         torch.cat([part.after for part in parts]),
@@ -51,6 +61,12 @@ def sample_corpus(first_seed: int, n: int) -> Corpus:
         [text for part in parts for text in part.edited_captions],
         [text for part in parts for text in part.instructions],
     )
+
+
+def sample_triplets(first_seed: int, n: int) -> list[Triplet]:
+    """``corpus.grammar_triplets`` on all cores."""
+    parts = sample_parts(grammar_triplets, first_seed, n)
+    return list(itertools.chain.from_iterable(parts))
 
 
 def to_bytes(x: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from ip2p_lib.triplets.record import (
     to_completion,
     to_prompt,
 )
+from jobs.miniature.data import sample_triplets
 from jobs.miniature.loop import Budget, Progress, fit
 from jobs.miniature.saving import save_half, save_tokenizer
 
@@ -161,7 +162,7 @@ def measure(
 
 def run_grammar(args: argparse.Namespace, device: str) -> None:
     """Stage 1: train a tokenizer and an empty model, and save both."""
-    grammar, written = grammar_triplets(0, args.scenes), read_jsonl(args.written)
+    grammar, written = sample_triplets(0, args.scenes), read_jsonl(args.written)
     # Every written text counts: people's words are rare beside the grammar's.
     texts = [to_prompt(t.caption) + to_completion(t) for t in [*grammar, *written]]
     tokenizer = train_tokenizer(texts[-20_000:])
@@ -182,7 +183,7 @@ def run_written(args: argparse.Namespace, device: str) -> None:
     in the paper; the last one is saved, and measured again with the miniature's number.
     """
     began, written, rows = time.monotonic(), read_jsonl(args.written), []
-    known = {*grammar_triplets(0, args.scenes), *written}
+    known = {*sample_triplets(0, args.scenes), *written}
     for n in (0, 70, len(written)):
         writer = load_language_model(args.out, device=device)
         if n:
