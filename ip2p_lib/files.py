@@ -65,9 +65,30 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_bytes(path, text.encode())
 
 
+def decode_text(data: bytes, path: str | Path, line: int = 1) -> str:
+    """Decode UTF-8, with or without a byte-order mark; ``line`` is the data's first.
+
+    Raises ValueError, naming file and line, for other encodings such as Latin-1: they
+    cannot be told apart, and guessing would change letters.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line += data.count(b"\n", 0, error.start)
+        raise ValueError(
+            f"{path}:{line}: byte {data[error.start]:#x} is not UTF-8. Save the file "
+            "as UTF-8."
+        ) from error
+
+
+def read_text(path: str | Path) -> str:
+    """Read a text file of UTF-8, as ``decode_text``."""
+    return decode_text(Path(path).read_bytes(), path)
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file."""
-    return json.loads(Path(path).read_bytes())
+    return json.loads(read_text(path))
 
 
 def sha256_of(*paths: str | Path) -> str:

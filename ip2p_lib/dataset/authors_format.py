@@ -13,14 +13,20 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ip2p_lib.dataset.dataset import read_each, read_encoded_shards, stored_bytes
+from ip2p_lib.dataset.dataset import (
+    Reading,
+    read_each,
+    read_encoded_shards,
+    stored_bytes,
+)
 from ip2p_lib.dataset.pairs import TEXTS, EncodedPair, Pair, Problem, make_pair
-from ip2p_lib.files import atomic_directory
+from ip2p_lib.files import atomic_directory, decode_text
 from ip2p_lib.images import load
 
 SEEDS, PROMPT, METADATA = "seeds.json", "prompt.json", "metadata.jsonl"
@@ -30,6 +36,8 @@ _SCORES = {  # the released name of each score
     "clip_sim_dir": "direction",
     "clip_sim_image": "image",
 }
+_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+_IMAGE = re.compile(rf"(\d+)_([01])\.(?i:{'|'.join(_SUFFIXES)})", re.ASCII)
 _EXPORT = r"\d{7}|seeds\.json|README\.md"
 
 
@@ -92,30 +100,54 @@ def read_folders(
     """Read the pairs that are there in the authors' layout, by folder and seed.
 
     ``seeds.json`` is not needed; the released one lists 10,434 folders that do not
-    exist. ``problems`` is as in ``dataset.read_shards``.
+    exist. Images may also be PNG or WebP; hidden files, as macOS leaves them, do not
+    count. ``problems`` is as in ``dataset.read_shards``.
 
     Raises:
-        FileNotFoundError: there is no such data set.
-        DatasetError: a pair cannot be used; the message names folder and seed.
+        FileNotFoundError: there is no such data set, or not one image in it.
+        DatasetError: a pair cannot be used, or a file is no part of this layout; the
+            message names the folder, and seed or file.
     """
     triplets = sorted(path.parent for path in Path(folder).glob(f"*/{PROMPT}"))
     if not triplets:
         raise FileNotFoundError(f"{folder} has no folders with a {PROMPT}.")
-    readings = (
-        (triplet.name, f"seed {seed}", partial(_read, triplet, seed))
-        for triplet in triplets
-        for seed in sorted({int(p.stem[:-2]) for p in triplet.glob("*_[01].jpg")})
-    )
+    readings = [r for n, t in enumerate(triplets) for r in _readings(t, n)]
+    if not readings:
+        raise FileNotFoundError(f"The folders in {folder} hold no <seed>_0 images.")
     return read_each(readings, problems)
 
 
-def _read(folder: Path, seed: int) -> Pair:
-    before, after = (load(folder / f"{seed}_{number}.jpg") for number in (0, 1))
+def _readings(folder: Path, number: int) -> Iterator[Reading[Pair]]:
+    """One for each seed of a folder, and one for each file that does not belong."""
+    images: dict[int, dict[str, Path]] = {}
+    for path in sorted(folder.iterdir()):
+        match = _IMAGE.fullmatch(path.name)
+        if match and match[2] not in images.setdefault(int(match[1]), {}):
+            images[int(match[1])][match[2]] = path
+        elif path.name not in (PROMPT, METADATA) and not path.name.startswith("."):
+            yield folder.name, path.name, partial(_refuse, path)
+    for seed, files in sorted(images.items()):
+        yield folder.name, f"seed {seed}", partial(_read, folder, number, seed, files)
+
+
+def _refuse(path: Path) -> Pair:
+    raise ValueError(
+        f"it is no <seed>_0 or <seed>_1 image ({', '.join(_SUFFIXES)}), or the second "
+        "one of its name"
+    )
+
+
+def _read(folder: Path, number: int, seed: int, files: dict[str, Path]) -> Pair:
+    if len(files) < 2:
+        raise ValueError(f"There is no image beside {next(iter(files.values())).name}")
+    before, after = (load(files[side]) for side in "01")
     line = _read_metadata(folder / METADATA).get(seed, {})
     prompt = _parse(folder / PROMPT, (folder / PROMPT).read_bytes())
     caption = prompt.get("input", prompt.get("caption", ""))  # the script's name
+    # Other names than the released scripts' may hold what a key may not.
+    name = folder.name if folder.name.isdecimal() else f"folder-{number:07d}"
     return make_pair(
-        line.get("key") or f"{folder.name}-{seed}",
+        line.get("key") or f"{name}-{seed}",
         (before, after),
         (caption, prompt.get("edit", ""), prompt.get("output", "")),
         seed=seed,
@@ -138,6 +170,6 @@ def _read_metadata(path: Path) -> dict[int, dict[str, Any]]:
 
 def _parse(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        return {**json.loads(data)}
-    except (ValueError, TypeError) as error:
+        return {**json.loads(decode_text(data, path.name))}
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"its {path.name} is no JSON ({error})") from error

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,9 @@ from PIL import Image, ImageOps
 
 from ip2p_lib.dataset.dataset import read_each
 from ip2p_lib.dataset.pairs import TEXTS, Pair, Problem, make_pair
+from ip2p_lib.files import read_text
 from ip2p_lib.images import ImageError, load
+from ip2p_lib.triplets.record import is_unchanged
 
 REQUIRED = ("before", "after", "instruction")
 ASPECT_ERROR = 0.02  # the aspect ratios of two images of a pair may differ this much
@@ -35,49 +36,71 @@ def read_table(
     """Read pairs from a CSV file in its order; the images are upright and RGB.
 
     Args:
-        path: UTF-8, with comma, semicolon or tab between columns.
+        path: UTF-8, a pair on each line, with comma, semicolon or tab between columns.
         resolution: side in pixels of the centre square to which each image is resized
             and cropped. None leaves the images as they are.
         problems: as in ``dataset.read_shards``.
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: it is not UTF-8, or a column is missing.
+        ValueError: it is not UTF-8, or a column is missing or there twice.
         DatasetError: a row cannot be used.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no table at {path}.")
+    head, *lines = read_text(path).split("\n")
+    delimiter = max(",;\t", key=head.count)
+    columns = [name.strip().lower() for name in _cells(head, delimiter)]
+    missing = [name for name in REQUIRED if name not in columns]
+    if missing or len(set(columns)) < len(columns):
+        reason = f"no column {' and '.join(missing)}" if missing else "a column twice"
+        raise ValueError(
+            f"{path} has {reason}; its first line must name the columns "
+            f"{', '.join(REQUIRED)}, each once."
+        )
+    rows = [(n, line) for n, line in enumerate(lines, start=2) if line.strip()]
     readings = (
-        (path.name, f"line {line}", partial(_from_row, row, path, n, resolution))
-        for n, (line, row) in enumerate(_read_rows(path))
+        (
+            path.name,
+            f"line {number}",
+            partial(_from_line, line, columns, delimiter, path, i, resolution),
+        )
+        for i, (number, line) in enumerate(rows)
     )
     return read_each(readings, problems)
 
 
-def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Each row with its line number in the file."""
+def _cells(line: str, delimiter: str) -> list[str]:
+    """Split one line; ValueError if a quote is not closed, or stands within a text."""
     try:
-        text = path.read_text(encoding="utf-8-sig")  # Excel marks UTF-8 at the start
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8; save it as CSV in UTF-8.") from error
-    first, _, _ = text.partition("\n")
-    lines = io.StringIO(text, newline="")
-    table = csv.DictReader(lines, delimiter=max(",;\t", key=first.count))
-    names = [name.strip().lower() for name in table.fieldnames or []]
-    if missing := [name for name in REQUIRED if name not in names]:
+        cells = next(csv.reader([line.rstrip("\r")], strict=True, delimiter=delimiter))
+    except csv.Error as error:
+        raise ValueError(f"{error}; close each quote on its line") from error
+    return [cell.strip() for cell in cells]
+
+
+def _from_line(
+    line: str,
+    columns: list[str],
+    delimiter: str,
+    path: Path,
+    number: int,
+    resolution: int | None,
+) -> Pair:
+    values = _cells(line, delimiter)
+    if len(values) != len(columns):
+        # Any guess which of the delimiters belong to a text would lose words.
         raise ValueError(
-            f"{path} has no column {' and '.join(missing)}; its first line must name "
-            f"the columns {', '.join(REQUIRED)}."
+            f"it has {len(values)} cells and the first line {len(columns)}; put quotes "
+            f'around a text with a delimiter: "old, and grey"'
         )
-    table.fieldnames = names
-    return [(table.line_num, row) for row in table]
-
-
-def _from_row(row: dict[str, str], path: Path, n: int, resolution: int | None) -> Pair:
-    cells = {name: (row.get(name) or "").strip() for name in (*REQUIRED, *TEXTS)}
+    cells = dict.fromkeys(TEXTS, "") | dict(zip(columns, values, strict=True))
     if empty := [name for name in REQUIRED if not cells[name]]:
         raise ValueError(f"its {' and '.join(empty)} is empty")
+    texts = caption, _, edited_caption = [cells[name] for name in TEXTS]
+    if caption and is_unchanged(caption, edited_caption):
+        raise ValueError(f"its two captions are equal: {caption!r}")
     before, after = (load(path.parent / cells[name]) for name in ("before", "after"))
     if resolution is not None:
         ratios = [image.width / image.height for image in (before, after)]
@@ -85,4 +108,4 @@ def _from_row(row: dict[str, str], path: Path, n: int, resolution: int | None) -
             raise ImageError(f"its images' aspect ratios differ: {ratios}")
         square, method = (resolution, resolution), Image.Resampling.LANCZOS
         before, after = (ImageOps.fit(i, square, method) for i in (before, after))
-    return make_pair(f"{n:07d}", (before, after), [cells[name] for name in TEXTS])
+    return make_pair(f"{number:07d}", (before, after), texts)

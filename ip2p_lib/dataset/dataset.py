@@ -35,6 +35,8 @@ from ip2p_lib.images import to_tensor
 MANIFEST = "manifest.json"
 FORMAT = 1  # of manifest and shards; a manifest without a number has this format
 Spans = dict[str, tuple[int, int]]  # offset and size of each file of a pair
+# Errors that reading one bad pair may raise; deep JSON ends in a RecursionError.
+PROBLEMS = (ValueError, KeyError, TypeError, OSError, RecursionError, OverflowError)
 T = TypeVar("T")
 Reading = tuple[str, str, Callable[[], T]]  # the names of file and pair; what reads it
 
@@ -70,10 +72,19 @@ def write_shard(pairs: Iterable[Pair], path: str | Path) -> dict[str, Any]:
 def write_manifest(
     folder: str | Path, shards: Sequence[dict[str, Any]], **metadata: Any
 ) -> Path:
-    """Write the manifest: the shards' entries, and JSON values such as the settings."""
+    """Write the manifest: the shards' entries, and JSON values such as the settings.
+
+    Shards of an older data set in the folder that are not among them are deleted, or
+    readers of ``*.tar`` would read them too.
+    """
     total = sum(shard["pairs"] for shard in shards)
     manifest = {"format": FORMAT, "pairs": total, "shards": list(shards), **metadata}
-    return write_json(Path(folder) / MANIFEST, manifest)
+    path = write_json(Path(folder) / MANIFEST, manifest)
+    names = {shard["name"] for shard in shards}
+    for older in Path(folder).glob("pairs-?????.tar"):
+        if older.name not in names:
+            older.unlink()
+    return path
 
 
 def write_shards(
@@ -135,7 +146,7 @@ def index_shard(path: Path) -> dict[str, Spans]:
     """Find the pairs of a shard by key; a truncated file gives those before the cut."""
     index: dict[str, Spans] = {}
     with (
-        contextlib.suppress(tarfile.ReadError, FileNotFoundError),
+        contextlib.suppress(tarfile.TarError, FileNotFoundError, ValueError),
         tarfile.open(path, "r:") as tar,
     ):
         for member in tar:
@@ -201,7 +212,7 @@ def read_each(
     for shard, key, read in readings:
         try:
             value = read()
-        except (ValueError, KeyError, TypeError, OSError) as error:
+        except PROBLEMS as error:
             problem = Problem(shard, key, str(error))
             if problems is None:
                 message = f"{problem}. Pass problems=[] to continue without it."
@@ -243,7 +254,7 @@ class PairDataset(Dataset[Pair]):
             if path not in self._verified:
                 self._verified.add(verify_shard(self._folder, entry))
             return decode_pair(_read_pair(path, key, spans))
-        except (ValueError, TypeError) as error:
+        except PROBLEMS as error:
             message = f"{path.name}: {key}: {error}. Copy the data set again."
             raise DatasetError(message) from error
 

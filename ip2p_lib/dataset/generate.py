@@ -73,7 +73,8 @@ def generate_dataset(
 ) -> Iterator[dict[str, Any]]:
     """Generate, filter and store the pairs of a run; resumes one that was killed.
 
-    Models, triplets (of the whole run) and config must be those of before the kill.
+    Models, triplets (of the whole run) and config must be those of before the kill. A
+    triplet that is listed twice is generated once: its pairs would be the same.
 
     Yields:
         The entry of each block in ``progress.json``, those of earlier starts too:
@@ -84,7 +85,7 @@ def generate_dataset(
         DatasetError: the folder holds another run, or a shard was changed.
         FolderInUseError: another process is generating there.
     """
-    size = config.triplets_per_shard
+    size, triplets = config.triplets_per_shard, list(dict.fromkeys(triplets))
     with run_lock(folder):
         remove_partials(folder)
         run = _fingerprint(models, triplets, config)

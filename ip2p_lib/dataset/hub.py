@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,14 @@ from typing import Any
 from PIL import Image
 
 from ip2p_lib.dataset.dataset import (
+    DatasetError,
     Reading,
     read_each,
     read_encoded_shards,
     stored_bytes,
 )
 from ip2p_lib.dataset.pairs import RECORD, TEXTS, EncodedPair, Pair, Problem, make_pair
-from ip2p_lib.files import atomic_directory
+from ip2p_lib.files import atomic_directory, read_text
 from ip2p_lib.images import load
 
 COLUMNS = (  # of the authors' data, timbrooks/instructpix2pix-clip-filtered
@@ -39,6 +41,11 @@ COLUMNS = (  # of the authors' data, timbrooks/instructpix2pix-clip-filtered
 )
 RECORDS = "records.jsonl"
 PAIRS_PER_FILE = 500  # in memory at once
+_SPLITS = {  # words in the name of a file
+    "train": {"train", "training"},
+    "validation": {"validation", "valid", "dev", "val"},
+    "test": {"test", "testing", "eval", "evaluation"},
+}
 _EXPORT = r"data|records\.jsonl|README\.md"
 
 
@@ -98,32 +105,74 @@ def _write_file(pairs: Sequence[EncodedPair], path: Path) -> None:
 
 
 def read_parquet(
-    folder: str | Path, *, problems: list[Problem] | None = None
+    path: str | Path,
+    *,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    problems: list[Problem] | None = None,
 ) -> Iterator[Pair]:
-    """Read pairs from ``folder/data/*.parquet`` or ``folder/*.parquet``, by file name.
+    """Read pairs from a Parquet file, ``path/data/*.parquet`` or ``path/*.parquet``.
 
     From ``export_parquet`` every field of a pair comes back; a data set downloaded from
-    the Hub has only texts and images. ``problems`` is as in ``dataset.read_shards``.
+    the Hub has only texts and images.
+
+    Args:
+        path: the file, or a folder whose files are read by name.
+        split: "train", "validation" or "test", as the files' names say; needed where a
+            folder holds several, which must not be mixed.
+        columns: the data set's name of any of ``COLUMNS`` that it calls otherwise, such
+            as MagicBrush's ``{"original_image": "source_img", ...}``.
+        problems: as in ``dataset.read_shards``.
 
     Raises:
-        FileNotFoundError: there is no Parquet file.
+        FileNotFoundError: there is no Parquet file, or none of this split.
+        ValueError: there are several splits, and none was chosen.
         DatasetError: a row or file cannot be used.
     """
-    folder, records = Path(folder), dict[str, dict[str, Any]]()
-    paths = sorted(folder.glob("data/*.parquet")) or sorted(folder.glob("*.parquet"))
+    path = Path(path)
+    folder = path.parent if path.is_file() else path
+    paths = [path] if path.is_file() else sorted(folder.glob("data/*.parquet"))
+    paths = _select_split(paths or sorted(folder.glob("*.parquet")), split)
     if not paths:
-        raise FileNotFoundError(f"There is no Parquet file in {folder}, nor in data/.")
-    if (folder / RECORDS).is_file():
-        for line in (folder / RECORDS).read_text("utf-8").splitlines():
-            record = json.loads(line)
-            key = record.pop("key")
-            records[key] = {RECORD[name]: value for name, value in record.items()}
-    readings = (reading for path in paths for reading in _read_file(path, records))
+        which = f" of the split {split!r}" if split else ""
+        raise FileNotFoundError(f"There is no Parquet file{which} in {path} or data/.")
+    records = _read_records(folder / RECORDS)
+    readings = (r for p in paths for r in _read_file(p, records, columns or {}))
     return read_each(readings, problems)
 
 
+def _select_split(paths: list[Path], split: str | None) -> list[Path]:
+    """The files of one split, by the words that ``datasets`` looks for in a name."""
+    splits: dict[str, list[Path]] = {}
+    for path in paths:
+        words = re.split(r"[^a-z]+", path.stem.lower())
+        names = (name for name, known in _SPLITS.items() if known & {*words})
+        splits.setdefault(next(names, "train"), []).append(path)
+    if split is None and len(splits) > 1:
+        raise ValueError(
+            f"{paths[0].parent} holds the splits {', '.join(sorted(splits))}. Choose "
+            f"one: split={min(splits)!r}."
+        )
+    return splits.get(split, []) if split else paths
+
+
+def _read_records(path: Path) -> dict[str, dict[str, Any]]:
+    """What ``export_parquet`` noted of each pair, by key; empty without a file."""
+    if not path.is_file():
+        return {}
+    records = {}
+    try:
+        for line in read_text(path).splitlines():
+            record = json.loads(line)
+            key = record.pop("key")
+            records[key] = {RECORD[name]: value for name, value in record.items()}
+    except (ValueError, KeyError, AttributeError, RecursionError) as error:
+        raise DatasetError(f"{path} is damaged ({error!r}). Copy it again.") from error
+    return records
+
+
 def _read_file(
-    path: Path, records: dict[str, dict[str, Any]]
+    path: Path, records: dict[str, dict[str, Any]], columns: Mapping[str, str]
 ) -> Iterator[Reading[Pair]]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
@@ -133,6 +182,7 @@ def _read_file(
         with ParquetFile(path) as table:
             for batch in table.iter_batches(batch_size=16):
                 for row in batch.to_pylist():
+                    row |= {n: row[c] for n, c in columns.items() if c in row}
                     after = row.get("edited_image")
                     name = str(after.get("path")) if isinstance(after, Mapping) else ""
                     key = name.removesuffix(".after.webp")  # as _write_file names it

@@ -22,6 +22,14 @@ PARTS = ("before.webp", "after.webp", "json")
 TEXTS = ("caption", "instruction", "edited_caption")
 
 
+def check_key_and_seed(key: Any, seed: Any) -> None:
+    """Raise ValueError unless both can be parts of a file's name."""
+    if not (isinstance(key, str) and re.fullmatch(r"[\w-]+", key, re.ASCII)):
+        raise ValueError(f"the key {key!r} may hold letters, digits, - and _")
+    if not (seed is None or type(seed) is int):
+        raise ValueError(f"the seed {seed!r} is no whole number")
+
+
 @dataclass(frozen=True)
 class Pair:
     """An image before and after its edit, and how it was generated.
@@ -45,9 +53,8 @@ class Pair:
     language: str = "en"
 
     def __post_init__(self) -> None:
-        """Check key, texts and sizes."""
-        if not re.fullmatch(r"[\w-]+", self.key, re.ASCII):
-            raise ValueError(f"the key {self.key!r} may hold letters, digits, - and _")
+        """Check key, seed, texts and sizes."""
+        check_key_and_seed(self.key, self.seed)
         if not all(isinstance(getattr(self, name), str) for name in TEXTS):
             raise ValueError("its instruction or a caption is no text")
         if not self.instruction.strip():
@@ -73,6 +80,10 @@ class EncodedPair:
     before: bytes  # a WebP file
     after: bytes
     record: dict[str, Any]  # of RECORD's keys
+
+    def __post_init__(self) -> None:
+        """Check key and seed, which become the names of files."""
+        check_key_and_seed(self.key, self.record.get("seed"))
 
 
 @dataclass(frozen=True)

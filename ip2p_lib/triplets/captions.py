@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ip2p_lib.files import decode_text
+
 _KEYS = ("input", "caption", "text", "TEXT")  # ours and the authors', then LAION's
 
 
@@ -31,12 +33,13 @@ def read_captions(path: str | Path) -> Iterator[str]:
     path = Path(path)
     if path.suffix not in (".txt", ".jsonl"):
         raise ValueError(f"{path.name}: captions are read from .txt and .jsonl files.")
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
+    with path.open("rb") as lines:
+        for number, data in enumerate(lines, start=1):
+            line = decode_text(data, path, number)
             try:
                 is_json = path.suffix == ".jsonl" and line.strip()
                 text = _caption_of(json.loads(line)) if is_json else line
-            except ValueError as error:  # also JSON errors
+            except (ValueError, RecursionError) as error:  # also JSON errors
                 raise ValueError(f"{path}:{number}: {error}") from error
             if caption := " ".join(text.split()):
                 yield caption

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ip2p_lib.files import atomic_write
+from ip2p_lib.files import atomic_write, read_text
 
 PROMPT_END = "\n##\n"  # after the caption: the model continues from here
 SEPARATOR = "\n%%\n"  # between the instruction and the edited caption
@@ -187,10 +187,10 @@ def read_jsonl(path: str | Path) -> list[Triplet]:
 def read_lines(path: str | Path, parse: Callable[[Any], Triplet]) -> list[Triplet]:
     """Read a file of JSON lines, each parsed into a triplet; errors name the line."""
     triplets = []
-    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         try:
             triplets += [parse(json.loads(line))] if line.strip() else []
-        except ValueError as error:  # also TripletError, JSON and UTF-8 errors
+        except (ValueError, RecursionError) as error:  # also TripletError, JSON errors
             raise ValueError(f"{path}:{number}: {error}") from error
     return triplets
 

@@ -13,6 +13,8 @@ from ip2p_lib.dataset import (
     read_shards,
     write_shards,
 )
+from ip2p_lib.dataset.authors_format import METADATA
+from ip2p_lib.dataset.pairs import encode_pair, from_files, to_files
 from tests.support.pairs import fields_of, make_pair, psnr
 
 PAIRS = [make_pair(i) for i in range(8)]
@@ -137,3 +139,43 @@ def test_one_seed_twice_in_a_triplet_is_refused(tmp_path):
     with pytest.raises(ValueError, match="000001 repeats seed 5"):
         export_folders(tmp_path / "shards", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+
+
+def test_png_and_jpeg_images_and_any_name_of_a_folder_are_read(exported):
+    """Hidden files of a Mac are none of them."""
+    for number, name in enumerate(["a cat.v2", "猫", "dots.and spaces"]):
+        folder = (exported / f"{number:07d}").rename(exported / name)
+        (folder / METADATA).unlink()
+        for path in [*folder.glob("*.jpg")]:
+            Image.open(path).save(path.with_suffix((".png", ".jpeg", ".WEBP")[number]))
+            path.rename(path.with_name(f"._{path.name}"))
+    problems = []
+    pairs = list(read_folders(exported, problems=problems))
+    assert not problems and len({pair.key for pair in pairs}) == len(PAIRS)
+    write_shards(pairs, exported.parent / "again")
+    assert len(list(read_shards(exported.parent / "again"))) == len(PAIRS)
+
+
+def test_a_file_that_is_no_pair_is_a_problem_and_no_pair_at_all_an_error(exported):
+    (exported / "0000001" / f"{PAIRS[2].seed}_0.bmp").write_bytes(b"")
+    (exported / "0000001" / f"{PAIRS[2].seed}_0.png").write_bytes(b"")
+    problems = []
+    assert len(list(read_folders(exported, problems=problems))) == len(PAIRS)
+    assert [problem.shard for problem in problems] == ["0000001"] * 2
+    for path in exported.glob("*/*_[01].*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="no <seed>_0 images"):
+        read_folders(exported)
+
+
+@pytest.mark.parametrize("seed", ["../../outside", True, 1.5])
+def test_a_seed_or_key_that_is_a_path_writes_nothing_outside(seed):
+    """A shard is a file from anywhere: its record and names are checked on reading."""
+    pair = encode_pair(PAIRS[0])
+    files = to_files(pair)
+    record = json.dumps(pair.record | {"seed": seed}).encode()
+    with pytest.raises(ValueError, match="is no whole number"):
+        from_files(pair.key, files | {f"{pair.key}.json": record})
+    files = {name.replace(pair.key, "../x"): data for name, data in files.items()}
+    with pytest.raises(ValueError, match="may hold letters"):
+        from_files("../x", files)

@@ -118,3 +118,25 @@ def test_ones_own_images_become_a_data_set_to_train_on(folder):
     assert pair.before.size == (24, 16) and psnr(pair.before, upright) > 40
     assert b"Secret Camera" in (folder / "photo.jpg").read_bytes()
     assert b"Secret Camera" not in (folder / "shards" / "pairs-00000.tar").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("0.png,1.png,make it old, and grey,a woman,an old woman", "it has 6 cells"),
+        ("0.png,1.png", "it has 2 cells and the first line 5"),
+        ('0.png,1.png,"make it old,a woman,an old woman', "close each quote"),
+        ('0.png,1.png,"make" it,a woman,an old woman', "close each quote"),
+        ("0.png,1.png,make it old,a woman,A woman.", "captions are equal"),
+        (f"0.png,1.png,{'x' * 200_000},a,b", "line 2: field larger than"),
+    ],
+)
+def test_no_cell_is_guessed_lost_or_moved(folder, row, reason):
+    """And the rows after a bad one are read, an open quote swallows none of them."""
+    problems, good = [], '2.png,3.png,"a hat, please",a cat,a cat in a hat'
+    head = "before,after,instruction,caption,edited_caption"
+    path = table(folder, row, good, head=head)
+    (pair,) = read_table(path, problems=problems)
+    assert (pair.instruction, pair.caption) == ("a hat, please", "a cat")
+    (problem,) = problems
+    assert str(problem).startswith("pairs.csv: line 2") and reason in str(problem)

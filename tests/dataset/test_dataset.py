@@ -255,3 +255,9 @@ def test_a_manifest_without_a_format_is_of_the_first(folder):
     del manifest["format"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
     assert validate(folder) == []
+
+
+def test_a_smaller_data_set_in_its_place_leaves_nothing_of_the_larger(folder):
+    write_shards([make_pair(1)], folder)
+    assert [path.name for path in folder.glob("*.tar")] == ["pairs-00000.tar"]
+    assert not validate(folder)

@@ -180,3 +180,8 @@ def test_a_shard_that_was_changed_is_named(models, undisturbed, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(DatasetError, match=r"pairs-00001\.tar: the shard is damaged"):
         next(generate_dataset(models, TRIPLETS, CONFIG, tmp_path))
+
+
+def test_a_triplet_listed_twice_is_generated_once(models, undisturbed, tmp_path):
+    blocks = list(generate_dataset(models, TRIPLETS + TRIPLETS[:3], CONFIG, tmp_path))
+    assert blocks == undisturbed[0]

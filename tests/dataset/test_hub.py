@@ -133,3 +133,40 @@ def test_a_cut_file_is_one_problem_and_the_others_are_read(exported):
         keys = [int(pair.key) for pair in read_parquet(exported, problems=problems)]
         assert keys == [*range(10), *range(20, 25)]
         assert [problem.shard for problem in problems] == [path.name]
+
+
+def test_splits_are_not_mixed(exported):
+    data = exported / "data"
+    (data / "train-00001-of-00003.parquet").rename(data / "validation-0.parquet")
+    (data / "train-00002-of-00003.parquet").rename(data / "test.parquet")
+    with pytest.raises(ValueError, match="the splits test, train, validation"):
+        read_parquet(exported)
+    parts = {name: read_parquet(exported, split=name) for name in ("train", "test")}
+    keys = {name: [pair.key for pair in pairs] for name, pairs in parts.items()}
+    expected = [pair.key for pair in PAIRS]
+    assert keys == {"train": expected[:10], "test": expected[20:]}
+    assert next(read_parquet(data / "test.parquet")).key.startswith("test-")
+    (data / "test.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match="of the split 'test'"):
+        read_parquet(exported, split="test")
+
+
+def test_columns_of_other_names_are_read(exported, tmp_path):
+    """Such as MagicBrush's."""
+    names = {
+        "original_image": "source_img",
+        "edit_prompt": "instruction",
+        "edited_image": "target_img",
+    }
+    table = pq.read_table(exported / "data" / "train-00002-of-00003.parquet")
+    table = table.select([*names]).rename_columns([*names.values()])
+    pq.write_table(table, tmp_path / "dev-0.parquet")
+    pairs = list(read_parquet(tmp_path / "dev-0.parquet", columns=names))
+    assert [p.instruction for p in pairs] == [p.instruction for p in PAIRS[20:]]
+    assert np.array_equal(pairs[0].after, PAIRS[20].after)
+
+
+def test_damaged_records_are_named(exported):
+    (exported / "records.jsonl").write_text("{}\n")
+    with pytest.raises(DatasetError, match=r"records\.jsonl is damaged"):
+        read_parquet(exported)

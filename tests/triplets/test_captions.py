@@ -46,3 +46,14 @@ def test_memory_stays_flat_over_half_a_million_captions(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert count == 500_000 and peak < 2**20
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "lines.txt"])
+def test_a_byte_order_mark_is_no_letter_and_latin_1_is_refused_by_name(tmp_path, name):
+    line = '{"caption": "%s"}' if name == "rows.jsonl" else "%s"
+    path = tmp_path / name
+    path.write_text(line % "a café", "utf-8-sig")
+    assert list(read_captions(path)) == ["a café"]
+    path.write_text(line % "a cat" + "\n" + line % "a café", "latin-1")
+    with pytest.raises(ValueError, match=f"{name}:2: byte 0xe9 is not UTF-8"):
+        list(read_captions(path))
