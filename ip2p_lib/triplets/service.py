@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,8 @@ _REJECTED = (400, 413, 422)  # the request is at fault
 _CONCERNS_ALL = (401, 403, 404, "insufficient_quota")
 _MAX_FAILURES = 3  # captions in a row
 MAX_ATTEMPTS = 2  # requests for a caption, if a reply is not the JSON requested
+MAX_BYTES = 2**20  # of one answer; longer ones have no end
+_OVERSIZED = "oversized"
 SILENCE = 60.0  # seconds for which a service may send nothing during a request
 
 
@@ -71,7 +74,7 @@ def connect(base_url: str | None = None, *, max_retries: int = 6) -> OpenAI:
     Raises:
         ServiceError: there is neither a key nor an address, or the key is malformed.
     """
-    from openai import OpenAI
+    from openai import DefaultHttpxClient, OpenAI
 
     api_key = os.environ.get("OPENAI_API_KEY", "").strip()
     if not (api_key or base_url or os.environ.get("OPENAI_BASE_URL")):
@@ -82,7 +85,29 @@ def connect(base_url: str | None = None, *, max_retries: int = 6) -> OpenAI:
     if not re.fullmatch("[!-~]*", api_key):  # no HTTP header can carry it
         raise ServiceError("OPENAI_API_KEY holds a space or a letter of no API key.")
     options: dict[str, Any] = {"max_retries": max_retries, "timeout": SILENCE}
+    http_client = DefaultHttpxClient(event_hooks={"response": [_limit_size]})
+    options["http_client"] = http_client
     return OpenAI(api_key=api_key or "none", base_url=base_url, **options)
+
+
+def _limit_size(response: Any) -> None:
+    """Let an answer of more than ``MAX_BYTES`` fail as a broken connection does."""
+    stream = response.stream
+    package = type(response).__module__.partition(".")[0]
+    http: Any = import_module(package)  # httpx, or since openai 3 httpx2
+
+    class Limited(http.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            size = 0
+            for part in stream:
+                if (size := size + len(part)) > MAX_BYTES:
+                    raise http.ReadError(_OVERSIZED)
+                yield part
+
+        def close(self) -> None:
+            stream.close()
+
+    response.stream = Limited()
 
 
 def ask_service(
@@ -317,6 +342,8 @@ class _Run:
             self.file.append({"key": key, "cost": reserved})
         self.failures += 1
         cause = error.code if error.code in _CONCERNS_ALL else status
+        if str(error.__cause__) == _OVERSIZED:
+            cause = _OVERSIZED
         hopeless = not self.answered or self.failures >= _MAX_FAILURES
         if hopeless or cause in _CONCERNS_ALL:
             raise ServiceError(explain(cause, self.model))
@@ -336,6 +363,8 @@ _ADVICE: dict[int | str | None, str] = {
     "whether base_url must end in /v1.",
     429: "The service limits the rate. Run again later, with fewer workers.",
     "insufficient_quota": "The account has no credit left. Add some, then run again.",
+    _OVERSIZED: "An answer of the service is longer than {limit:,} bytes. Check the "
+    "base_url.",
     "no choices": "The service answered without 'choices'. Check that base_url is the "
     "address of its API, which usually ends in /v1, and serves the model {model!r}.",
 }
@@ -350,4 +379,4 @@ def explain(cause: int | str | None, model: str) -> str:
         "The service failed with status {cause}. If it is 400, the model {model!r} or "
         "one of the options does not suit it; otherwise run again later."
     )
-    return advice.format(cause=cause, model=model)
+    return advice.format(cause=cause, model=model, limit=MAX_BYTES)

@@ -21,7 +21,7 @@ MALFORMED = [
     ("schema", ["make it night", "", "{", RIGHT[:-3], "null", "{}", "[]", "3"]),
     ("schema", ["[" * 20_000, "9" * 5000, "\ufeff", '{"instruction": "\\ud800"}']),
     ("schema", [changed(instruction=wrong) for wrong in (3, None, [], {})]),
-    ("schema", ["<think>" + RIGHT, "```" + RIGHT]),
+    ("schema", ["<think>" + RIGHT, "{" * 2_000, '{"a":' * 2_000]),
     ("characters", [changed(instruction=f"a {c}b") for c in "\0\x1b\u202e"]),
     ("blank", [changed(**{name: " \t"}) for name in GOOD]),
     ("lines", [changed(**{n: t}) for n in GOOD for t in ("a\nb", "##", "a\u2028b")]),
@@ -43,6 +43,10 @@ def test_a_reply_may_follow_reasoning_or_be_fenced() -> None:
         f"Here you are:\n```\n{RIGHT}\n```\nAnything else?",
         f"<think>\nA castle {{at night}}?\n```json\n{{}}\n```</think>\n\n{RIGHT}",
         f"the template opened the block</think>```json\n{RIGHT}```",
+        f"```{RIGHT}",
+        f"Sure! For {{this}} castle: {RIGHT} I hope that it helps {{you}}.",
+        f'{{"result": {{"edits": [{RIGHT}]}}}}',
+        f"[{RIGHT}]",
     ):
         triplet = parse_reply("a castle", text).triplet
         assert triplet == Triplet("a castle", "make it night", "a castle at night")

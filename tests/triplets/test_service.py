@@ -12,6 +12,7 @@ import traceback
 
 import pytest
 
+from ip2p_lib.triplets import service
 from ip2p_lib.triplets.chat_format import EditReply, replace_surrogates
 from ip2p_lib.triplets.pricing import (
     Price,
@@ -214,6 +215,15 @@ def test_an_answer_without_choices_stops_the_run(server, client) -> None:
         with pytest.raises(ServiceError, match="choices"):
             list(ask(["a castle", "a house"], client))
         assert len(server.requests) == sent + 1
+
+
+def test_an_answer_without_end_is_cut_off_and_explained(server, monkeypatch):
+    monkeypatch.setattr(service, "MAX_BYTES", 10_000)
+    server.write = lambda caption: "x" * 20_000
+    client, error = connect(server.url, max_retries=1), "longer than 10,000 bytes"
+    with client, pytest.raises(ServiceError, match=error):
+        list(ask(["a castle"], client))
+    assert len(server.requests) == 2
 
 
 def test_a_missing_server_key_or_part_of_the_address_is_explained(
