@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ast
 import difflib
-import html
 import inspect
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +18,7 @@ from IPython.display import display
 
 Allowed = type | tuple[float, float] | Collection[Any]
 SECRETS = ("key", "token", "secret", "password")
+_MARKUP = re.compile(r"[\\`*_~<>\[\]&|$!#]|(?<=[a-zA-Z]):(?=/)")
 _INJECTED = "# Parameters"  # first line of the cell that papermill inserts
 
 
@@ -32,6 +33,12 @@ def show_source(code: Callable[..., Any] | type) -> None:
     file = f"{inspect.unwrap(code).__module__.replace('.', '/')}.py"
     text = f"# {file}, line {first}\n{source}"
     display({"text/markdown": f"```python\n{text}\n```", "text/plain": text}, raw=True)
+
+
+def escape_markdown(text: str) -> str:
+    """A text as Markdown that is drawn as the same text: no link, formula or HTML."""
+    # Entities, because a front end finds formulas before it reads backslashes.
+    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", text)
 
 
 def show_table(
@@ -52,10 +59,7 @@ def show_table(
         raise ValueError(f"Every row must have {len(header)} columns: {list(header)}.")
     rule = ["---", *["---" if align_left else "--:"] * (len(header) - 1)]
     # Captions come from anywhere and must not become markup.
-    escaped = [
-        [html.escape(cell, quote=False).replace("|", "\\|") for cell in row]
-        for row in texts
-    ]
+    escaped = [[escape_markdown(cell) for cell in row] for row in texts]
     lines = [f"| {' | '.join(row)} |" for row in (escaped[0], rule, *escaped[1:])]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     plain = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in texts]

@@ -36,28 +36,43 @@ class Run:
     error: str | None = None
 
 
+def _to_mathml(formula: str, display: str) -> str:
+    try:
+        return to_mathml(formula, display=display)
+    except Exception:  # of many kinds; what cannot be set as a formula stays text
+        return html.escape(f"${formula}$")
+
+
 class _Renderer(IPythonRenderer):
     """Markdown with equations as MathML and without images from the network."""
 
     def block_math(self, body: str) -> str:
         formula, *number = re.split(r"\\tag\{(.*?)\}", body)
-        math = to_mathml((formula + "".join(number[1:])).strip(), display="block")
+        math = _to_mathml((formula + "".join(number[1:])).strip(), "block")
         label = f"<span>({number[0]})</span>" if number else ""
         return f'<div class="equation">{math}{label}</div>'
 
     def inline_math(self, body: str) -> str:
-        return to_mathml(body.strip())
+        return _to_mathml(body.strip(), "inline")
 
     def latex_environment(self, name: str, body: str) -> str:
         return self.block_math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
-        if url.startswith(("http://", "https://", "//")):
+        if re.match(
+            r"//|(?!attachment:)[a-z][a-z0-9+.-]*:", url.strip(), re.IGNORECASE
+        ):
             return html.escape(text)
         return super().image(text, url, title)
 
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        # Anything else may run code (javascript:, data:) or name a file of the reader.
+        if re.match(r"https?://|#|[\w./-]+(#|$)", url.strip(), re.IGNORECASE):
+            return super().link(text, url, title)
+        return text
 
-class _Exporter(HTMLExporter):
+
+class ReportExporter(HTMLExporter):
     """nbconvert's plain cells, with all markdown converted by ``_Renderer``."""
 
     folder = ""  # images named in markdown are read from here
@@ -76,7 +91,7 @@ def report_page(runs: Sequence[Run], out: Path, notebooks: Path) -> str:
         runs: executed notebooks, their files in ``out``.
         notebooks: folder of the sources, which has the images that markdown names.
     """
-    exporter = _Exporter(template_name="basic")
+    exporter = ReportExporter(template_name="basic")
     exporter.folder = str(notebooks)
     exporter.log.setLevel("ERROR")
     executed = [nbformat.read(out / run.output, as_version=4) for run in runs]
@@ -109,7 +124,7 @@ def _title(notebook: NotebookNode) -> str:
     return ""
 
 
-def _section(run: Run, notebook: NotebookNode, exporter: _Exporter) -> str:
+def _section(run: Run, notebook: NotebookNode, exporter: ReportExporter) -> str:
     notebook.metadata.pop("widgets", None)
     for index, cell in enumerate(notebook.cells):
         cell.id = f"{run.name}-{index}"  # unique on a page of several notebooks

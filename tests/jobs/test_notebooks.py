@@ -13,7 +13,7 @@ from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import papermill_io
 
 from ip2p_lib.notebook.lesson import ParameterError, check_value
-from jobs.notebooks import address, outputs, run
+from jobs.notebooks import address, html_report, outputs, run
 from jobs.notebooks.parameters import allowed_values, check_settings, defaults
 from tests.support.small_notebook import IMAGES, outputs_of, text_of, write_notebook
 
@@ -140,6 +140,24 @@ def test_a_run_leaves_notebook_summary_and_report(tmp_path):
     assert "<math" in page and "e^{" not in page
     assert '<a href="#00_overview">' in page and "Count steps" in page
     assert 'class="highlight"' in page
+
+
+@pytest.mark.parametrize(
+    ("markdown", "page"),
+    [
+        (r"$\frac$", "$\\frac$"),
+        (r"$$\left( x$$", "\\left( x"),
+        ("[a](javascript:alert(1)) [b](DATA:text/html,x) [c](file:///etc/passwd)", ""),
+        ("![a](HTTP://a.b/c.png) ![b](//a.b/c.png) ![c](data:image/png;base64,x)", ""),
+    ],
+)
+def test_a_report_has_no_live_link_or_broken_formula_in_it(markdown, page):
+    """And one formula that cannot be set does not end it without a report."""
+    html = html_report.ReportExporter(template_name="basic").markdown2html(markdown)
+    assert page in html and not re.search("<a |<img|<math", html)
+    good = "[a](https://a.b) [b](#c) [d](01_triplets.ipynb) $x^2$"
+    html = html_report.ReportExporter(template_name="basic").markdown2html(good)
+    assert html.count("<a href") == 3 and "<math" in html
 
 
 @pytest.mark.parametrize(
