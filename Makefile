@@ -2,7 +2,7 @@
 # make test           install what tests need, run them, name the ten slowest
 # make test-fast      the same without the tests that take over five seconds
 # make check          what CI runs besides: style, types, layout, every notebook in small
-# make notebooks SCALE=smoke SET="SEED=3" ONLY="03 07"
+# make notebooks SCALE=smoke SET="SEED=3 INSTRUCTION=make it night" ONLY="03 07"
 # make publish        one clean run, written back into notebooks/ (ONLY="03" for some)
 # make readme         the README's tables and drawing, from data/results/*.json
 # make address REPO=owner/name     links to Colab; an empty REPO removes them
@@ -33,6 +33,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durat
 HF_HUB_OFFLINE ?= $(if $(filter sd15 paper,$(SCALE)),0,1)
 export HF_HUB_OFFLINE
 export HF_HUB_DISABLE_TELEMETRY := 1
+export SET
 
 .PHONY: help run test test-fast check notebooks publish readme address bench bench-gpu \
   format
@@ -59,7 +60,7 @@ check: $(VENV)/test.stamp
 
 notebooks: $(VENV)/base.stamp
 	$(BIN)/python -m jobs.notebooks $(ONLY) --out runs/$(SCALE) \
-	  --set SCALE=$(SCALE) $(foreach setting,$(SET),--set $(setting))
+	  --set SCALE=$(SCALE) --set "$$SET"
 
 publish: $(VENV)/base.stamp
 	$(BIN)/python -m jobs.notebooks.publish $(ONLY)

@@ -8,6 +8,7 @@ which one is used.
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "data"
 MODELS = DATA / "models"
 RESULTS = DATA / "results"
+# What notebooks write; each run of ``jobs.notebooks`` has a folder of its own.
+GENERATED = Path(os.environ.get("IP2P_GENERATED") or DATA / "generated")
 HELD_OUT = 10**9  # scene seeds of the miniature world from here on are never trained on
 
 

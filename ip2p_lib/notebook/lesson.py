@@ -12,6 +12,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from IPython.display import display
@@ -96,7 +97,8 @@ def check_parameters(
         namespace: the notebook's ``globals()``.
         allowed: for each parameter, by name, what it may be: a pair of numbers is a
             closed interval (two ints ask for an int); ``str`` is any text that is not
-            blank; ``bool`` is True or False; any other collection lists the choices.
+            blank, ``Path`` one that may name a file; ``bool`` is True or False; any
+            other collection lists the choices.
 
     Returns:
         The checked values by name.
@@ -132,8 +134,9 @@ def check_names(names: Iterable[str], known: Collection[str]) -> None:
 
 def check_value(name: str, value: Any, allowed: Allowed) -> Any:
     """Return ``value`` if it is allowed, else raise ParameterError."""
-    if isinstance(allowed, type):  # bool or str
-        valid = isinstance(value, allowed) and bool(str(value).strip())
+    if isinstance(allowed, type):  # bool, str or Path
+        kind = str if allowed is Path else allowed
+        valid = isinstance(value, kind) and bool(str(value).strip())
         expected = "True or False" if allowed is bool else "text that is not empty"
     elif isinstance(allowed, tuple) and len(allowed) == 2 and _is_number(*allowed):
         low, high = allowed

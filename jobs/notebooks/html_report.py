@@ -78,6 +78,7 @@ class ReportExporter(HTMLExporter):
     folder = ""  # images named in markdown are read from here
 
     def markdown2html(self, source: str) -> str:
+        """Convert Markdown; nbconvert's templates call it."""
         renderer = _Renderer(
             escape=False, embed_images=True, path=self.folder, exclude_anchor_links=True
         )

@@ -7,6 +7,7 @@ notebook's own call of ``check_parameters``, so that each range is in one place.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,19 @@ import nbformat
 import papermill
 
 from ip2p_lib.config import SCALES
-from ip2p_lib.notebook.lesson import Allowed, check_names, check_value
+from ip2p_lib.notebook.lesson import (
+    Allowed,
+    ParameterError,
+    check_names,
+    check_value,
+)
 
-_NAMES: dict[str, Allowed] = {"str": str, "bool": bool, "SCALES": tuple(SCALES)}
+_NAMES: dict[str, Allowed] = {
+    "str": str,
+    "bool": bool,
+    "Path": Path,
+    "SCALES": tuple(SCALES),
+}
 
 
 def defaults(path: Path) -> dict[str, Any]:
@@ -43,6 +54,25 @@ def allowed_values(path: Path) -> dict[str, Allowed]:
     raise ValueError(f"{path.name} never calls check_parameters.")
 
 
+def parse_settings(texts: Sequence[str]) -> dict[str, str]:
+    """Read ``NAME=value`` texts; one may hold several settings, a value several words.
+
+    Raises:
+        ParameterError: a text has no name and equals sign.
+    """
+    settings = {}
+    for text in texts:
+        for part in filter(None, re.split(r"\s+(?=[A-Z][A-Z0-9_]*=)", text.strip())):
+            name, equals, value = part.partition("=")
+            if not equals:
+                raise ParameterError(
+                    f"{part!r} sets nothing. Write NAME=value in one pair of quotes, "
+                    "such as 'INSTRUCTION=make it night'."
+                )
+            settings[name] = value
+    return settings
+
+
 def check_settings(
     paths: Sequence[Path], settings: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
@@ -61,6 +91,9 @@ def check_settings(
         rules = allowed_values(path)
         for name in names.keys() & settings.keys():
             value = _typed(settings[name], names[name])
+            if rules[name] is Path and value != names[name]:
+                # The notebook runs in its own folder, the path is the caller's.
+                value = str(Path(value).expanduser().absolute())
             chosen[path.stem][name] = check_value(name, value, rules[name])
     return chosen
 

@@ -2,7 +2,7 @@
 
     python -m jobs.notebooks                            every notebook, as it is
     python -m jobs.notebooks 03 07 --set SCALE=smoke    two of them, quickly
-    python -m jobs.notebooks 07_editing --set STEPS=30  another value of a parameter
+    python -m jobs.notebooks 07 --set "INSTRUCTION=make it night SEED=3"  parameters
 
 Parameters are checked before anything runs: papermill alone only warns about a
 misspelt name and goes on with the default. Executed notebooks, ``summary.json`` (time
@@ -30,7 +30,7 @@ from papermill.iorw import LocalHandler, papermill_io
 from ip2p_lib.files import write_bytes, write_json
 from ip2p_lib.notebook.lesson import ParameterError
 from jobs.notebooks.html_report import Run, report_page
-from jobs.notebooks.parameters import check_settings
+from jobs.notebooks.parameters import check_settings, parse_settings
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 QUIET = {  # what packages would print into the notebooks or over the progress line
@@ -58,6 +58,7 @@ def prepare_papermill(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    os.environ["IP2P_GENERATED"] = str(out.resolve() / "generated")
     papermill_io.register(str(out.resolve()), AtomicHandler())
     nbclient.output_widget.OutputWidget.send = lambda self, *args, **kwargs: None
 
@@ -207,8 +208,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=FOLDER.parent / "runs")
     parser.add_argument("--timeout", type=int, default=1200, help="seconds a cell")
     options = parser.parse_args(arguments)
-    settings = dict(s.partition("=")[::2] for s in options.set)
     try:
+        settings = parse_settings(options.set)
         paths = find(options.names)
         runs = run_all(paths, options.out, settings, options.timeout)
     except (ParameterError, FileNotFoundError) as error:

@@ -179,6 +179,39 @@ def test_a_setting_that_cannot_be_right_is_refused_before_anything_runs(
     assert not out.exists()
 
 
+def test_settings_may_hold_several_words_and_come_in_one_text():
+    """As ``make notebooks SET="SEED=3 INSTRUCTION=make it night"`` passes them."""
+    texts = ["SCALE=smoke", "SEED=3 INSTRUCTION=don't make a=b  night", ""]
+    expected = {"SCALE": "smoke", "SEED": "3"}
+    expected["INSTRUCTION"] = "don't make a=b  night"
+    assert run.parse_settings(texts) == expected
+    with pytest.raises(ParameterError, match="'it' sets nothing"):
+        run.parse_settings(["INSTRUCTION=make", "it"])
+
+
+@pytest.mark.parametrize("given", ["mine/a cat.png", "~/a cat.png", "/x/a cat.png"])
+def test_a_path_is_the_callers(given, tmp_path, monkeypatch):
+    """Not of the notebook's folder, where the kernel starts; and ~ is the home."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    editing = ROOT / "notebooks" / "07_editing.ipynb"
+    picture = check_settings([editing], {"PICTURE": given})["07_editing"]["PICTURE"]
+    home = given.replace("~", str(tmp_path / "home"))
+    assert Path(picture) == tmp_path / home
+    ours = check_settings([editing], {"PICTURE": "scene"})["07_editing"]["PICTURE"]
+    assert ours == "scene"
+
+
+def test_two_runs_write_into_folders_of_their_own(tmp_path, monkeypatch):
+    cell = "from ip2p_lib.config import GENERATED\nprint(GENERATED)"
+    path = write_notebook(tmp_path / "00_overview.ipynb", cell)
+    for name in ("one", "two"):
+        monkeypatch.setenv("IP2P_GENERATED", "")  # which the run replaces
+        run.run_all([path], tmp_path / name, {}, 60)
+        executed = nbformat.read(tmp_path / name / path.name, as_version=4)
+        assert text_of(executed).endswith(f"{tmp_path / name / 'generated'}\n")
+
+
 def test_a_setting_reaches_the_notebooks_that_have_it(path):
     without = path.with_name("01_triplets.ipynb")
     without.write_text(path.read_text().replace("STEPS", "COUNT"))
