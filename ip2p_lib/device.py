@@ -25,11 +25,23 @@ def pick_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         picked = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"{device!r} is no device; use 'cpu' or 'cuda'.") from error
     if picked.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device='cuda', but torch sees no GPU here; use 'cpu'.")
+        raise ValueError(f"device={str(picked)!r}, but torch sees no GPU; use 'cpu'.")
+    if picked.index and picked.index >= (there := torch.cuda.device_count()):
+        raise ValueError(f"device={str(picked)!r}, but torch sees {there} GPUs.")
+    if picked.type not in ("cpu", "cuda") and not _works(picked):
+        raise ValueError(f"torch cannot use {str(picked)!r} here; use 'cpu'.")
     return picked
+
+
+def _works(device: torch.device) -> bool:
+    """Whether a number can be read back from a device, such as Apple's "mps"."""
+    try:
+        return bool(torch.ones(1, device=device).item())
+    except (RuntimeError, NotImplementedError, AssertionError):
+        return False
 
 
 def pick_dtype(device: torch.device, dtype: torch.dtype | None = None) -> torch.dtype:

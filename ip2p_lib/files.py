@@ -87,8 +87,11 @@ def read_text(path: str | Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(read_text(path))
+    """Read a JSON file; ValueError names a damaged one."""
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}). Make it again.") from error
 
 
 def sha256_of(*paths: str | Path) -> str:

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
+_BITS_PER_SAMPLE = 258  # the TIFF tag
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
 
@@ -43,7 +44,9 @@ def load(source: str | Path | bytes | Image.Image) -> Image.Image:
             if isinstance(file, Image.Image):
                 return _to_rgb(ImageOps.exif_transpose(file))
             with Image.open(file, formats=FORMATS) as opened:
-                return _to_rgb(ImageOps.exif_transpose(opened))
+                tags = getattr(opened, "tag_v2", {})
+                (bits, *_) = tags.get(_BITS_PER_SAMPLE, (None,))
+                return _to_rgb(ImageOps.exif_transpose(opened), bits)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no image at {name}.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -52,19 +55,39 @@ def load(source: str | Path | bytes | Image.Image) -> Image.Image:
         raise ImageError(
             f"{name} is not an image of a known format; use {', '.join(FORMATS)}."
         ) from error
-    except (OSError, SyntaxError) as error:  # PIL's errors for damaged data
+    except ImageError as error:
+        raise ImageError(f"{name}: {error}") from error
+    except Exception as error:  # decoders raise errors of any kind for damaged data
         raise ImageError(f"{name} cannot be read ({error}); save it again.") from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits a pixel, which PIL would clip to white
-        values = np.asarray(image).astype(np.int64) // 257
-        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
+def _to_rgb(image: Image.Image, bits: int | None = None) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # PIL would clip these to white
+        image = _to_eight_bits(image, bits)
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")
     white = Image.new("RGBA", layer.size, "white")
     return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _to_eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
+    """Scale one channel of integers or floats by the range that it is stored in.
+
+    That is what ``bits`` says; without it, 16 bits for PIL's 16-bit modes and otherwise
+    the smallest usual range that holds every value.
+    """
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all() or values.min() < 0:
+        raise ImageError("it has values that are negative, infinite or no numbers")
+    ranges = [1.0] if image.mode == "F" else []
+    ranges += [2.0**n - 1 for n in (8, 12, 16, 31, 32)]
+    if bits in (12, 16) or image.mode.startswith("I;16"):
+        ranges = [2.0 ** (bits or 16) - 1]
+    top = next((top for top in ranges if values.max() <= top), None)
+    if top is None:
+        raise ImageError(f"its values reach {values.max():g}, beyond any usual range")
+    return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
 
 
 def to_tensor(images: Image.Image | Sequence[Image.Image]) -> Tensor:
@@ -100,6 +123,27 @@ def to_pil(x: Tensor) -> list[Image.Image]:
         )
     pixels = (values.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8)
     return [Image.fromarray(p) for p in pixels.permute(0, 2, 3, 1).numpy()]
+
+
+def check_images(x: Tensor, multiple: int = 8) -> None:
+    """Raise ImageError unless ``x`` is a batch of images that an editor can take.
+
+    (B, 3, H, W) floats in [-1, 1], the sides multiples of ``multiple`` pixels: those of
+    one element of a latent.
+    """
+    shape = tuple(x.shape)
+    if len(shape) != 4 or shape[1] != 3 or 0 in shape:
+        raise ImageError(f"Images have shape (B, 3, H, W), not {shape}.")
+    if not x.is_floating_point():
+        raise ImageError(f"Images are floats in [-1, 1], not {x.dtype}; use to_tensor.")
+    if shape[2] % multiple or shape[3] % multiple:
+        raise ImageError(
+            f"Sides must be multiples of {multiple} pixels, not {shape[2]} x "
+            f"{shape[3]}; use fit, or edit, which fits a PIL image."
+        )
+    low, high = float(x.min()), float(x.max())
+    if not -1.001 <= low <= high <= 1.001:  # NaN fails too
+        raise ImageError(f"Images lie in [-1, 1]; these in [{low:g}, {high:g}].")
 
 
 def fit(image: Image.Image, resolution: int, multiple: int = 8) -> Image.Image:

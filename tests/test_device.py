@@ -67,8 +67,13 @@ def test_the_device_is_checked(monkeypatch):
     assert pick_device() == pick_device("cpu") == CPU
     with pytest.raises(ValueError, match="no GPU"):
         pick_device("cuda")
-    with pytest.raises(ValueError, match="no device"):
-        pick_device("gpu")
+    for name, says in (("gpu", "no device"), (1.5, "no device"), ("meta", "use 'cpu'")):
+        with pytest.raises(ValueError, match=says):
+            pick_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="'cuda:7', but torch sees 2 GPUs"):
+        pick_device("cuda:7")
 
 
 def test_numbers_arrive_and_a_tensor_that_is_there_is_not_copied():

@@ -2,11 +2,13 @@
 
 import io
 import math
+import struct
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from ip2p_lib import rng
 from ip2p_lib.images import ImageError, fit, load, to_pil, to_tensor
@@ -72,7 +74,57 @@ def test_every_mode_becomes_rgb(mode):
 def test_sixteen_bits_become_eight_and_not_white(tmp_path):
     grey = np.array([[0, 257 * 100, 257 * 200 - 1, 65535]], dtype=np.uint16)
     Image.fromarray(grey).save(tmp_path / "deep.png")
-    assert pixels(load(tmp_path / "deep.png"))[0, :, 0].tolist() == [0, 100, 199, 255]
+    assert pixels(load(tmp_path / "deep.png"))[0, :, 0].tolist() == [0, 100, 200, 255]
+
+
+@pytest.mark.parametrize(
+    ("kind", "top"),
+    [
+        *(("f4", top) for top in (1.0, 255.0, 4095.0, 65535.0)),
+        *(("i4", top) for top in (255, 4095, 65535, 2**31 - 1)),
+        ("u2", 65535),
+    ],
+)
+def test_scientific_images_are_scaled_by_their_range(tmp_path, kind, top):
+    """PIL alone would show them black or white."""
+    shares, path = np.array([[0, 0.25, 0.5, 1]]), tmp_path / "deep.tiff"
+    Image.fromarray((shares * top).astype(kind)).save(path)
+    grey = pixels(load(path))[0, :, 0].astype(int)
+    assert np.abs(grey - [0, 64, 128, 255]).max() <= 1
+
+
+def test_a_tiff_of_twelve_bits_is_not_dark(tmp_path):
+    """Four values in six bytes, which PIL writes as six values of eight bits."""
+    path = tmp_path / "twelve.tiff"
+    packed = np.array([[0x00, 0x04, 0x00, 0x80, 0x0F, 0xFF]], "u1")
+    Image.fromarray(packed).save(path)
+    data = bytearray(path.read_bytes())
+    for tag, old, new in ((256, 6, 4), (258, 8, 12)):  # width, bits per sample
+        for kind, letter in ((3, "H"), (4, "L")):
+            entry = struct.pack(f"<HHI{letter}", tag, kind, 1, old)
+            data = data.replace(entry, struct.pack(f"<HHI{letter}", tag, kind, 1, new))
+    path.write_bytes(data)
+    grey = pixels(load(path))[0, :, 0].tolist()
+    assert grey == [0, 64, 128, 255]
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), 1e20])
+def test_a_range_that_is_none_is_refused(tmp_path, value):
+    Image.fromarray(np.array([[0, value]], "f4")).save(tmp_path / "deep.tiff")
+    with pytest.raises(ImageError, match=r"deep\.tiff: its? "):
+        load(tmp_path / "deep.tiff")
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, RuntimeError, IndexError])
+def test_every_error_of_a_decoder_is_an_image_error(tmp_path, monkeypatch, error):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+
+    def fail(self):
+        raise error("odd data")
+
+    monkeypatch.setattr(PngImageFile, "load", fail)
+    with pytest.raises(ImageError, match=r"a\.png cannot be read"):
+        load(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpeg", "webp", "txt"])

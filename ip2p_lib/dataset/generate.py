@@ -122,16 +122,21 @@ def _resume(folder: Path, run: str) -> list[dict[str, Any]]:
     """The blocks that earlier starts finished, after verifying their shards."""
     if not (folder / PROGRESS).exists():
         return []
-    progress = read_json(folder / PROGRESS)
-    if progress["run"] != run:
+    advice = f"Remove {folder / PROGRESS} to generate all anew."
+    try:
+        progress = read_json(folder / PROGRESS)
+        blocks: list[dict[str, Any]] = progress["blocks"]
+        shards = [block["shard"] for block in blocks if block["shard"]]
+        same = progress["run"] == run
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{PROGRESS} is damaged. {advice}") from error
+    if not same:
         reason = "pairs of another run: its models, triplets or configuration differ"
         raise DatasetError(f"{folder} holds {reason}. Choose another folder.")
-    blocks: list[dict[str, Any]] = progress["blocks"]
-    for shard in filter(None, (block["shard"] for block in blocks)):
+    for shard in shards:
         try:
             verify_shard(folder, shard)
         except ValueError as error:
-            advice = f"Remove {PROGRESS} to generate all anew."
             raise DatasetError(f"{shard['name']}: {error}. {advice}") from error
     return blocks
 

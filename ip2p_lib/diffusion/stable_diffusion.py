@@ -63,8 +63,13 @@ class StableDiffusion:
     @property
     def resolution(self) -> int:
         """Side in pixels of the images that ``latent_shape`` decodes to."""
-        factor: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return factor * self.latent_shape[-1]
+        return self.latent_factor * self.latent_shape[-1]
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels on the side of one element of a latent: 8 for Stable Diffusion."""
+        halvings: int = len(self.vae.config.block_out_channels) - 1
+        return 2**halvings
 
     @cached_property
     def null_text(self) -> Tensor:

@@ -10,20 +10,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ip2p_lib.config import Editing, Scale, preset
+from ip2p_lib.config import SCALES, Editing, Scale, Source, preset
 from ip2p_lib.diffusion.guidance import edit_denoiser
 from ip2p_lib.diffusion.loading import load_network, locate
 from ip2p_lib.diffusion.samplers import Step, trajectory
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
-from ip2p_lib.images import fit, load, to_pil, to_tensor
+from ip2p_lib.files import read_json
+from ip2p_lib.images import check_images, fit, load, to_pil, to_tensor
 from ip2p_lib.rng import key, normal
 
+_SD15_TEXT_WIDTH = 768  # of its text encoder's vectors
 MAX_PIXELS = 4 * 512 * 512  # edited at once: four large images, or more small ones
 
 
@@ -47,11 +50,10 @@ class EditOptions:
         for text in self.instructions:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"The instruction is {text!r}: say what to change.")
-        if self.steps < 1:
-            raise ValueError(f"An edit takes 1 step or more, not {self.steps}.")
-        for name in ("text_scale", "image_scale"):
-            if bad := [s for s in getattr(self, name) if not 0 <= s < math.inf]:
-                raise ValueError(f"{name} must be 0 or more, not {bad[0]}.")
+        _check("steps", [self.steps], int, 1)
+        _check("text_scale", self.text_scale, float, 0)
+        _check("image_scale", self.image_scale, float, 0)
+        _check("seed", self.seed, int, -(2**63))
 
     def rows(self, indices: Sequence[int]) -> EditOptions:
         """The options of some of the images."""
@@ -60,11 +62,28 @@ class EditOptions:
         return replace(self, **rows)
 
 
+def _check(name: str, values: Sequence[Any], kind: type, low: int) -> None:
+    """Raise ValueError unless each value is a number, finite and at least ``low``."""
+    for value in values:
+        if type(value) not in (int, kind):  # a bool is an int to isinstance
+            what = "a whole number" if kind is int else "a number"
+            raise ValueError(f"{name} must be {what}, not {value!r}.")
+        if not low <= value < (2**63 if kind is int else math.inf):
+            raise ValueError(f"{name} must be at least {low} and finite, not {value}.")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _one_per_image(name: str, values: Any, n: int) -> list[Any]:
-    values = [values] * n if isinstance(values, int | float) else values
-    if isinstance(values, str) or len(values) != n:
+    values = _plain(values)
+    if isinstance(values, int | float):
+        return [values] * n
+    if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != n:
         raise ValueError(f"Give a list of {n} {name}, one an image.")
-    return list(values)
+    return [_plain(value) for value in values]
 
 
 @dataclass
@@ -132,13 +151,19 @@ class Editor:
     def edit_tensors(
         self, before: Tensor, instructions: Sequence[str], **options: Any
     ) -> Tensor:
-        """Edit (B, 3, H, W) in [-1, 1], not resized; options as in ``edit_batch``."""
+        """Edit (B, 3, H, W) in [-1, 1], not resized; options as in ``edit_batch``.
+
+        Raises ImageError for other shapes, types and ranges, and for sides that are no
+        multiples of what one element of a latent covers.
+        """
+        check_images(before, multiple=self.backbone.latent_factor)
         return self._edit(before, self._options(len(before), instructions, **options))
 
     def trajectory(
         self, before: Tensor, instructions: Sequence[str], **options: Any
     ) -> Iterator[Step]:
         """The steps of ``edit_tensors``: for progress, previews, or to stop early."""
+        check_images(before, multiple=self.backbone.latent_factor)
         resolved = self._options(len(before), instructions, **options)
         return sample_edits(self, before, resolved)
 
@@ -161,7 +186,7 @@ class Editor:
             _one_per_image("text scales", s_T, n),
             _one_per_image("image scales", s_I, n),
             _one_per_image("seeds", seed, n),
-            own.steps if steps is None else steps,
+            own.steps if steps is None else _plain(steps),
         )
 
     def _fit(self, image: Image) -> Image:
@@ -214,14 +239,33 @@ def sample_edits(
     )
 
 
+def _scale_of(name: str | Path) -> Scale:
+    """The preset of this name, or the one that fits the networks in a folder."""
+    folder = Path(name).expanduser()
+    if name in SCALES or not (isinstance(name, Path) or folder.exists()):
+        return preset(str(name))
+    unet = folder if (folder / "config.json").is_file() else folder / "unet"
+    if not (unet / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no editor: no config.json, nor a unet folder with one."
+        )
+    text_width = read_json(unet / "config.json").get("cross_attention_dim")
+    size = preset("sd15" if text_width == _SD15_TEXT_WIDTH else "miniature")
+    whole = (folder / "model_index.json").is_file()
+    return replace(size, editor=Source(str(folder if whole else unet)))
+
+
 def load_editor(
-    scale: str | Scale = "miniature", device: str | torch.device | None = None
+    scale: str | Path | Scale = "miniature", device: str | torch.device | None = None
 ) -> Editor:
-    """Load the editor of one size of the project, with that size's tuned defaults.
+    """Load the editor of one size of the project, or one in a folder.
 
     Args:
-        scale: a name; or a changed copy of a preset, such as one with other weights.
-            "smoke" and "miniature" ship with the repository; the others are downloaded.
+        scale: a name, whose tuned defaults the editor then has; or a changed copy of a
+            preset, such as one with other weights. "smoke" and "miniature" ship with
+            the repository; the others are downloaded. Or a folder with a pipeline of
+            ``diffusers``; or with a U-Net of our own training, itself or as ``unet``,
+            whose other networks and defaults are those of the scale that it fits.
         device: None picks the GPU where there is one.
     Raises:
         ValueError: no such scale; the message names the nearest.
@@ -229,9 +273,10 @@ def load_editor(
     """
     from diffusers import UNet2DConditionModel
 
-    size = scale if isinstance(scale, Scale) else preset(scale)
-    if size.editor.revision is not None:  # a whole pipeline of the Hub
-        backbone = load_stable_diffusion(size.editor, device=device)
+    size = scale if isinstance(scale, Scale) else _scale_of(scale)
+    folder = size.editor.path_or_id
+    if size.editor.revision is not None or Path(folder, "model_index.json").is_file():
+        backbone = load_stable_diffusion(size.editor, device=device)  # a whole pipeline
         return Editor(backbone, size.editing, size.resolution)
     # A U-Net of our own training; the frozen parts are its backbone's.
     backbone = load_stable_diffusion(size.backbone, device=device)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from ip2p_lib.diffusion.clip import ClipScorer
+from ip2p_lib.images import ImageError
 from ip2p_lib.results import Row
 
 Columns = dict[str, Tensor]
@@ -49,7 +50,14 @@ def measure(clip: ClipScorer, examples: Examples, after: Tensor) -> Columns:
         ``nearer_target``, 1 where the former is larger; ``l1_source``, mean absolute
         difference to the input in [0, 1]; with a ground truth also ``l1_truth`` of the
         edit and ``l1_untouched`` of the input, which a good edit comes below.
+    Raises:
+        ImageError: edits, inputs and ground truth differ in shape.
     """
+    for name in ("before", "truth"):
+        other = getattr(examples, name)
+        if other is not None and other.shape != after.shape:
+            shapes = f"{tuple(after.shape)}, those of {name} {tuple(other.shape)}"
+            raise ImageError(f"The edits have the shape {shapes}; bring them to one.")
     images = clip.embed_images(torch.cat([examples.before.to(after), after]))
     texts = clip.embed_texts([*examples.captions, *examples.edited_captions])
     (input_, edit), (source, target) = images.chunk(2), texts.chunk(2)

@@ -6,12 +6,12 @@ public or has to be downloaded.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ip2p_lib.config import DATA
+from ip2p_lib.files import read_json
 from ip2p_lib.triplets.chat_format import SCHEMA, caption_message, few_shot_messages
 from ip2p_lib.triplets.record import Triplet
 
@@ -36,10 +36,15 @@ class Price:
 
 
 def read_prices() -> dict[str, Price]:
-    """Read the price table, by model."""
-    table = json.loads((DATA / "prices.json").read_text(encoding="utf-8"))
-    checked = table["checked"]
-    return {m: Price(m, checked=checked, **row) for m, row in table["models"].items()}
+    """Read the price table, by model; ValueError if it is damaged."""
+    path = DATA / "prices.json"
+    try:
+        table = read_json(path)
+        checked, rows = table["checked"], table["models"].items()
+        return {model: Price(model, checked=checked, **row) for model, row in rows}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        advice = "git checkout data/prices.json brings it back"
+        raise ValueError(f"{path} is no price table ({error}); {advice}.") from error
 
 
 def price_of(model: str) -> Price:

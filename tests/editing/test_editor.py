@@ -1,7 +1,9 @@
 """The editor equals the stock pipeline, and refuses what it cannot do in words."""
 
 from dataclasses import replace
+from shutil import copytree, rmtree
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -13,7 +15,7 @@ from diffusers import (
 from ip2p_lib.config import Source, preset
 from ip2p_lib.editing import editor as module
 from ip2p_lib.editing.editor import Editor, load_editor
-from ip2p_lib.images import to_tensor
+from ip2p_lib.images import ImageError, to_tensor
 from tests.support.images import smooth_image
 from tests.support.pipelines import stock_pipeline
 from tests.support.tiny_editor import DEFAULTS, distance, new_editor
@@ -115,14 +117,49 @@ def test_the_aspect_is_kept(editor, size):
         ({"instruction": None}, "instruction"),
         ({"instruction": "a horse " * 60}, "122 tokens"),
         ({"image": "cat.png"}, "PIL image"),
-        ({"steps": 0}, "1 step"),
-        ({"text_scale": -1.0}, "text_scale"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"steps": True}, "steps must be a whole number"),
+        ({"text_scale": -1.0}, "text_scale must be at least 0"),
+        ({"text_scale": "3"}, "2 text scales|1 text scales"),
         ({"image_scale": float("nan")}, "image_scale"),
+        ({"image_scale": True}, "image_scale must be a number"),
+        ({"seed": 2**63}, "seed must be"),
+        ({"seed": 0.5}, "seed must be a whole number"),
     ],
 )
 def test_bad_input_is_refused_in_words(editor, wrong, word):
     with pytest.raises(ValueError, match=word):
         editor.edit(**{"image": smooth_image(), "instruction": CAT, **wrong})
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(editor):
+    ours = editor.edit(smooth_image(), CAT, text_scale=2, steps=2, seed=3)
+    theirs = editor.edit(
+        smooth_image(),
+        CAT,
+        text_scale=np.float32(2),
+        image_scale=torch.tensor(DEFAULTS.image_scale, dtype=torch.float64),
+        steps=np.int64(2),
+        seed=torch.tensor(3),
+    )
+    assert distance(ours, theirs) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda x: x[0], "shape"),
+        (lambda x: x[:, :1], "shape"),
+        (lambda x: x[..., :-1], "multiples of"),
+        (lambda x: (x * 127).to(torch.uint8), "uint8"),
+        (lambda x: x * 255, "lie in"),
+        (lambda x: x * float("nan"), "lie in"),
+    ],
+)
+def test_tensors_that_are_no_images_are_refused(editor, change, word):
+    with pytest.raises(ImageError, match=word):
+        editor.edit_tensors(change(to_tensor(smooth_image())), [CAT])
 
 
 def test_a_batch_needs_one_of_each(editor):
@@ -162,6 +199,23 @@ def test_a_scale_is_loaded_with_its_u_net_and_defaults(
     assert distance(*edits) < 0.01  # of 255
     with pytest.raises(FileNotFoundError, match="train one"):
         load_editor(replace(tiny, editor=Source(str(tmp_path))), device="cpu")
+
+
+def test_an_editor_is_loaded_from_a_folder(tmp_path):
+    """A U-Net's own folder, the one around it, or a whole pipeline; any path."""
+    models, editor = tmp_path / "out", load_editor("miniature", device="cpu")
+    edit = editor.edit(smooth_image(), CAT, steps=1)
+    editor.backbone.unet.save_pretrained(models / "editor" / "unet")
+    whole = copytree(preset("miniature").backbone.path_or_id, models / "pipeline")
+    rmtree(whole / "unet")
+    editor.backbone.unet.save_pretrained(whole / "unet")
+    for folder in (str(models / "editor"), models / "editor" / "unet", whole):
+        loaded = load_editor(folder, device="cpu")
+        assert loaded.settings == editor.settings
+        assert distance(edit, loaded.edit(smooth_image(), CAT, steps=1)) < 0.01
+    for folder in (models, str(models), tmp_path / "none"):
+        with pytest.raises(FileNotFoundError, match="holds no editor"):
+            load_editor(folder)
 
 
 def test_what_cannot_be_loaded_says_what_to_do(monkeypatch):
