@@ -1,0 +1,145 @@
+"""Edit many images by one instruction: files, folders of photos, frames of a film.
+
+    python -m jobs.edit photos/ cat.jpg --instruction "make it winter" --out winter
+
+Each edit becomes a PNG in ``--out``, under the name of its image; ``edits.csv`` says
+how it was made, or why not. The same command goes on after any stop; an edit made with
+other options, or of an image that has changed since, is made again. Every image is
+edited from the same noise, so that frames flicker less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ip2p_lib.config import SCALES
+from ip2p_lib.editing import Editor, load_editor
+from ip2p_lib.files import read_text, run_lock, write_bytes
+from ip2p_lib.images import FORMATS, ImageError, load
+
+TABLE = "edits.csv"
+SUFFIXES = {f".{name.lower()}" for name in (*FORMATS, "jpg", "tif")}
+OPTIONS = ("instruction", "text_scale", "image_scale", "steps", "seed", "editor")
+COLUMNS = ("image", "modified", *OPTIONS, "error")
+Row = dict[str, str]
+
+
+def find_images(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Images named or in the folders named, in order; each with its PNG's name.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or a folder has no image.
+        ValueError: two edits would have one name.
+    """
+    names: dict[Path, Path] = {}
+    for path in paths:
+        found = {path: Path(path.name)}
+        if path.is_dir():
+            files = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES)
+            visible = (p for p in files if not p.name.startswith("."))
+            found = {image: image.relative_to(path) for image in visible}
+        if not found or not path.exists():
+            raise FileNotFoundError(f"There is no image at {path}.")
+        names |= {image: name.with_suffix(".png") for image, name in found.items()}
+    images: dict[Path, Path] = {}
+    for image, name in names.items():
+        if (other := images.setdefault(name, image)) != image:
+            raise ValueError(f"{other} and {image} would both become {name}.")
+    return names
+
+
+def read_table(path: Path) -> dict[str, Row]:
+    """The rows of an earlier run by image; empty if there is none, or it is damaged."""
+    if not path.is_file():
+        return {}
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    return {row["image"]: row for row in rows if row.keys() == set(COLUMNS)}
+
+
+def write_table(path: Path, rows: Iterable[Row]) -> None:
+    """Write the table, whole or not at all."""
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, COLUMNS)
+    table.writeheader()
+    table.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
+
+
+def edit_images(
+    editor: Editor, images: dict[Path, Path], out: Path, options: dict[str, Any]
+) -> Iterator[Row]:
+    """Edit every image that has no edit with these options yet; yields its row.
+
+    Args:
+        editor: makes the edits.
+        images: from ``find_images``.
+        out: folder of the edits and of the table, which is written after each.
+        options: ``instruction``, ``text_scale``, ``image_scale``, ``steps``, ``seed``
+            of ``Editor.edit``, and the name of the ``editor``.
+    """
+    table = read_table(out / TABLE)
+    texts = {name: str(value) for name, value in options.items()}
+    arguments = {name: x for name, x in options.items() if name != "editor"}
+    for image, name in images.items():
+        modified = str(image.stat().st_mtime_ns)
+        row = {"image": str(image), "modified": modified, **texts, "error": ""}
+        if row != table.get(str(image)) or not (out / name).is_file():
+            try:
+                edited, file = editor.edit(load(image), **arguments), io.BytesIO()
+                edited.save(file, "PNG")
+                write_bytes(out / name, file.getvalue())
+            except (ImageError, FileNotFoundError) as error:
+                row["error"] = str(error)
+        table[str(image)] = row
+        write_table(out / TABLE, table.values())
+        yield row
+
+
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, help="files and folders")
+    add("--instruction", required=True)
+    add("--out", required=True, type=Path, help="folder of the edits")
+    add("--editor", default="miniature", help=f"{', '.join(SCALES)}, or a folder")
+    add("--text-scale", type=float, help="default: the editor's")
+    add("--image-scale", type=float, help="default: the editor's")
+    add("--steps", type=int, help="default: the editor's")
+    add("--seed", type=int, default=0)
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Edit; the exit status is 1 if an image could not be edited, 2 if none could."""
+    args = _arguments(words)
+    try:
+        images, editor = find_images(args.images), load_editor(args.editor)
+        own = editor.settings
+        options = {
+            name: getattr(own if given is None else args, name)
+            for name, given in vars(args).items()
+            if name in OPTIONS
+        }
+        with run_lock(args.out):
+            edits = edit_images(editor, images, args.out, options)
+            rows = list(tqdm(edits, total=len(images), unit="image"))
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    failed = [row for row in rows if row["error"]]
+    for row in failed:
+        print(f"error: {row['error']}", file=sys.stderr)
+    print(f"{len(rows) - len(failed)} of {len(rows)} images edited, in {args.out}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""A folder of images is edited once each, also across stops, and errors cost one."""
+
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jobs import edit
+from tests.support.images import smooth_image
+from tests.support.tiny_editor import new_editor
+
+
+@pytest.fixture
+def editor(tiny_backbone, monkeypatch):
+    editor = new_editor(tiny_backbone)
+    monkeypatch.setattr(edit, "load_editor", lambda name: editor)
+    return editor
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for i, name in enumerate(["a.png", "b.JPG", "more/a.webp"]):
+        smooth_image(64, 48 + 16 * i).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    (folder / "._a.png").write_bytes(b"of a Mac")
+    return folder
+
+
+def run(photos, *words):
+    out = photos.parent / "out"
+    start = [str(photos), "--instruction", "make it a cat", "--out", str(out)]
+    return edit.main([*start, "--steps", "2", *words]), out
+
+
+def table(out):
+    with (out / "edits.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_image_is_edited_as_the_editor_edits_it(editor, photos):
+    status, out = run(photos, "--seed", "3", "--image-scale", "1")
+    assert status == 0
+    names = sorted(str(path.relative_to(out)) for path in out.rglob("*.png"))
+    assert names == ["a.png", "b.png", "more/a.png"]
+    options = {"steps": 2, "seed": 3, "image_scale": 1.0}
+    expected = editor.edit(Image.open(photos / "b.JPG"), "make it a cat", **options)
+    assert np.array_equal(Image.open(out / "b.png"), expected)
+    row = table(out)[1]
+    assert row["image"].endswith("b.JPG") and row["instruction"] == "make it a cat"
+    assert (row["steps"], row["text_scale"], row["error"]) == ("2", "7.5", "")
+
+
+def test_the_same_command_makes_only_what_is_missing(editor, photos, monkeypatch):
+    _, out = run(photos)
+    done, first = [], {p: p.stat().st_mtime_ns for p in out.rglob("*.png")}
+    real = editor.edit
+    monkeypatch.setattr(editor, "edit", lambda *a, **k: done.append(1) or real(*a, **k))
+    assert run(photos)[0] == 0 and not done
+    (out / "b.png").unlink()
+    smooth_image(32, 32).save(photos / "a.png")  # another image than before
+    run(photos)
+    assert len(done) == 2
+    assert (out / "more/a.png").stat().st_mtime_ns == first[out / "more/a.png"]
+    run(photos, "--seed", "1")
+    assert len(done) == 5 and len(table(out)) == 3
+
+
+def test_an_image_that_cannot_be_read_costs_only_itself(editor, photos, capsys):
+    (photos / "a.png").write_bytes(b"broken")
+    status, out = run(photos)
+    assert status == 1 and "a.png is not an image" in capsys.readouterr().err
+    assert [bool(row["error"]) for row in table(out)] == [True, False, False]
+    assert (out / "b.png").is_file() and not (out / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--steps", "0"], "steps must be at least 1"),
+        (["--text-scale", "-1"], "text_scale must be"),
+    ],
+)
+def test_what_concerns_every_image_is_said_once(editor, photos, capsys, words, says):
+    assert run(photos, *words)[0] == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1 and says in error
+
+
+def test_a_path_without_images_is_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("none.png", "empty"):
+        with pytest.raises(FileNotFoundError, match=f"no image at .*{name}"):
+            edit.find_images([tmp_path / name])
+
+
+def test_two_images_of_one_name_are_refused(editor, photos, capsys):
+    smooth_image(64, 64).save(photos / "a.gif")
+    assert run(photos)[0] == 2
+    assert "would both become a.png" in capsys.readouterr().err
