@@ -207,6 +207,9 @@ def test_pairs_that_cannot_be_used_are_listed(folder):
         files["000023.json"] = json.dumps(record).encode()
         record["edit"] = record.pop("instruction")
         files["000024.json"] = json.dumps(record).encode()
+        files["000025.json"] = b"[" * 100_000
+        path = json.loads(files["000026.json"]) | {"seed": "../x"}
+        files["000026.json"] = json.dumps(path).encode()
         return files | {
             "000020.after.webp": small.getvalue(),
             "000021.after.webp": b"x",
@@ -222,6 +225,8 @@ def test_pairs_that_cannot_be_used_are_listed(folder):
         "000022": "only the files",
         "000023": "its instruction is empty",
         "000024": "differs in ['edit', 'instruction']",
+        "000025": "recursion",
+        "000026": "the seed '../x' is no whole number",
     }
     assert problems.keys() == expected.keys()
     assert all(expected[key] in reason for key, reason in problems.items())
