@@ -147,7 +147,5 @@ def prune(root: str | Path, keep: int) -> None:
                 shutil.rmtree(older)
             break
     for left in Path(root).glob(".*-*"):
-        if re.fullmatch(r"\..*-\d+\.(partial|old)", left.name):
-            shutil.rmtree(left)
-        elif re.fullmatch(r"\..*-\d+\.lock", left.name):
-            left.unlink()
+        if re.fullmatch(r"\..*-\d+\.(partial|old|lock)", left.name):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()

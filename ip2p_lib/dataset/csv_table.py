@@ -51,7 +51,24 @@ def read_table(
         raise FileNotFoundError(f"There is no table at {path}.")
     head, *lines = read_text(path).split("\n")
     delimiter = max(",;\t", key=head.count)
-    columns = [name.strip().lower() for name in _cells(head, delimiter)]
+    columns = _read_head(path, head, delimiter)
+    rows = [(n, line) for n, line in enumerate(lines, start=2) if line.strip()]
+
+    def read(index: int, line: str) -> Pair:
+        cells = dict.fromkeys(TEXTS, "")
+        cells |= zip(columns, _split(line, delimiter, len(columns)), strict=True)
+        return _to_pair(f"{index:07d}", cells, path.parent, resolution)
+
+    readings = (
+        (path.name, f"line {number}", partial(read, index, line))
+        for index, (number, line) in enumerate(rows)
+    )
+    return read_each(readings, problems)
+
+
+def _read_head(path: Path, line: str, delimiter: str) -> list[str]:
+    columns = [name.strip().lower() for name in line.split(delimiter)]
+    columns = [name.strip('"') for name in columns]
     missing = [name for name in REQUIRED if name not in columns]
     if missing or len(set(columns)) < len(columns):
         reason = f"no column {' and '.join(missing)}" if missing else "a column twice"
@@ -59,53 +76,37 @@ def read_table(
             f"{path} has {reason}; its first line must name the columns "
             f"{', '.join(REQUIRED)}, each once."
         )
-    rows = [(n, line) for n, line in enumerate(lines, start=2) if line.strip()]
-    readings = (
-        (
-            path.name,
-            f"line {number}",
-            partial(_from_line, line, columns, delimiter, path, i, resolution),
-        )
-        for i, (number, line) in enumerate(rows)
-    )
-    return read_each(readings, problems)
+    return columns
 
 
-def _cells(line: str, delimiter: str) -> list[str]:
-    """Split one line; ValueError if a quote is not closed, or stands within a text."""
+def _split(line: str, delimiter: str, columns: int) -> list[str]:
+    """Split one line into cells; ValueError if it could be split in several ways."""
     try:
         cells = next(csv.reader([line.rstrip("\r")], strict=True, delimiter=delimiter))
     except csv.Error as error:
         raise ValueError(f"{error}; close each quote on its line") from error
+    if len(cells) != columns:
+        # Any guess which of the delimiters belong to a text would lose words.
+        raise ValueError(
+            f"it has {len(cells)} cells and the first line {columns}; put quotes "
+            f'around a text with a delimiter: "old, and grey"'
+        )
     return [cell.strip() for cell in cells]
 
 
-def _from_line(
-    line: str,
-    columns: list[str],
-    delimiter: str,
-    path: Path,
-    number: int,
-    resolution: int | None,
+def _to_pair(
+    key: str, cells: dict[str, str], folder: Path, resolution: int | None
 ) -> Pair:
-    values = _cells(line, delimiter)
-    if len(values) != len(columns):
-        # Any guess which of the delimiters belong to a text would lose words.
-        raise ValueError(
-            f"it has {len(values)} cells and the first line {len(columns)}; put quotes "
-            f'around a text with a delimiter: "old, and grey"'
-        )
-    cells = dict.fromkeys(TEXTS, "") | dict(zip(columns, values, strict=True))
     if empty := [name for name in REQUIRED if not cells[name]]:
         raise ValueError(f"its {' and '.join(empty)} is empty")
     texts = caption, _, edited_caption = [cells[name] for name in TEXTS]
     if caption and is_unchanged(caption, edited_caption):
         raise ValueError(f"its two captions are equal: {caption!r}")
-    before, after = (load(path.parent / cells[name]) for name in ("before", "after"))
+    before, after = (load(folder / cells[name]) for name in ("before", "after"))
     if resolution is not None:
         ratios = [image.width / image.height for image in (before, after)]
         if max(ratios) / min(ratios) > 1 + ASPECT_ERROR:
             raise ImageError(f"its images' aspect ratios differ: {ratios}")
         square, method = (resolution, resolution), Image.Resampling.LANCZOS
         before, after = (ImageOps.fit(i, square, method) for i in (before, after))
-    return make_pair(f"{number:07d}", (before, after), texts)
+    return make_pair(key, (before, after), texts)

@@ -2,11 +2,11 @@
 
 A scene is data (``scenes``): one or two objects, a place, a time of day, a season or
 weather, an artistic medium. Read ``vocabulary`` (all values), ``world`` (samples scenes
-and edits of one attribute), ``phrasings`` and ``grammar`` (captions and instructions
-from ``data/phrasings``), ``instructions`` and ``parsing`` (the way back), ``render``
-with ``backdrop`` and ``media`` (scenes to images, batched in torch), and ``corpus``
-(all of it in bulk). ``judge`` reads images back into attributes. Only ``jobs``,
-notebooks and tests import this room; the rest of the library never does.
+and edits of one attribute), ``phrasings`` (the wordings in ``data/phrasings``) with
+``captions`` and ``instructions``, ``parsing`` (the way back), ``render`` with
+``backdrop`` and ``media`` (scenes to images, batched in torch), and ``corpus`` (all of
+it in bulk). ``judge`` reads images back into attributes. Only ``jobs``, notebooks and
+tests import this room; the rest of the library never does.
 """
 
 from ip2p_lib.miniature.world import (

@@ -48,17 +48,13 @@ def caption(scene: Scene, seed: int = 0, language: str = "en") -> str:
     if " with {" in two:
         synonyms[5] = 0  # "wearing a crown": one "with" is enough
     texts = [_describe_object(t, synonyms[4:], language) for t in scene.things]
-    sides = [SIDES[language][_nearest_centre(t.x)] for t in scene.things]
+    centres = [min(CENTRES, key=lambda x: abs(x - t.x)) for t in scene.things]
+    sides = [SIDES[language][CENTRES.index(centre)] for centre in centres]
     fields = {"left": texts[0], "right": texts[-1]}
     fields |= {"left side": sides[0], "right side": sides[-1]}
     objects = (two if len(texts) == 2 else one).format_map(fields)
     parts = {"o": objects, **_attributes(scene, synonyms, language)}
     return _join(pattern, parts, language)
-
-
-def _nearest_centre(x: int) -> int:
-    """Index of the centre that is nearest to a position: left, middle or right."""
-    return min(range(3), key=lambda index: abs(CENTRES[index] - x))
 
 
 def _attributes(scene: Scene, synonyms: list[int], language: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -55,8 +56,7 @@ def sample_edits(
         yield SceneEdit(scene, edit, triplet)
 
 
-@dataclass(frozen=True)
-class Corpus:
+class Corpus(NamedTuple):
     """``n`` edits: two coded scenes each, with captions and an instruction."""
 
     before: Tensor  # (n, 20) codes
@@ -64,9 +64,7 @@ class Corpus:
     captions: list[str]
     edited_captions: list[str]
     instructions: list[str]
-
-    def __len__(self) -> int:
-        return len(self.captions)
+    edit_types: list[str]
 
 
 def build_corpus(first_seed: int, n: int, wording: str = "train") -> Corpus:
@@ -84,13 +82,13 @@ def build_corpus(first_seed: int, n: int, wording: str = "train") -> Corpus:
         return "zh" if random.Random(f"language {seed}").random() < 0.2 else "en"
 
     samples = list(sample_edits(range(first_seed, first_seed + n), wording, language))
-    triplets = [sample.triplet for sample in samples]
     return Corpus(
         encode([sample.scene for sample in samples]),
         encode([sample.edit.target for sample in samples]),
-        [triplet.caption for triplet in triplets],
-        [triplet.edited_caption for triplet in triplets],
-        [triplet.instruction for triplet in triplets],
+        [sample.triplet.caption for sample in samples],
+        [sample.triplet.edited_caption for sample in samples],
+        [sample.triplet.instruction for sample in samples],
+        [sample.edit.kind for sample in samples],
     )
 
 

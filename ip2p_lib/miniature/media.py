@@ -10,11 +10,9 @@ from torch import Tensor
 
 from ip2p_lib.miniature import vocabulary as words
 
-_LUMA = (0.299, 0.587, 0.114)
-
 
 def _luma(x: Tensor) -> Tensor:
-    weights = torch.tensor(_LUMA, device=x.device)[:, None, None]
+    weights = torch.tensor((0.299, 0.587, 0.114), device=x.device)[:, None, None]
     return (x * weights).sum(1, keepdim=True)
 
 
@@ -27,10 +25,6 @@ def _pixel_art(x: Tensor) -> Tensor:
     coarse = F.avg_pool2d(x, 4)
     vivid = ((coarse - 0.5) * 1.25 + 0.5).clamp(0, 1)
     return vivid.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
-
-
-def _black_and_white(x: Tensor) -> Tensor:
-    return _luma(x).expand_as(x)
 
 
 def _line_drawing(x: Tensor) -> Tensor:
@@ -79,7 +73,7 @@ def _oil_painting(x: Tensor) -> Tensor:
 _FILTERS: dict[str, Callable[[Tensor], Tensor]] = {
     "pixel art": _pixel_art,
     "line drawing": _line_drawing,
-    "black and white": _black_and_white,
+    "black and white": lambda x: _luma(x).expand_as(x),
     "watercolour": _watercolour,
     "oil painting": _oil_painting,
 }

@@ -21,12 +21,6 @@ from ip2p_lib.miniature.scenes import ObjectWords, ParsedCaption
 
 # What a caption leaves out is usual.
 _USUAL = {"time": "day", "weather": "clear", "medium": "photo"}
-_TABLES = {
-    "medium": words.MEDIA,
-    "place": words.PLACES,
-    "time": words.TIMES,
-    "weather": words.WEATHERS,
-}
 _RELATION = re.compile(r"to the (left|right) of|at its (left|right)|它[左右]边")
 # Relations that name the right object before the left one.
 _REVERSED = re.compile(r"to the right of|at its left|它左边")
@@ -47,7 +41,7 @@ def _phrases(table: dict[str, words.Words]) -> dict[str, str]:
     return chinese | {p: v for v, e in table.items() for p in e.captions if p}
 
 
-_PHRASES = {name: _phrases(table) for name, table in _TABLES.items()}
+_PHRASES = {name: _phrases(table) for name, table in words.SCENE.items()}
 _PATTERNS = {name: re.compile(_any_of(phrases)) for name, phrases in _PHRASES.items()}
 _NAMES_ZH = {zh: name for name, (_, zh) in words.OBJECTS.items()}
 _SIDES = {"左边": "left", "中间": "middle", "右边": "right"}
@@ -124,7 +118,7 @@ class Difference:
 
 def _find_differences(before: ParsedCaption, after: ParsedCaption) -> list[Difference]:
     """All differences but for words of no attribute and places of objects."""
-    names = [n for n in _TABLES if getattr(before, n) != getattr(after, n)]
+    names = [n for n in words.SCENE if getattr(before, n) != getattr(after, n)]
     differences = [Difference(n, getattr(before, n), getattr(after, n)) for n in names]
     first, second = Counter(before.things), Counter(after.things)
     changed = (first - second).elements(), (second - first).elements()
@@ -196,7 +190,7 @@ def _spoken_words() -> tuple[dict[str, dict[str, str]], re.Pattern[str]]:
         "colour": "finish",
         "accessory": "accessory",
         "take off": "accessory",
-        **{name: name for name in _TABLES},
+        **{name: name for name in words.SCENE},
     }
     values_of = {name: dict(_PHRASES.get(name, {})) for name in attributes.values()}
     for book in map(load_phrasebook, LANGUAGES):
@@ -204,7 +198,7 @@ def _spoken_words() -> tuple[dict[str, dict[str, str]], re.Pattern[str]]:
             for value, synonyms in values.items() if table in attributes else ():
                 nouns = [re.sub("^(an?|the) ", "", word.lower()) for word in synonyms]
                 values_of[attributes[table]] |= dict.fromkeys(nouns, value)
-        for phrasing in chain(*(book.phrasings[name] for name in _TABLES)):
+        for phrasing in chain(*(book.phrasings[name] for name in words.SCENE)):
             if len(phrasing.values) == 1 and not phrasing.fields:
                 text = phrasing.text.lower().strip("?？")
                 values_of[phrasing.kind][text] = phrasing.values[0]

@@ -29,9 +29,6 @@ COLUMNS = 16  # sprites in one row of an atlas
 _OBJECTS = list(words.OBJECTS)
 _MATERIALS_AND_COLOURS = list(words.MATERIALS_AND_COLOURS)
 _ACCESSORIES = list(words.ACCESSORIES)
-# Columns of a code: the scene, then seven numbers for each of two objects.
-SCENE_COLUMNS, OBJECT_COLUMNS = 6, 7
-
 # Colour of a finish in its shadows, middle tones and lights (RGB, 0..1).
 _GRADIENTS = {
     "gold": ((0.35, 0.2, 0.02), (0.85, 0.62, 0.1), (1.0, 0.95, 0.55)),
@@ -59,14 +56,8 @@ def encode(scenes: Sequence[Scene]) -> Tensor:
 
 
 def _code(scene: Scene) -> list[int]:
-    code = [
-        list(words.PLACES).index(scene.place),
-        list(words.TIMES).index(scene.time),
-        list(words.WEATHERS).index(scene.weather),
-        list(words.MEDIA).index(scene.medium),
-        words.ART_SETS.index(scene.art),
-        scene.variation,
-    ]
+    code = [list(t).index(getattr(scene, name)) for name, t in words.SCENE.items()]
+    code += [words.ART_SETS.index(scene.art), scene.variation]
     for obj in scene.things:
         finish = _MATERIALS_AND_COLOURS.index(obj.finish) if obj.finish else -1
         accessory = _ACCESSORIES.index(obj.accessory) if obj.accessory else -1
@@ -74,6 +65,16 @@ def _code(scene: Scene) -> list[int]:
         code += [_OBJECTS.index(obj.name), *place, finish, accessory]
     empty = [-1, 0, 0, 1, 0, -1, -1]
     return code + empty * (2 - len(scene.things))
+
+
+def split_codes(codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Columns of (B, 20) codes: of the scene (B, 6), of each object (B, 7).
+
+    A scene is place, time, weather, medium, art set and variation; an object is name,
+    x, base, size, mirrored, finish and accessory.
+    """
+    scene, left, right = codes.split((6, 7, 7), dim=1)
+    return scene, left, right
 
 
 @lru_cache(maxsize=4)
@@ -91,15 +92,11 @@ def load_sprites(folder: Path = DATA / "emoji") -> Tensor:
                 f"The sprite atlas {path} is missing. It comes with the repository; "
                 "restore it with git, or build it with jobs.miniature.build_sprites."
             )
-        sheets.append(_cut(np.asarray(Image.open(path).convert("RGBA"))))
-    return torch.stack(sheets)
-
-
-def _cut(sheet: np.ndarray) -> Tensor:
-    pixels = torch.from_numpy(sheet.copy()).float() / 255  # (rows*64, 16*64, 4)
-    grid = pixels.unflatten(0, (-1, SIZE)).unflatten(2, (COLUMNS, SIZE))
-    cells = grid.permute(0, 2, 4, 1, 3).flatten(0, 1)[: len(words.SPRITES)]
-    return torch.cat([cells[:, :3] * cells[:, 3:], cells[:, 3:]], dim=1)
+        sheets.append(np.array(Image.open(path).convert("RGBA")))
+    pixels = torch.from_numpy(np.stack(sheets)).float() / 255  # (4, rows*64, 16*64, 4)
+    grid = pixels.unflatten(1, (-1, SIZE)).unflatten(3, (COLUMNS, SIZE))
+    cells = grid.permute(0, 1, 3, 5, 2, 4).flatten(1, 2)[:, : len(words.SPRITES)]
+    return torch.cat([cells[:, :, :3] * cells[:, :, 3:], cells[:, :, 3:]], dim=2)
 
 
 def _heads(sprites: Tensor) -> Tensor:
@@ -143,10 +140,6 @@ def _tint(sprite: Tensor, finish: Tensor) -> Tensor:
     return torch.where((finish >= 0)[:, None, None, None], tinted, sprite)
 
 
-def _over(image: Tensor, layer: Tensor, light: Tensor) -> Tensor:
-    return image * (1 - layer[:, 3:]) + layer[:, :3] * light
-
-
 def _object_layers(code: Tensor, obj: Tensor, sprites: Tensor) -> list[Tensor]:
     """Layers of one object and of what it wears, (B, 4, 128, 128) each."""
     name, x, base, size, mirrored, finish, accessory = obj.unbind(1)
@@ -183,12 +176,10 @@ def render_codes(code: Tensor, sprites: Tensor | None = None) -> Tensor:
     atlas = load_sprites() if sprites is None else sprites
     atlas = atlas.to(code.device)
     image, light = land(code)
-    for start in (SCENE_COLUMNS, SCENE_COLUMNS + OBJECT_COLUMNS):
-        obj = code[:, start : start + OBJECT_COLUMNS]
+    for obj in split_codes(code)[1:]:
         for layer in _object_layers(code, obj, atlas):
-            image = _over(image, layer, light)
-    image = weather_layers(image, code)
-    image = apply_media(image, code[:, 3])
+            image = image * (1 - layer[:, 3:]) + layer[:, :3] * light
+    image = apply_media(weather_layers(image, code), code[:, 3])
     return image.clamp(0, 1) * 2 - 1
 
 

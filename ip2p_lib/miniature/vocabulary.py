@@ -67,6 +67,14 @@ MEDIA: dict[str, Words] = {
     "watercolour": Words(("a watercolour", "a watercolour painting"), "水彩画"),
     "oil painting": Words(("an oil painting", "a painting in oil"), "油画"),
 }
+COLOURLESS = ("black and white", "line drawing")  # media that hide every finish
+# The attributes of a whole scene that captions describe, in the order of the codes.
+SCENE: dict[str, dict[str, Words]] = {
+    "place": PLACES,
+    "time": TIMES,
+    "weather": WEATHERS,
+    "medium": MEDIA,
+}
 MATERIALS: dict[str, Words] = {
     "gold": Words(("golden {}", "{} made of gold"), "金"),
     "wood": Words(("wooden {}", "{} made of wood"), "木头"),

@@ -8,7 +8,6 @@ are never trained on.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import replace
 
 from ip2p_lib.miniature import vocabulary as words
@@ -75,6 +74,14 @@ def sample_scene(seed: int) -> Scene:
     )
 
 
+# Edit types of one object: the attribute that gets another value of a table.
+_OF_OBJECTS: dict[str, tuple[str, dict]] = {
+    "replace": ("name", words.OBJECTS),
+    "material": ("finish", words.MATERIALS),
+    "colour": ("finish", words.COLOURS),
+    "accessory": ("accessory", words.ACCESSORIES),
+}
+KINDS = ("replace", "add", "remove", *words.SCENE, "material", "colour", "accessory")
 # What an edit leads to, and what ``instruct`` needs to word it.
 Change = tuple[Scene, dict[str, str]]
 
@@ -90,14 +97,6 @@ def _with_object(scene: Scene, index: int, **changes: str | None) -> Scene:
     return replace(scene, things=tuple(objects))
 
 
-def _replace(rng: random.Random, scene: Scene) -> Change:
-    index = rng.randrange(len(scene.things))
-    names = [obj.name for obj in scene.things]
-    new = _draw_other(rng, words.OBJECTS, *names)
-    change = {"object": names[index], "new": new}
-    return _with_object(scene, index, name=new), change
-
-
 def _add(rng: random.Random, scene: Scene) -> Change:
     (old,) = scene.things
     name = _draw_other(rng, words.OBJECTS, old.name)
@@ -109,61 +108,25 @@ def _add(rng: random.Random, scene: Scene) -> Change:
     return replace(scene, things=tuple(objects)), change
 
 
-def _remove(rng: random.Random, scene: Scene) -> Change:
-    index = rng.randrange(2)
-    target = replace(scene, things=(scene.things[1 - index],))
-    return target, {"object": scene.things[index].name}
-
-
-def _change_scene(
-    attribute: str, table: dict
-) -> Callable[[random.Random, Scene], Change]:
-    """An edit of one attribute of the whole scene."""
-
-    def draw(rng: random.Random, scene: Scene) -> Change:
-        new = _draw_other(rng, table, getattr(scene, attribute))
-        return replace(scene, **{attribute: new}), {"new": new}  # type: ignore[arg-type]
-
-    return draw
-
-
-def _change_finish(table: dict) -> Callable[[random.Random, Scene], Change]:
-    """An edit of the material or colour of one object."""
-
-    def draw(rng: random.Random, scene: Scene) -> Change:
-        index = rng.randrange(len(scene.things))
-        obj = scene.things[index]
-        new = _draw_other(rng, table, obj.finish)
-        change = {"object": obj.name, "new": new}
-        return _with_object(scene, index, finish=new), change
-
-    return draw
-
-
-def _change_accessory(rng: random.Random, scene: Scene) -> Change:
+def _draw_change(rng: random.Random, scene: Scene, kind: str) -> Change:
+    """Draw an edit of one type, which the scene allows."""
+    if kind in words.SCENE:
+        new = _draw_other(rng, words.SCENE[kind], getattr(scene, kind))
+        return replace(scene, **{kind: new}), {"new": new}  # type: ignore[arg-type]
+    if kind == "add":
+        return _add(rng, scene)
     index = rng.randrange(len(scene.things))
-    obj = scene.things[index]
-    if obj.accessory and rng.random() < 0.5:
-        change = {"object": obj.name, "old": obj.accessory}
-        return _with_object(scene, index, accessory=None), change
-    new = _draw_other(rng, words.ACCESSORIES, obj.accessory)
-    change = {"object": obj.name, "new": new}
-    return _with_object(scene, index, accessory=new), change
-
-
-_CHANGES: dict[str, Callable[[random.Random, Scene], Change]] = {
-    "replace": _replace,
-    "add": _add,
-    "remove": _remove,
-    "place": _change_scene("place", words.PLACES),
-    "time": _change_scene("time", words.TIMES),
-    "weather": _change_scene("weather", words.WEATHERS),
-    "medium": _change_scene("medium", words.MEDIA),
-    "material": _change_finish(words.MATERIALS),
-    "colour": _change_finish(words.COLOURS),
-    "accessory": _change_accessory,
-}
-KINDS = tuple(_CHANGES)  # the edit types
+    obj, change = scene.things[index], {"object": scene.things[index].name}
+    if kind == "remove":
+        return replace(scene, things=(scene.things[1 - index],)), change
+    if kind == "accessory" and obj.accessory and rng.random() < 0.5:
+        target = _with_object(scene, index, accessory=None)
+        return target, {**change, "old": obj.accessory}
+    attribute, table = _OF_OBJECTS[kind]
+    # A new object is another one than both; a new finish only than that of this one.
+    compared = scene.things if kind == "replace" else [obj]
+    new = _draw_other(rng, table, *(getattr(thing, attribute) for thing in compared))
+    return _with_object(scene, index, **{attribute: new}), {**change, "new": new}
 
 
 def possible_kinds(scene: Scene) -> tuple[str, ...]:
@@ -173,7 +136,7 @@ def possible_kinds(scene: Scene) -> tuple[str, ...]:
     colour nor a material.
     """
     barred = {"remove" if len(scene.things) == 1 else "add"}
-    if scene.medium in ("black and white", "line drawing"):
+    if scene.medium in words.COLOURLESS:
         barred |= {"colour", "material"}
     return tuple(kind for kind in KINDS if kind not in barred)
 
@@ -201,7 +164,7 @@ def sample_edit(
             f"{scene.medium} of {len(scene.things)} object(s). Choose one of "
             f"{', '.join(allowed)}."
         )
-    target, change = _CHANGES[edit_type](rng, scene)
+    target, change = _draw_change(rng, scene, edit_type)
     language = "zh" if rng.random() < 0.25 else "en"
     instruction = instruct(scene, edit_type, change, rng, wording, language)
     return Edit(edit_type, instruction, target, language)

@@ -12,24 +12,17 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
+from transformers import CLIPModel, CLIPTokenizer
 
 from ip2p_lib.miniature.backdrop import RESOLUTION
 from ip2p_lib.miniature.corpus import Corpus, build_corpus, grammar_triplets
-from ip2p_lib.miniature.render import (
-    OBJECT_COLUMNS,
-    SCENE_COLUMNS,
-    load_sprites,
-    render_codes,
-)
+from ip2p_lib.miniature.render import load_sprites, render_codes, split_codes
 from ip2p_lib.triplets.record import Triplet
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-    from transformers import CLIPModel, CLIPTokenizer
 
 _Part = TypeVar("_Part")
 _OBJECT_WEIGHT = 4  # of a spatial position with an object, in the U-Net's loss
@@ -53,14 +46,9 @@ def sample_parts(
 
 def sample_corpus(first_seed: int, n: int) -> Corpus:
     """``corpus.build_corpus`` on all cores."""
-    parts = sample_parts(build_corpus, first_seed, n)
-    return Corpus(
-        torch.cat([part.before for part in parts]),
-        torch.cat([part.after for part in parts]),
-        [text for part in parts for text in part.captions],
-        [text for part in parts for text in part.edited_captions],
-        [text for part in parts for text in part.instructions],
-    )
+    before, after, *texts = zip(*sample_parts(build_corpus, first_seed, n), strict=True)
+    lists = (list(itertools.chain.from_iterable(column)) for column in texts)
+    return Corpus(torch.cat(before), torch.cat(after), *lists)
 
 
 def sample_triplets(first_seed: int, n: int) -> list[Triplet]:
@@ -145,8 +133,8 @@ def object_weights(codes: Tensor, side: int) -> Tensor:
     step = RESOLUTION // side
     centre = torch.arange(side, device=codes.device) * step + step // 2  # pixels
     inside = torch.zeros(len(codes), side, side, dtype=torch.bool, device=codes.device)
-    for first in (SCENE_COLUMNS, SCENE_COLUMNS + OBJECT_COLUMNS):
-        name, x, base, size = codes[:, first : first + 4, None].unbind(1)
+    for obj in split_codes(codes)[1:]:
+        name, x, base, size = obj[:, :4, None].unbind(1)
         across = (centre - x).abs() <= size / 2
         down = (centre <= base) & (centre >= base - size)
         inside |= (name >= 0)[..., None] & down[:, :, None] & across[:, None, :]

@@ -63,7 +63,13 @@ def fit(
     """
     start = time.monotonic()
     device = next(model.parameters()).device
-    optimizer = _adamw(model, budget)
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=budget.learning_rate,
+        weight_decay=budget.weight_decay,
+        betas=(0.9, 0.99),
+        fused=True,
+    )
     broadcast_tensors(list(model.parameters()))
     seconds = broadcast_scalar(budget.seconds, device)
     step, spent = 0, 0.0  # so that the first step is the same in every run
@@ -96,16 +102,6 @@ def _take_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return total
-
-
-def _adamw(model: nn.Module, budget: Budget) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        model.parameters(),
-        lr=budget.learning_rate,
-        weight_decay=budget.weight_decay,
-        betas=(0.9, 0.99),
-        fused=True,
-    )
 
 
 def _finite(loss: Tensor, step: int) -> float:

@@ -7,18 +7,14 @@ equation 2 of that paper, with weights over noise levels.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
+from transformers import CLIPModel
 
 from ip2p_lib.diffusion.schedule import Schedule, add_noise
 from ip2p_lib.rng import integers, key, normal
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPModel
 
 _MAX_SNR = 5.0  # gamma of Hang et al. 2023
 _MAX_WEIGHT = 30.0  # of a noise level

@@ -11,6 +11,7 @@ and a sample of images for readers. Several GPUs generate side by side, each its
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,7 @@ from ip2p_lib.rendering.candidates import (
     draw_candidates,
 )
 from ip2p_lib.results import write_results
-from ip2p_lib.training.compiled.compile import compile_unet
+from ip2p_lib.training.compiled import compile_unet
 from ip2p_lib.training.latents import encode_pairs
 from ip2p_lib.triplets.generation import generate_triplets
 from ip2p_lib.triplets.loading import load_language_model
@@ -62,8 +63,7 @@ class FilteredPairs:
     """Pairs that passed the filter, in memory, and the count of all candidates."""
 
     candidates: list[Candidate] = field(default_factory=list)
-    before: list[Tensor] = field(default_factory=list)  # (n, 3, H, W) uint8 parts
-    after: list[Tensor] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)  # (n, 2, 3, H, W) uint8 parts
     scores: list[Tensor] = field(default_factory=list)  # (n, 4) image, 0, 1, direction
     generated: int = 0
 
@@ -87,23 +87,22 @@ class FilteredPairs:
         best = [batch[row] for row in rows]
         columns = [scores.image, scores.before, scores.after, scores.direction]
         self.candidates += [pair.candidate for pair in best]
-        self.before.append(to_bytes(torch.stack([pair.before for pair in best])))
-        self.after.append(to_bytes(torch.stack([pair.after for pair in best])))
+        images = [torch.stack([pair.before, pair.after]) for pair in best]
+        self.images.append(to_bytes(torch.stack(images)))
         self.scores.append(torch.stack(columns, 1)[rows])
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(before, after) in [-1, 1], as ``latents.encode_pairs`` reads them."""
-        for before, after in zip(self.before, self.after, strict=True):
-            yield to_unit(before), to_unit(after)
+        for part in self.images:
+            before, after = to_unit(part).unbind(1)
+            yield before, after
 
     def pairs(self, rows: Sequence[int], steps: int) -> Iterator[Pair]:
         """Some of the pairs as records for a data set."""
-        before, after = torch.cat(self.before), torch.cat(self.after)
-        scores = Scores(*torch.cat(self.scores).cpu().T)
+        images, scores = torch.cat(self.images), torch.cat(self.scores).cpu()
         for row in rows:
-            images = to_unit(torch.stack([before[row], after[row]]))
-            pair = GeneratedPair(self.candidates[row], *images)
-            yield to_pair(f"{row:07d}", pair, scores, row, steps)
+            pair = GeneratedPair(self.candidates[row], *to_unit(images[row]))
+            yield to_pair(f"{row:07d}", pair, Scores(*scores.T), row, steps)
 
 
 def world_captions(first_seed: int, n: int) -> list[str]:
@@ -117,11 +116,9 @@ def world_captions(first_seed: int, n: int) -> list[str]:
 
 def readable(sd: StableDiffusion, triplets: Sequence[Triplet]) -> list[Triplet]:
     """The triplets whose three texts the text encoder reads whole."""
-    texts = zip(
-        *((t.caption, t.instruction, t.edited_caption) for t in triplets), strict=True
-    )
-    fit = zip(*map(sd.fits_context, texts), strict=True)
-    return [t for t, all_three in zip(triplets, fit, strict=True) if all(all_three)]
+    texts = [(t.caption, t.instruction, t.edited_caption) for t in triplets]
+    fits = sd.fits_context([*itertools.chain.from_iterable(texts)])
+    return [t for i, t in enumerate(triplets) if all(fits[3 * i : 3 * i + 3])]
 
 
 def generate_filtered(
@@ -129,7 +126,6 @@ def generate_filtered(
     clip: ClipScorer,
     triplets: Sequence[Triplet],
     scale: Scale,
-    *,
     batch_size: int,
     seconds: float,
 ) -> FilteredPairs:
@@ -187,10 +183,8 @@ def run_generate(args: argparse.Namespace, scale: Scale) -> None:
         compile_unet(sd.unet, "blocks")
     written = readable(sd, read_jsonl(args.work / "triplets.jsonl"))
     triplets = subsample_scene_edits(written, args.scene_edits)[part::parts]
-    began, options = time.monotonic(), {"batch_size": args.batch}
-    pairs = generate_filtered(
-        sd, clip, triplets, scale, seconds=args.seconds, **options
-    )
+    began, size = time.monotonic(), args.batch
+    pairs = generate_filtered(sd, clip, triplets, scale, size, args.seconds)
     seconds = round(time.monotonic() - began, 1)
     counts = {"generated": pairs.generated, "kept": len(pairs)}
     print(counts, f"in {seconds:.0f} s", flush=True)

@@ -5,29 +5,25 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ip2p_lib.config import HELD_OUT
 from ip2p_lib.device import pick_device
-from ip2p_lib.diffusion.clip import load_clip
+from ip2p_lib.diffusion.clip import ClipScorer, load_clip
+from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
+from ip2p_lib.editing.editor import Editor
 from ip2p_lib.miniature.corpus import Corpus, build_corpus
 from ip2p_lib.miniature.judge.model import Judge, load_judge
 from ip2p_lib.miniature.judge.readings import ANSWERS, SLOTS, labels
 from ip2p_lib.miniature.judge.scores import read_answers, score_edits
 from ip2p_lib.miniature.render import render_codes
-from ip2p_lib.miniature.world import sample_edit, sample_scene
+from ip2p_lib.rendering import generate_images
 from ip2p_lib.results import bootstrap_interval
 from jobs.miniature.saving import parts
-
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-
-    from ip2p_lib.diffusion.clip import ClipScorer
-    from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
-    from ip2p_lib.editing.editor import Editor
 
 _EDITS = 128  # at once
 _ORDER = re.compile("left|right|[左右]")
@@ -56,9 +52,8 @@ def retrieval(clip: ClipScorer, images: Tensor, captions: list[str]) -> float:
     """
     shown = torch.cat([clip.embed_images(part) for part in images.split(256)])
     parts = [captions[i : i + 256] for i in range(0, len(captions), 256)]
-    nearest = (shown @ torch.cat([clip.embed_texts(part) for part in parts]).T).argmax(
-        1
-    )
+    texts = torch.cat([clip.embed_texts(part) for part in parts])
+    nearest = (shown @ texts.T).argmax(1)
     own = torch.arange(len(nearest), device=nearest.device)
     return float((nearest == own).float().mean())
 
@@ -113,8 +108,6 @@ def measure(stage: str, out: Path, n: int) -> dict[str, Any]:
         found first among ``n``. ``unet``: the same of generated images, and
         ``attributes_right``.
     """
-    from diffusers import AutoencoderKL
-
     device, paths, corpus = pick_device(), parts(out), held_out(n)
     truth = render(corpus.before, device)
     if stage == "clip":
@@ -130,13 +123,10 @@ def measure(stage: str, out: Path, n: int) -> dict[str, Any]:
 def _measure_unet(
     out: Path, corpus: Corpus, reference: Tensor, device: torch.device
 ) -> dict[str, Any]:
-    from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
-    from ip2p_lib.rendering import generate_images
-
     clip = load_clip(parts(out)["clip"], device=device, dtype=torch.float32)
     judge = load_judge(out / "miniature-judge", device)
     sd = load_stable_diffusion(out / "miniature-sd", device=str(device))
-    seeds = range(len(corpus))
+    seeds = range(len(corpus.captions))
     batches = generate_images(
         sd, corpus.captions, seeds, steps=_STEPS, cfg_scale=_CFG_SCALE, batch_size=128
     )
@@ -154,7 +144,6 @@ class HeldOutEdits:
     """``n`` held-out edits, rendered."""
 
     corpus: Corpus
-    edit_types: list[str]
     before: Tensor  # (n, 3, 128, 128) in [-1, 1]
     truth: Tensor
     reconstructed: Tensor  # the ground truth after the autoencoder
@@ -163,17 +152,16 @@ class HeldOutEdits:
     @torch.no_grad()
     def sample(cls, n: int, sd: StableDiffusion) -> HeldOutEdits:
         """The first ``n``; ``sd`` has the autoencoder."""
-        seeds, corpus = range(HELD_OUT, HELD_OUT + n), held_out(n)
-        edits = [sample_edit(sample_scene(s), s, wording="held-out") for s in seeds]
+        corpus = held_out(n)
         before, truth = (render(c, sd.device) for c in (corpus.before, corpus.after))
-        decoded = reconstruct(sd.vae, truth)
-        return cls(corpus, [edit.kind for edit in edits], before, truth, decoded)
+        return cls(corpus, before, truth, reconstruct(sd.vae, truth))
 
     def groups(self) -> dict[str, Tensor]:
         """(n,) bool of each group that has a row of its own in a result file."""
-        types, languages = self.edit_types, self.corpus.instructions
+        types = self.corpus.edit_types
         named = {name: torch.tensor([t == name for t in types]) for name in types}
-        chinese = torch.tensor([not text.isascii() for text in languages])
+        texts = self.corpus.instructions
+        chinese = torch.tensor([not text.isascii() for text in texts])
         two = self.corpus.before[:, 13] >= 0
         extra = {"Chinese": chinese, "English": ~chinese, "two objects": two}
         return {"all": torch.ones_like(two), **dict(sorted(named.items())), **extra}
@@ -189,18 +177,13 @@ def measure_editor(
         ``<score>_interval``, 95 % by the bootstrap. ``l1`` is the mean distance of edit
         and ground truth, ``l1_input`` that of input and ground truth, in [0, 1].
     """
-    texts, seeds = edits.corpus.instructions, range(len(edits.corpus))
-    after = torch.cat(
-        [
-            editor.edit_tensors(
-                edits.before[part.start : part.stop],
-                texts[part.start : part.stop],
-                seed=list(part),
-                **options,
-            )
-            for part in (seeds[i : i + _EDITS] for i in seeds[::_EDITS])
-        ]
-    )
+    batches = []
+    for start in range(0, len(edits.before), _EDITS):
+        before = edits.before[start : start + _EDITS]
+        texts = edits.corpus.instructions[start : start + _EDITS]
+        seeds = list(range(start, start + len(before)))
+        batches.append(editor.edit_tensors(before, texts, seed=seeds, **options))
+    after = torch.cat(batches)
     codes = edits.corpus.before, edits.corpus.after
     scores = score_edits(
         judge, after, edits.before, edits.truth, codes, edits.reconstructed

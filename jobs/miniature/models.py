@@ -6,12 +6,11 @@ Everything is a stock ``diffusers`` or ``transformers`` class; ``saving`` writes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPModel, CLIPTokenizer
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 VOCABULARY = 2048  # tokens, the two special ones included
 LATENT = 32  # side of a latent
@@ -28,15 +27,12 @@ def train_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
         A ``CLIPTokenizer`` of ``VOCABULARY`` tokens in CLIP's order: 256 bytes, the
         same 256 at the end of a word, the merges, start and end of text.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-    from transformers import CLIPTokenizer
-
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges_wanted = VOCABULARY - 2 * len(alphabet) - 2
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    reference = _empty_tokenizer(alphabet).backend_tokenizer
     bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    bpe.pre_tokenizer = reference.pre_tokenizer
+    # CLIP's rules of splitting text into words.
+    bpe.pre_tokenizer = _clip_tokenizer(alphabet, []).backend_tokenizer.pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=merges_wanted + 2 * len(alphabet),
         initial_alphabet=alphabet,
@@ -46,27 +42,21 @@ def train_tokenizer(texts: Iterable[str]) -> CLIPTokenizer:
     bpe.train_from_iterator(texts, trainer)
     merges = json.loads(bpe.to_str())["model"]["merges"][:merges_wanted]
     pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+    return _clip_tokenizer(alphabet, pairs)
+
+
+def _clip_tokenizer(
+    alphabet: Sequence[str], merges: list[tuple[str, ...]]
+) -> CLIPTokenizer:
     tokens = [*alphabet, *(byte + "</w>" for byte in alphabet)]
-    tokens += [first + second for first, second in pairs]
+    tokens += ["".join(pair) for pair in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
-    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=77)
-
-
-def _empty_tokenizer(alphabet: list[str]) -> CLIPTokenizer:
-    """A tokenizer without merges, for its rules of splitting text into words."""
-    from transformers import CLIPTokenizer
-
-    tokens = [*alphabet, *(byte + "</w>" for byte in alphabet)]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
 def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     """A CLIP of 5 M parameters for 128 px images, randomly initialised."""
-    from transformers import CLIPConfig, CLIPModel
-
     text = {
         "hidden_size": TEXT_WIDTH,
         "intermediate_size": 4 * TEXT_WIDTH,
@@ -94,8 +84,6 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
 
 def new_vae() -> AutoencoderKL:
     """An autoencoder of 2.7 M parameters, 128 px to 32 x 32 x 4."""
-    from diffusers import AutoencoderKL
-
     return AutoencoderKL(
         block_out_channels=(32, 64, 128),
         layers_per_block=1,
@@ -112,8 +100,6 @@ def new_unet() -> UNet2DConditionModel:
 
     Attention begins at 16 x 16: at 32 x 32 it would cost as much as all the rest.
     """
-    from diffusers import UNet2DConditionModel
-
     return UNet2DConditionModel(
         sample_size=LATENT,
         in_channels=4,

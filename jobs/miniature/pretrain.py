@@ -30,7 +30,7 @@ from ip2p_lib.miniature.render import encode
 from ip2p_lib.miniature.world import sample_scene
 from ip2p_lib.results import ReadmeRow, write_results
 from ip2p_lib.rng import integers, key, normal, uniform
-from ip2p_lib.training.compiled.compile import compile_unet
+from ip2p_lib.training.compiled import compile_unet
 from jobs.miniature import data, measure, models, saving
 from jobs.miniature.loop import Budget, fit, follow
 from jobs.miniature.losses import clip_loss, unet_loss, vae_loss
@@ -98,7 +98,8 @@ def run_clip(args: argparse.Namespace, budget: Budget, device: torch.device) -> 
     """
     corpus = data.sample_corpus(0, args.scenes)
     images = data.render_bytes(torch.cat([corpus.before, corpus.after]), device)
-    n, ids = len(corpus), torch.arange(args.batch or BATCHES["clip"], device=device)
+    n = len(corpus.captions)
+    ids = torch.arange(args.batch or BATCHES["clip"], device=device)
     texts = [*corpus.captions, *corpus.edited_captions, *corpus.instructions]
     tokenizer = models.train_tokenizer(texts[:: max(1, len(texts) // 60_000)])
     tokens = data.token_ids(tokenizer, texts, _TEXT).to(device)
@@ -125,12 +126,8 @@ def run_unet(args: argparse.Namespace, budget: Budget, device: torch.device) -> 
     corpus = data.sample_corpus(rank() * n, n)
     codes = torch.cat([corpus.before, corpus.after])
     vae = AutoencoderKL.from_pretrained(paths["vae"]).to(device)
-    latents = torch.cat(
-        [
-            data.encode_images(vae, data.render_bytes(part, device))
-            for part in codes.split(50_000)
-        ]
-    )
+    batches = (data.render_bytes(part, device) for part in codes.split(50_000))
+    latents = torch.cat([data.encode_images(vae, images) for images in batches])
     print(f"{len(latents)} latents in {time.monotonic() - began:.0f} s", flush=True)
     clip = load_clip(paths["clip"], device=device, dtype=torch.float32)
     texts = [*corpus.captions, *corpus.edited_captions, ""]  # the last one for dropout

@@ -9,15 +9,13 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from diffusers import EulerAncestralDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ip2p_lib.files import read_json, write_bytes, write_json
-
-if TYPE_CHECKING:
-    from transformers import CLIPModel, CLIPTokenizer
 
 SHARD = "14MB"  # no shipped file is larger
 
@@ -93,8 +91,6 @@ def save_clip(clip: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
 
 def save_text_encoder(clip: CLIPModel, folder: Path) -> None:
     """Save CLIP's text model as Stable Diffusion's text encoder."""
-    from transformers import CLIPTextModel
-
     encoder = CLIPTextModel(clip.config.text_config)
     plain = {
         name.removeprefix("text_model."): value
@@ -125,8 +121,6 @@ def name_as_the_hub(folder: Path) -> None:
 
 def save_scheduler(folder: Path) -> None:
     """Write SD 1.5's noise schedule as the pipeline's scheduler."""
-    from diffusers import EulerAncestralDiscreteScheduler
-
     EulerAncestralDiscreteScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,

@@ -30,10 +30,10 @@ from ip2p_lib.editing import load_editor
 from ip2p_lib.miniature.judge import load_judge
 from ip2p_lib.results import ReadmeRow, write_results
 from ip2p_lib.training import train as training
-from ip2p_lib.training.compiled.compile import compile_unet
+from ip2p_lib.training.compiled import compile_unet
 from ip2p_lib.training.latents import Latents, add_instructions
 from ip2p_lib.training.loss_weighting import LOSS_WEIGHTINGS
-from ip2p_lib.training.state import TrainingOptions
+from ip2p_lib.training.state import TrainingOptions, TrainState
 from ip2p_lib.training.surgery import widen_conv_in
 from jobs.miniature import saving
 from jobs.miniature.measure import HeldOutEdits, measure_editor
@@ -88,7 +88,7 @@ def train_editor(
         The averaged 8-channel U-Net in float32, and the loss of every 20th step.
     """
     autocast = torch.bfloat16 if sd.device.type == "cuda" else None
-    state = training.start(unet, settings, TrainingOptions(autocast=autocast))
+    state = TrainState.create(unet, settings, TrainingOptions(autocast=autocast))
     weights = LOSS_WEIGHTINGS[weighting](sd.schedule) if weighting else None
     run = partial(training.train, state, latents, sd.schedule, weights=weights)
     end, middle = time.monotonic() + seconds, 0.0

@@ -19,20 +19,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ip2p_lib.config import MODELS, RESULTS
 from ip2p_lib.device import pick_device
 from ip2p_lib.miniature.backdrop import RESOLUTION
 from ip2p_lib.miniature.judge.model import WIDTHS, Judge, load_judge, save_judge
-from ip2p_lib.miniature.judge.readings import SLOTS, labels
-from ip2p_lib.miniature.judge.scores import agreement, read_answers
-from ip2p_lib.miniature.render import (
-    OBJECT_COLUMNS,
-    SCENE_COLUMNS,
-    encode,
-    render_codes,
-)
+from ip2p_lib.miniature.judge.readings import ANSWERS, OBJECT, SCENE, SLOTS, labels
+from ip2p_lib.miniature.judge.scores import read_answers
+from ip2p_lib.miniature.render import encode, split_codes
+from ip2p_lib.miniature.vocabulary import COLOURLESS
 from ip2p_lib.miniature.world import sample_edit, sample_scene
 from ip2p_lib.results import ReadmeRow, write_results
 from ip2p_lib.rng import integers, key, normal, uniform
@@ -60,9 +57,8 @@ def object_positions(codes: Tensor) -> dict[str, Tensor]:
     cell = RESOLUTION / side
     axis = (torch.arange(side, device=codes.device) + 0.5) * cell
     found = {}
-    for index, slot in enumerate(SLOTS):
-        start = SCENE_COLUMNS + index * OBJECT_COLUMNS
-        name, x, base, size = codes[:, start : start + 4, None, None].unbind(1)
+    for slot, obj in zip(SLOTS, split_codes(codes)[1:], strict=True):
+        name, x, base, size = obj[:, :4, None, None].unbind(1)
         across, down = axis[None, None, :] - x, axis[None, :, None] - (base - size / 2)
         near = -(across.square() + down.square()) / (2 * cell**2)
         found[f"{slot}.where"] = near.flatten(1).softmax(1) * (name[:, 0] >= 0)
@@ -82,8 +78,8 @@ def mirror_codes(codes: Tensor) -> Tensor:
     Left and right change places, in the scene and in every thing; a lone thing stays in
     the first slot.
     """
-    scene, first, second = codes.split((SCENE_COLUMNS, *[OBJECT_COLUMNS] * 2), dim=1)
-    first, second = _mirror_object(first), _mirror_object(second)
+    scene, *objects = split_codes(codes)
+    first, second = map(_mirror_object, objects)
     lone = second[:, :1] < 0
     swapped = torch.where(lone, first, second), torch.where(lone, second, first)
     return torch.cat([scene, *swapped], dim=1)
@@ -207,6 +203,33 @@ def train_judge(
     return judge
 
 
+def agreement(answers: Mapping[str, Tensor], codes: Tensor) -> dict[str, float]:
+    """Share of right answers, 0 to 1, about images of known scenes.
+
+    Args:
+        answers: from ``scores.read_answers``.
+        codes: (B, 20), what the images show.
+
+    Returns:
+        ``place``, ``time``, ``weather``, ``medium``, ``art``: of all scenes;
+        ``objects``: of the scenes, all names right and none too many, in any order;
+        ``name``, ``finish``, ``accessory``: of the objects, each in its slot, and
+        ``finish`` only where the medium shows colours. A share of nothing is left out.
+    """
+    right = labels(codes.cpu())
+    correct = {name: answers[name] == right[name] for name in SCENE}
+    names = [torch.stack([t["left.name"], t["right.name"]]) for t in (answers, right)]
+    correct["objects"] = torch.eq(*(slots.sort(0).values for slots in names)).all(0)
+    grey = torch.tensor([medium in COLOURLESS for medium in ANSWERS["medium"]])
+    shown = names[1] > 0  # (2, B); 0 is "none"
+    for name in OBJECT:
+        slots = [f"{slot}.{name}" for slot in SLOTS]
+        both = torch.stack([answers[slot] == right[slot] for slot in slots])
+        hidden = grey[right["medium"]] & (name == "finish")
+        correct[name] = both[shown & ~hidden]
+    return {n: float(x.double().mean()) for n, x in correct.items() if len(x)}
+
+
 def measure_judge(
     judge: Judge, n: int = 1024, reconstruct: Reconstruct | None = None
 ) -> list[dict[str, Any]]:
@@ -214,14 +237,13 @@ def measure_judge(
 
     Returns:
         ``images`` ("rendered", and with ``reconstruct`` also "reconstructed"),
-        ``samples``, and each share of ``scores.agreement``.
+        ``samples``, and each share of ``agreement``.
     """
     device = judge.places.device
     codes = quality.held_out(n).before
-    truth = torch.cat([render_codes(part.to(device)) for part in codes.split(128)])
-    kinds = {"rendered": truth}
+    kinds = {"rendered": quality.render(codes, device)}
     if reconstruct is not None:
-        kinds["reconstructed"] = reconstruct(truth)
+        kinds["reconstructed"] = reconstruct(kinds["rendered"])
     return [
         {"images": kind, "samples": n, **agreement(read_answers(judge, images), codes)}
         for kind, images in kinds.items()
@@ -230,8 +252,6 @@ def measure_judge(
 
 def load_round_trip(models: Path, device: torch.device) -> Reconstruct:
     """The round trip through the miniature's autoencoder, frozen, on ``device``."""
-    from diffusers import AutoencoderKL
-
     vae = AutoencoderKL.from_pretrained(models / "miniature-sd" / "vae")
     vae = vae.to(device, memory_format=torch.channels_last).requires_grad_(False)
     return partial(quality.reconstruct, vae, batch=256)

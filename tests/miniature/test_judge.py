@@ -15,11 +15,10 @@ from ip2p_lib.miniature.judge.readings import (
     labels,
     readings_of,
 )
-from ip2p_lib.miniature.judge.scores import agreement
 from ip2p_lib.miniature.render import encode, render
 from ip2p_lib.miniature.scenes import Scene
 from ip2p_lib.miniature.world import sample_edit, sample_scene
-from jobs.miniature.train_judge import augment, mirror_codes
+from jobs.miniature.train_judge import agreement, augment, mirror_codes
 from tests.support.small_judge import BUS, CAT, LONE, PAIR, small_judge
 
 

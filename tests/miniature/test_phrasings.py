@@ -1,17 +1,20 @@
-"""The phrasings of instructions and captions: enough, split well, refused if wrong."""
+"""The phrasings of instructions and captions: well formed, enough, and split well."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from ip2p_lib.config import HELD_OUT
+from ip2p_lib.config import DATA, HELD_OUT, MODELS
+from ip2p_lib.miniature import phrasings
+from ip2p_lib.miniature import vocabulary as words
 from ip2p_lib.miniature.instructions import could_ask
 from ip2p_lib.miniature.parsing import find_difference, read_caption
 from ip2p_lib.miniature.phrasings import (
-    FIELDS,
-    FORMS,
+    LANGUAGES,
+    Phrasebook,
     load_captions,
     load_phrasebook,
 )
@@ -24,6 +27,30 @@ from ip2p_lib.miniature.world import (
     sample_scene,
 )
 
+FORMS = ("plain", "polite", "terse", "noun", "question", "wish", "implied")
+# The values that words and headers may speak of.
+TABLES: dict[str, dict] = {
+    "object": words.OBJECTS,
+    "side": {"left": None, "right": None},
+    "place": words.PLACES,
+    "time": words.TIMES,
+    "weather": words.WEATHERS,
+    "medium": words.MEDIA,
+    "material": words.MATERIALS,
+    "colour": words.COLOURS,
+    "accessory": words.ACCESSORIES,
+    "take off": words.ACCESSORIES,
+}
+# The fields of each edit type's phrasings, beside the words of its new value.
+FIELDS = {
+    "replace": {"x", "it", "name", "o", "n"},
+    "add": {"x", "n", "side"},
+    "remove": {"x", "name", "o"},
+    **{kind: {"all"} for kind in ("place", "time", "weather", "medium")},
+    **{kind: {"x", "it", "name"} for kind in ("material", "colour", "accessory")},
+    "take off": {"x", "it", "name"},
+}
+
 
 @pytest.mark.parametrize(("language", "least"), [("en", 40), ("zh", 15)])
 def test_every_edit_type_has_many_phrasings_and_a_fifth_is_held_out(
@@ -31,10 +58,10 @@ def test_every_edit_type_has_many_phrasings_and_a_fifth_is_held_out(
 ) -> None:
     assert FIELDS.keys() == {*KINDS, "take off"}
     for kind in FIELDS:
-        phrasings = load_phrasebook(language).phrasings[kind]
-        general = [phrasing for phrasing in phrasings if not phrasing.values]
-        assert len(phrasings) >= least and len(general) >= 0.8 * least
-        held_out = [phrasing.held_out for phrasing in phrasings]
+        lines = load_phrasebook(language).phrasings[kind]
+        general = [line for line in lines if not line.values]
+        assert len(lines) >= least and len(general) >= 0.8 * least
+        held_out = [line.held_out for line in lines]
         assert sum(held_out) / len(held_out) == pytest.approx(0.2, abs=0.03), kind
         for form in {*FORMS} - ({"wish"} if language == "zh" else set()):
             splits = {p.held_out for p in general if p.form == form}
@@ -89,24 +116,40 @@ def test_an_object_of_two_may_be_named_by_its_side() -> None:
     assert not [e for e in edits if e.instruction.endswith(" it")]
 
 
-@pytest.mark.parametrize(
-    ("header", "line"),
-    [
-        ("[remove]", "plain"),
-        ("[remove]", "rude  {x} sucks"),
-        ("[remove]", "plain  do something to {y}"),
-        ("[remove]", "plain  do something to {x"),
-        ("[remove]", "plain  remove {x} for {n}"),
-        ("[remove]", "plain  take {x} away"),  # a second time
-        ("[fly]", "plain  do it"),
-        ("[weather: hail]", "plain  do it"),
-        ("[time: day < x]", "plain  do it"),
-    ],
-)
-def test_a_line_that_cannot_be_used_is_refused(
-    header: str, line: str, tmp_path: Path
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("folder", [DATA, MODELS / "next"])
+def test_every_line_of_the_shipped_files_can_be_used(
+    folder: Path, language: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = f"[remove]\nplain  take {{x}} away\n{header}\n{line}\n"
-    (tmp_path / "en.txt").write_text(text, "utf-8")
-    with pytest.raises(ValueError, match=r"en\.txt, line 4"):
-        load_phrasebook("en", tmp_path)
+    monkeypatch.setattr(phrasings, "FOLDER", folder / "phrasings")
+    book, captions = Phrasebook(language), load_captions.__wrapped__(language)
+    for (table, form), synonyms in book.words.items():
+        assert synonyms.keys() <= TABLES[table].keys(), (table, form)
+        assert all(word == word.strip() != "" for w in synonyms.values() for word in w)
+    assert book.phrasings.keys() == {*FIELDS, "openers"}
+    for kind, lines in book.phrasings.items():
+        assert len(set(lines)) == len(lines), f"a line stands in [{kind}] twice"
+        for line in lines:
+            values = {*line.values} or {*TABLES.get(kind, ())}
+            assert line.form in FORMS, line
+            assert {*values, line.before} <= {"", *TABLES.get(kind, ())}, line
+            forms = {
+                f
+                for (t, f), w in book.words.items()
+                if (t, values - {*w}) == (kind, set())
+            }
+            assert line.fields <= FIELDS.get(kind, set()) | forms, line
+            assert {*line.text.format_map(dict.fromkeys(line.fields, ""))}.isdisjoint(
+                "{}"
+            )
+            assert line.text.count("...") == (kind == "openers"), line
+    assert book.references.keys() >= {
+        ("x", 1),
+        ("x", 2),
+        ("it", 1),
+        ("all", 1),
+        ("all", 2),
+    }
+    for pattern in captions.patterns:
+        assert sorted("".join(re.findall(r"\{(\w)\}", " ".join(pattern)))) == [*"moptw"]
+    assert sum(share for share, _, _ in captions.objects) > 0

@@ -121,8 +121,8 @@ def test_what_should_stay_may_be_read_with_doubt(weight, verdict):
 
 def test_pairs_without_scenes_are_refused():
     images = torch.zeros(2, 3, 128, 128)
-    with pytest.raises(ValueError, match=r"\[2, 2, 2, 1\]"):
-        verdicts(Oracle(), images, images, [SCENE] * 2, [NIGHT])
+    with pytest.raises(ValueError, match="shorter"):
+        verdicts(Oracle(*[SCENE] * 4), images, images, [SCENE] * 2, [NIGHT])
 
 
 @pytest.fixture(scope="module")

@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import itertools
-import json
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ip2p_lib.config import HELD_OUT, RESULTS
+from ip2p_lib.files import read_json
 from ip2p_lib.filtering import Scores
 from ip2p_lib.miniature.corpus import SceneEdit, sample_edits
+from ip2p_lib.results import Row
 
 SELF_ATTENTION = RESULTS / "filter-calibration.json"  # as in the paper
 CROSS_ATTENTION = RESULTS / "filter-calibration-cross-attention.json"  # and injected
@@ -29,52 +29,41 @@ def held_out_edits(n: int, first: int = FIRST) -> list[SceneEdit]:
     return list(itertools.islice((s for s in samples if s.is_in_captions), n))
 
 
-@dataclass(frozen=True)
 class LabelledCandidates:
-    """B candidate pairs, each with its verdict."""
+    """B candidate pairs, each with its verdict.
 
-    scores: Scores
-    verdicts: list[str]
-    p: Tensor  # (B,) share of steps with shared attention
-    cfg_scale: Tensor  # (B,)
-    l1: Tensor  # (B,) mean difference of the two images, in [0, 1]
-    triplets: list[int]  # the number of each one's triplet
-    edit_types: list[str]
+    Attributes:
+        scores: the four of CLIP.
+        verdicts, good: B names, and (B,) bool, which of them are "good".
+        p, cfg_scale: (B,) share of steps with shared attention, and guidance scale.
+        l1: (B,) mean difference of the two images, in [0, 1].
+        triplets, edit_types: the number of each one's triplet, and its edit type.
+    """
 
-    @property
-    def good(self) -> Tensor:
-        """(B,) bool."""
-        return torch.tensor([verdict == "good" for verdict in self.verdicts])
+    def __init__(self, rows: Sequence[Row]) -> None:
+        """Take the rows of a result file."""
+
+        def column(name: str) -> Tensor:
+            return torch.tensor([row[name] for row in rows])
+
+        self.rows = rows
+        names = ("image", "before", "after", "direction")
+        self.scores = Scores(*map(column, names))
+        self.p, self.cfg_scale, self.l1 = map(column, ("p", "cfg_scale", "l1"))
+        self.verdicts: list[str] = [row["verdict"] for row in rows]
+        self.good = torch.tensor([verdict == "good" for verdict in self.verdicts])
+        self.triplets: list[int] = [row["triplet"] for row in rows]
+        self.edit_types: list[str] = [row["edit_type"] for row in rows]
 
     def where(self, mask: Tensor) -> LabelledCandidates:
         """Some of them, by a (B,) bool."""
-        rows = mask.nonzero().flatten().tolist()
-
-        def take(column: Tensor | list) -> Any:
-            if isinstance(column, Tensor):
-                return column[rows]
-            return [column[row] for row in rows]
-
-        scores, *columns = vars(self).values()
-        scores = Scores(*map(take, vars(scores).values()))
-        return LabelledCandidates(scores, *map(take, columns))
+        chosen = zip(self.rows, mask.tolist(), strict=True)
+        return LabelledCandidates([row for row, wanted in chosen if wanted])
 
 
 def read_candidates(
     path: str | Path = SELF_ATTENTION,
-) -> tuple[LabelledCandidates, dict[str, Any]]:
+) -> tuple[LabelledCandidates, Row]:
     """Read a result file: its candidates, and the settings of the run."""
-    run = json.loads(Path(path).read_text("utf-8"))
-    rows = run.pop("rows")
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    names = ("image", "before", "after", "direction")
-    candidates = LabelledCandidates(
-        scores=Scores(**{name: torch.tensor(columns[name]) for name in names}),
-        verdicts=columns["verdict"],
-        p=torch.tensor(columns["p"]),
-        cfg_scale=torch.tensor(columns["cfg_scale"]),
-        l1=torch.tensor(columns["l1"]),
-        triplets=columns["triplet"],
-        edit_types=columns["edit_type"],
-    )
-    return candidates, run
+    run = read_json(path)
+    return LabelledCandidates(run.pop("rows")), run

@@ -6,7 +6,6 @@ It measures edits in the world's own attributes, where the paper has only CLIP (
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from ip2p_lib.config import MODELS
 from ip2p_lib.device import pick_device
-from ip2p_lib.files import write_bytes
+from ip2p_lib.files import read_json, write_bytes, write_json
 from ip2p_lib.miniature.backdrop import RESOLUTION
 from ip2p_lib.miniature.judge.readings import (
     ANSWERS,
@@ -39,8 +38,8 @@ class _Residual(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(2):
-            norm, conv = nn.GroupNorm(8, width), nn.Conv2d(width, width, 3, padding=1)
-            layers += [norm, nn.SiLU(), conv]
+            layers += [nn.GroupNorm(8, width), nn.SiLU()]
+            layers += [nn.Conv2d(width, width, 3, padding=1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -65,11 +64,23 @@ class Judge(nn.Module):
         self.body = nn.Sequential(*layers)
         cells = (RESOLUTION >> len(self.widths)) ** 2
         self.places = nn.Parameter(0.1 * torch.randn(cells, width))
-        self.mixers = nn.Sequential(*(_mixer(width) for _ in range(MIXERS)))
+        mixers = (
+            nn.TransformerEncoderLayer(
+                width,
+                nhead=4,
+                dim_feedforward=2 * width,
+                dropout=0.0,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(MIXERS)
+        )
+        self.mixers = nn.Sequential(*mixers)
         self.norm = nn.LayerNorm(width)
         self.where = nn.Linear(width, 1 + len(SLOTS))
-        self.scene_head = nn.Linear(width, sum(len(a) for _, a in SCENE.values()))
-        self.thing_head = nn.Linear(width, sum(len(a) for _, a in OBJECT.values()))
+        self.scene_head = nn.Linear(width, sum(map(len, SCENE.values())))
+        self.thing_head = nn.Linear(width, sum(map(len, OBJECT.values())))
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of every attribute, and of the cell in which each object is.
@@ -116,18 +127,6 @@ class Judge(nn.Module):
         return list(readings_of(self.predict(images, batch)))
 
 
-def _mixer(width: int) -> nn.Module:
-    return nn.TransformerEncoderLayer(
-        width,
-        nhead=4,
-        dim_feedforward=2 * width,
-        dropout=0.0,
-        activation="gelu",
-        batch_first=True,
-        norm_first=True,
-    )
-
-
 def save_judge(judge: Judge, folder: Path) -> None:
     """Write ``config.json`` and half-precision weights, each whole or not at all."""
     half = {
@@ -135,8 +134,7 @@ def save_judge(judge: Judge, folder: Path) -> None:
         for name, value in judge.state_dict().items()
     }
     config = {"widths": judge.widths, "answers": ANSWERS}
-    text = json.dumps(config, indent=1) + "\n"
-    write_bytes(folder / "config.json", text.encode())
+    write_json(folder / "config.json", config)
     write_bytes(folder / "model.safetensors", save(half, metadata={"format": "pt"}))
 
 
@@ -157,7 +155,7 @@ def load_judge(
                 f"{path} is missing. The judge comes with the repository; restore it "
                 "with git, or train it: python -m jobs.miniature.train_judge"
             )
-    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config = read_json(folder / "config.json")
     if config["answers"] != {name: list(ANSWERS[name]) for name in ANSWERS}:
         raise ValueError(
             f"The judge in {folder} answers other questions than this vocabulary's. "

@@ -16,28 +16,24 @@ from torch import Tensor
 
 from ip2p_lib.miniature import vocabulary as words
 from ip2p_lib.miniature.backdrop import RESOLUTION
-from ip2p_lib.miniature.render import OBJECT_COLUMNS, SCENE_COLUMNS
+from ip2p_lib.miniature.render import split_codes
 
 NONE = "none"  # no finish, no accessory, no object on the right
-# The attributes of a scene and of an object, each with its column in the scene's code
-# and with all answers in the order of that code.
-SCENE: dict[str, tuple[int, tuple[str, ...]]] = {
-    "place": (0, tuple(words.PLACES)),
-    "time": (1, tuple(words.TIMES)),
-    "weather": (2, tuple(words.WEATHERS)),
-    "medium": (3, tuple(words.MEDIA)),
-    "art": (4, words.ART_SETS),
+# All answers about a scene and an object, in the order of the scene's code.
+SCENE: dict[str, tuple[str, ...]] = {
+    **{name: tuple(table) for name, table in words.SCENE.items()},
+    "art": words.ART_SETS,
 }
-OBJECT: dict[str, tuple[int, tuple[str, ...]]] = {
-    "name": (0, (NONE, *words.OBJECTS)),
-    "finish": (5, (NONE, *words.MATERIALS_AND_COLOURS)),
-    "accessory": (6, (NONE, *words.ACCESSORIES)),
+OBJECT: dict[str, tuple[str, ...]] = {
+    "name": (NONE, *words.OBJECTS),
+    "finish": (NONE, *words.MATERIALS_AND_COLOURS),
+    "accessory": (NONE, *words.ACCESSORIES),
 }
 SLOTS = ("left", "right")
 # Every attribute of a reading, such as "place" and "left.name", with its answers.
 ANSWERS: dict[str, tuple[str, ...]] = {
-    **{name: answers for name, (_, answers) in SCENE.items()},
-    **{f"{s}.{name}": answers for s in SLOTS for name, (_, answers) in OBJECT.items()},
+    **SCENE,
+    **{f"{slot}.{name}": OBJECT[name] for slot in SLOTS for name in OBJECT},
 }
 Table = Mapping[str, float]  # answer -> probability
 Point = tuple[float, float]  # x and y, pixels
@@ -136,9 +132,9 @@ def labels(codes: Tensor) -> dict[str, Tensor]:
     Args:
         codes: (B, 20) from ``render.encode``.
     """
-    answers = {name: codes[:, column] for name, (column, _) in SCENE.items()}
-    for index, slot in enumerate(SLOTS):
-        start = SCENE_COLUMNS + index * OBJECT_COLUMNS
-        for name, (column, _) in OBJECT.items():
-            answers[f"{slot}.{name}"] = codes[:, start + column] + 1  # -1 is "none"
+    scene, *objects = split_codes(codes)
+    answers = dict(zip(SCENE, scene.unbind(1), strict=False))
+    for slot, obj in zip(SLOTS, objects, strict=True):
+        for name, column in zip(OBJECT, (0, 5, 6), strict=True):
+            answers[f"{slot}.{name}"] = obj[:, column] + 1  # -1 is "none"
     return answers

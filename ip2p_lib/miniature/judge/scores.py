@@ -16,23 +16,14 @@ of edit and ground truth where it does not; both in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ip2p_lib.miniature.judge.model import Judge
-from ip2p_lib.miniature.judge.readings import (
-    ANSWERS,
-    NONE,
-    OBJECT,
-    SCENE,
-    SLOTS,
-    labels,
-)
+from ip2p_lib.miniature.judge.readings import ANSWERS, labels
 
-COLOURLESS = ("black and white", "line drawing")  # media that hide every finish
 _EQUAL = 1.5 / 127.5  # a pixel of the ground truth that differs by less is unchanged
 _FEWEST = 0.01  # smallest share of the image that counts as a background or region
 
@@ -67,33 +58,6 @@ def read_answers(judge: Judge, images: Tensor, batch: int = 64) -> dict[str, Ten
     """
     logits = judge.predict(images, batch)
     return {name: logits[name].argmax(1) for name in ANSWERS}
-
-
-def agreement(answers: Mapping[str, Tensor], codes: Tensor) -> dict[str, float]:
-    """Share of right answers, 0 to 1, about images of known scenes.
-
-    Args:
-        answers: from ``read_answers``.
-        codes: (B, 20), what the images show.
-
-    Returns:
-        ``place``, ``time``, ``weather``, ``medium``, ``art``: of all scenes;
-        ``objects``: of the scenes, all names right and none too many, in any order;
-        ``name``, ``finish``, ``accessory``: of the objects, each in its slot, and
-        ``finish`` only where the medium shows colours. A share of nothing is left out.
-    """
-    right = labels(codes.cpu())
-    correct = {name: answers[name] == right[name] for name in SCENE}
-    names = [torch.stack([t["left.name"], t["right.name"]]) for t in (answers, right)]
-    correct["objects"] = torch.eq(*(slots.sort(0).values for slots in names)).all(0)
-    media = torch.tensor([medium in COLOURLESS for medium in ANSWERS["medium"]])
-    shown = names[1] != ANSWERS["left.name"].index(NONE)  # (2, B)
-    coloured = shown & ~media[right["medium"]]
-    for name in OBJECT:
-        slots = [f"{slot}.{name}" for slot in SLOTS]
-        both = torch.stack([answers[slot] == right[slot] for slot in slots])
-        correct[name] = both[coloured if name == "finish" else shown]
-    return {n: float(x.double().mean()) for n, x in correct.items() if len(x)}
 
 
 def score_edits(

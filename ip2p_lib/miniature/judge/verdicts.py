@@ -57,12 +57,6 @@ def verdicts(
     Raises:
         ValueError: the four differ in number.
     """
-    lengths = [len(before), len(after), len(scenes), len(targets)]
-    if len(set(lengths)) != 1:
-        raise ValueError(
-            "Each pair needs two images and two scenes, but before, after, scenes "
-            f"and targets hold {lengths} of them."
-        )
     rows = zip(judge.read(before), judge.read(after), scenes, targets, strict=True)
     return [_verdict(*row) for row in rows]
 
