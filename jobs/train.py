@@ -28,25 +28,23 @@ from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_dif
 from ip2p_lib.distributed import init, rank, shutdown, world_size
 from ip2p_lib.editing.editor import Editor
 from ip2p_lib.evaluation.metrics import Examples
+from ip2p_lib.files import read_json, write_json
 from ip2p_lib.results import provenance
 from ip2p_lib.training import train as training
-from ip2p_lib.training.compiled.compile import compile_unet
+from ip2p_lib.training.compiled import compile_unet
 from ip2p_lib.training.latent_cache import cached_latents, crop_to_squares
 from ip2p_lib.training.latents import Latents
-from ip2p_lib.training.lora import add_editor_lora
 from ip2p_lib.training.loss_weighting import LOSS_WEIGHTINGS
-from ip2p_lib.training.model_card import RunSummary, model_card, save_editor
+from ip2p_lib.training.model_card import model_card, save_editor
 from ip2p_lib.training.resume import Run, resumable_run
 from ip2p_lib.training.state import CHECK_EVERY, TrainState
-from ip2p_lib.training.surgery import widen_conv_in
+from ip2p_lib.training.surgery import add_editor_lora, widen_conv_in
 from ip2p_lib.training.train import TrainStep
 from ip2p_lib.training.validation import (
-    VALIDATION,
+    COLUMNS,
     Validation,
     ValidationResult,
-    read_validation,
     validate_every,
-    write_validation,
 )
 from jobs.training_plan import TrainingPlan, add_flags, make_plan
 
@@ -107,7 +105,7 @@ def prepare(
     if (lora_rank := plan.options.lora_rank) is not None:
         add_editor_lora(unet, rank=lora_rank, frozen=plan.options.autocast)
     compile_unet(unet, plan.compile_mode)
-    state = training.start(unet, scale.training, plan.options)
+    state = TrainState.create(unet, scale.training, plan.options)
     return replace(backbone, unet=unet), latents, state
 
 
@@ -155,16 +153,23 @@ def training_steps(
     )
 
 
+def read_validation(path: Path, up_to: int) -> list[ValidationResult]:
+    """The results up to a step: a run that lost its last steps validates them again."""
+    rows = read_json(path) if path.is_file() else []
+    return [ValidationResult(**row) for row in rows if row["step"] <= up_to]
+
+
 def run_steps(
     run: Run, steps: Iterable[tuple[TrainStep, ValidationResult | None]], last: int
 ) -> list[ValidationResult]:
     """Take the steps, log and print them; returns all validation results."""
-    results = read_validation(run.root / VALIDATION, up_to=run.state.step)
+    path = run.root / "validation.json"
+    results = read_validation(path, up_to=run.state.step)
     for step, result in steps:
         run.log_step(step)
         if result:
             results.append(replace(result, edits=None))
-            write_validation(run.root / VALIDATION, results)
+            write_json(path, [{c: getattr(r, c) for c in COLUMNS} for r in results])
             print(results[-1], flush=True)
         if rank() == 0 and (step.step % CHECK_EVERY == 0 or step.step == last):
             print(f"step {step.step} of {last}: loss {step.loss:.4f}", flush=True)
@@ -180,19 +185,23 @@ def save_outputs(
 ) -> None:
     """Write ``editor`` and, after LoRA, ``adapter``."""
     state = run.state
-    more = {"processes": world_size(), "options": state.options}
-    summary = RunSummary(
+    training_rows = {
+        "data": f"{args.pairs.name}, {pairs:,} pairs",
+        "run_seed": args.seed,
+        "steps_taken": state.step,
+        **vars(scale.training),
+        "validation": results[-1] if results else "none",
+        "processes": world_size(),
+        "options": state.options,
+        **provenance(state.device),
+    }
+    card = model_card(
+        args.out.name,
+        training_rows,
         base=scale.backbone,
-        data=args.pairs.name,
-        pairs=pairs,
-        settings=scale.training,
-        run_seed=args.seed,
-        steps=state.step,
-        validation=results[-1] if results else None,
         editing=scale.editing,
-        provenance=provenance(state.device) | more,
+        license=args.license,
     )
-    card = model_card(summary, name=args.out.name, license=args.license)
     print("saved", save_editor(args.out / "editor", state, card))
     if state.options.lora_rank:
         averaged, base = copy.deepcopy(state.unet), scale.backbone

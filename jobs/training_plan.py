@@ -10,7 +10,7 @@ import torch
 
 from ip2p_lib.device import pick_autocast
 from ip2p_lib.distributed import world_size
-from ip2p_lib.training.compiled.compile import MODES, even_micro_batch
+from ip2p_lib.training.compiled import MODES
 from ip2p_lib.training.state import TrainingOptions
 
 FLAGS = ("gradient_checkpointing", "ema_on_cpu")
@@ -41,6 +41,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--micro-batch", type=positive, help="examples at once on a device")
     modes = "of the U-Net; default: blocks on a GPU, none on a CPU"
     add("--compile", choices=MODES, help=modes)
+
+
+def even_micro_batch(examples: int, at_most: int) -> int:
+    """Micro-batch size that cuts a batch into equal parts, which are compiled once.
+
+    It is the largest divisor of ``examples`` up to ``at_most``; or ``at_most`` if that
+    divisor is below half of it: then the last part is compiled once more.
+    """
+    at_most = min(at_most, examples)
+    even = next(n for n in range(at_most, 0, -1) if examples % n == 0)
+    return even if 2 * even > at_most else at_most
 
 
 def make_plan(

@@ -39,7 +39,7 @@ from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_dif
 from ip2p_lib.miniature.corpus import grammar_triplets
 from ip2p_lib.rendering import Candidate, draw_trees
 from ip2p_lib.results import ReadmeRow, write_results
-from ip2p_lib.training.compiled.compile import MODES, compile_unet
+from ip2p_lib.training.compiled import MODES, compile_unet
 
 FEW, FEW_STEPS = 4, 4  # candidates and steps that are compared
 APART = 0.05  # of 255 levels, at most, in float32

@@ -32,7 +32,7 @@ from ip2p_lib.miniature.judge.calibration import held_out_edits
 from ip2p_lib.rendering import Candidate, draw_trees, generate_batched
 from ip2p_lib.rendering.shared_attention import is_active
 from ip2p_lib.results import ReadmeRow, write_results
-from ip2p_lib.training.compiled.compile import compile_unet
+from ip2p_lib.training.compiled import compile_unet
 from ip2p_lib.triplets.record import Triplet
 
 FIRST = HELD_OUT + 2 * 10**6  # scenes on which no threshold was calibrated

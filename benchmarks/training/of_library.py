@@ -17,9 +17,14 @@ from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_dif
 from ip2p_lib.miniature.render import render
 from ip2p_lib.miniature.world import sample_edit, sample_scene
 from ip2p_lib.training import train as training
-from ip2p_lib.training.compiled.compile import compile_unet
-from ip2p_lib.training.latents import Latents, gather_batch, store_latents
-from ip2p_lib.training.state import TrainingOptions
+from ip2p_lib.training.compiled import compile_unet
+from ip2p_lib.training.latents import (
+    Latents,
+    add_instructions,
+    encode_pairs,
+    gather_batch,
+)
+from ip2p_lib.training.state import TrainingOptions, TrainState
 from ip2p_lib.training.surgery import widen_conv_in
 
 
@@ -64,10 +69,10 @@ def prepare(case: Case, backbone: StableDiffusion) -> tuple[Pairs, Latents]:
         pictures.append(F.interpolate(drawn, case.pixels, mode="bilinear"))
     ids, empty = (backbone.tokenize(t, truncate=True) for t in (texts, [""]))
     parts = zip(*(side.split(case.micro_batch) for side in pictures), strict=True)
-    latents = store_latents(backbone, parts, texts)
+    encoded = encode_pairs(backbone, parts)
     if case.host:
-        every = torch.arange(case.pairs)
-        latents = replace(latents, text=ids, instruction=every).to("cpu")
+        encoded = {name: tensor.cpu() for name, tensor in encoded.items()}
+    latents = add_instructions(backbone, encoded, texts, as_tokens=case.host)
     return Pairs(*pictures, ids, empty), latents
 
 
@@ -94,12 +99,17 @@ class Ours:
         )
         with torch.autocast(device.type, self.half, enabled=bool(self.half)):
             schedule = self.backbone.schedule.to(device)
-            return training.edit_loss(self.unet, schedule, batch, drop=drop, **first)
+            losses, _ = training.example_losses(
+                self.unet, schedule, batch, drop, **first
+            )
+            return losses.mean()
 
     def steps(self) -> Iterator[training.TrainStep]:
         """Optimiser steps without end."""
         settings = Training(steps=10**9, batch_size=self.case.batch)
-        state = training.start(self.unet, settings, TrainingOptions(autocast=self.half))
+        state = TrainState.create(
+            self.unet, settings, TrainingOptions(autocast=self.half)
+        )
         state.micro_batch = self.case.micro_batch
         encode = self.encode if self.case.host else None
         return training.train(

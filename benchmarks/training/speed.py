@@ -41,7 +41,7 @@ from ip2p_lib.device import pick_autocast, pick_device
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 from ip2p_lib.results import ReadmeRow, write_results
 from ip2p_lib.rng import integers, key, normal, uniform
-from ip2p_lib.training.compiled.compile import MODES
+from ip2p_lib.training.compiled import MODES
 from ip2p_lib.training.latents import sample_ids_of_step
 
 DROP = 0.25  # when comparing: few examples, each case among them

@@ -90,17 +90,16 @@ def load_clip(
 ) -> ClipScorer:
     """Load CLIP for inference; arguments and errors as ``load_stable_diffusion``."""
     import transformers
+    from transformers.image_processing_base import ImageProcessingMixin
 
     place = pick_device(device)
     precision = pick_dtype(place, dtype)
     where = locate(source, "config.json", "There is no CLIP in {folder}.")
-    # From version 5 there is a Pillow class, and the other one asks for torchvision.
-    pillow = hasattr(transformers, "CLIPImageProcessorPil")
-    name = "CLIPImageProcessorPil" if pillow else "CLIPImageProcessor"
     with explain_missing(where):
         model = load_network(transformers.CLIPModel, where)
         tokenizer = transformers.CLIPTokenizerFast.from_pretrained(**where)
-        processor = getattr(transformers, name).from_pretrained(**where)
+        # Only its numbers: the processor itself asks for torchvision.
+        images, _ = ImageProcessingMixin.get_image_processor_dict(**where)
     model = model.to(place, precision).eval().requires_grad_(False)
-    mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
+    mean, std = torch.tensor(images["image_mean"]), torch.tensor(images["image_std"])
     return ClipScorer(model, tokenizer, mean, std)

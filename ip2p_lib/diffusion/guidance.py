@@ -1,8 +1,8 @@
 """Classifier-free guidance for two conditionings, image and instruction (3.2.1).
 
-Training drops each conditioning now and then (``drop_conditioning``), so that one U-Net
-learns all three predictions below. Sampling moves along two differences of these, with
-a scale for each (``combine``).
+Training drops each conditioning now and then (``training.train.drop_conditioning``),
+so that one U-Net learns all three predictions below. Sampling moves along two
+differences of these, with a scale for each (``combine``).
 
     c_I, c_T   image and text conditioning       s_I, s_T   their guidance scales
     e_uncond = e(z, 0, 0)    e_image = e(z, c_I, 0)    e_full = e(z, c_I, c_T)
@@ -60,30 +60,6 @@ def combine(
     """
     s_T, s_I = _per_row(text_scale, e_full), _per_row(image_scale, e_full)
     return e_uncond + s_I * (e_image - e_uncond) + s_T * (e_full - e_image)
-
-
-def drop_conditioning(
-    text: Tensor, image: Tensor, null_text: Tensor, u: Tensor, rate: float = 0.05
-) -> tuple[Tensor, Tensor]:
-    """Conditioning dropout: null values in place of some conditionings (3.2.1).
-
-    One uniform number decides for an example, as in the released ``ddpm_edit.py``:
-    below r the text is dropped, below 2r both, below 3r the image. Each of the three
-    cases so has probability r, 5 % in the paper.
-
-    Args:
-        text, null_text: (B, L, D) embeddings, and (1, L, D) that of the empty text.
-        image: (B, C, H, W) condition latents; the null image is the zero latent.
-        u: (B,) numbers in [0, 1).
-        rate: r; ValueError outside [0, 1/3].
-    Returns:
-        ``text`` and ``image`` with the chosen rows replaced.
-    """
-    if not 0 <= rate <= 1 / 3:
-        raise ValueError(f"The dropout rate must be in [0, 1/3], not {rate}.")
-    drop_text = (u < 2 * rate)[:, None, None]
-    drop_image = ((u >= rate) & (u < 3 * rate))[:, None, None, None]
-    return torch.where(drop_text, null_text, text), image.masked_fill(drop_image, 0)
 
 
 def caption_denoiser(

@@ -79,7 +79,7 @@ def _inject(model: nn.Module, config: Any) -> None:
     """Wrap the layers; A and B have shapes and no values yet."""
     from peft import inject_adapter_in_model
 
-    if lora_layers(model):
+    if getattr(model, "peft_config", None):
         raise ValueError("The model has LoRA already: merge_lora it, or load it anew.")
     # On the meta device, so that peft draws nothing from torch's global generator.
     inject_adapter_in_model(config, model, _ADAPTER, low_cpu_mem_usage=True)
@@ -105,14 +105,6 @@ def _initial(name: str, weight: Tensor, run_seed: int) -> Tensor:
     shape = tuple(weight.shape[1:])
     unit = uniform(key(run_seed, name), torch.arange(len(weight)), shape)
     return (2 * unit - 1) / math.sqrt(math.prod(shape))
-
-
-def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """The layers with LoRA by name, as ``peft`` wraps them."""
-    from peft.tuners.lora import LoraLayer
-
-    modules = model.named_modules()
-    return {name: module for name, module in modules if isinstance(module, LoraLayer)}
 
 
 def lora_weights(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -145,13 +137,14 @@ def merge_lora(model: Any) -> Any:
 
     Changes and returns ``model``, all of which may be trained again.
     """
+    from peft.tuners.lora import LoraLayer
     from peft.utils import ModulesToSaveWrapper
 
-    for name, layer in lora_layers(model).items():
-        layer.merge()
-        model.set_submodule(name, layer.get_base_layer())
     for name, module in list(model.named_modules()):
-        if isinstance(module, ModulesToSaveWrapper):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+        elif isinstance(module, ModulesToSaveWrapper):
             model.set_submodule(name, module.modules_to_save[_ADAPTER])
     del model.peft_config
     return model.requires_grad_(True)
@@ -186,7 +179,7 @@ def save_lora(
     """
     config = copy.copy(model.peft_config[_ADAPTER])
     config.base_model_name_or_path, config.revision = identify_base(base)
-    config.target_modules = sorted(lora_layers(model))
+    config.target_modules = sorted(config.target_modules)
     weights = {
         _PREFIX + name: weight.detach().to("cpu", dtype).contiguous()
         for name, weight in lora_weights(model).items()

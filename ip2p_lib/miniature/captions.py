@@ -24,7 +24,9 @@ def article(noun: str) -> str:
     return f"{'an' if an else 'a'} {noun}"
 
 
-def caption(scene: Scene, seed: int = 0, language: str = "en") -> str:
+def caption(
+    scene: Scene, seed: int = 0, language: str = "en", art: bool | None = None
+) -> str:
     """Describe a scene in one sentence.
 
     Args:
@@ -32,6 +34,8 @@ def caption(scene: Scene, seed: int = 0, language: str = "en") -> str:
         seed: chooses the phrasing and the synonyms; equal seeds describe two scenes
             alike, so that captions before and after an edit differ where scenes do.
         language: ``"en"`` or ``"zh"``.
+        art: whether to name the art set, so that images of both captions are drawn
+            alike; None leaves it to ``seed``.
 
     Raises:
         ValueError: another language.
@@ -54,7 +58,11 @@ def caption(scene: Scene, seed: int = 0, language: str = "en") -> str:
     fields |= {"left side": sides[0], "right side": sides[-1]}
     objects = (two if len(texts) == 2 else one).format_map(fields)
     parts = {"o": objects, **_attributes(scene, synonyms, language)}
-    return _join(pattern, parts, language)
+    text = _join(pattern, parts, language)
+    if art is None:
+        art = random.Random(f"art {seed}").random() * 100 < phrasings.art_share
+    style = words.ART_STYLES[language][scene.art]
+    return text + phrasings.art.format(style=style) if art else text
 
 
 def _attributes(scene: Scene, synonyms: list[int], language: str) -> dict[str, str]:

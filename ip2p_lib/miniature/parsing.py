@@ -43,6 +43,9 @@ def _phrases(table: dict[str, words.Words]) -> dict[str, str]:
 
 _PHRASES = {name: _phrases(table) for name, table in words.SCENE.items()}
 _PATTERNS = {name: re.compile(_any_of(phrases)) for name, phrases in _PHRASES.items()}
+_ART_SETS = {f"{style} style": name for name, style in words.ART_STYLES["en"].items()}
+_ART_SETS |= {f"{style}风格": name for name, style in words.ART_STYLES["zh"].items()}
+_ART = re.compile(_any_of(_ART_SETS))
 _NAMES_ZH = {zh: name for name, (_, zh) in words.OBJECTS.items()}
 _SIDES = {"左边": "left", "中间": "middle", "右边": "right"}
 _FINISHES = {
@@ -82,7 +85,8 @@ def read_caption(caption: str) -> ParsedCaption:
     if related and _REVERSED.search(caption):
         matches.reverse()
     sides = (m["side"] or _SIDES.get(m["side_zh"]) for m in matches)
-    rest = _OBJECT.sub(" ", caption)
+    rest, art = _OBJECT.sub(" ", caption), _ART.search(caption)
+    rest = _ART.sub(" ", rest)
     for name, pattern in _PATTERNS.items():
         match = pattern.search(rest)
         attributes[name] = _PHRASES[name][match[0]] if match else _USUAL.get(name)
@@ -91,6 +95,7 @@ def read_caption(caption: str) -> ParsedCaption:
         things=tuple(map(_to_object, matches)),
         rest=_GLUE.sub("", rest),
         sides=(None, None) if related else tuple(sides),
+        art=_ART_SETS[art[0]] if art else None,
         **attributes,
     )
 
@@ -139,7 +144,8 @@ def count_changes(before: ParsedCaption, after: ParsedCaption) -> int:
     One object in place of another is one change; so is a new finish or accessory of one
     object, or its new place.
     """
-    changes = len(_find_differences(before, after)) + (before.rest != after.rest)
+    changes = len(_find_differences(before, after))
+    changes += (before.rest, before.art) != (after.rest, after.art)
     sides = dict(zip(before.things, before.sides, strict=False))
     for obj, side in zip(after.things, after.sides, strict=False):
         changes += bool(side and sides.get(obj)) and side != sides[obj]
@@ -149,7 +155,8 @@ def count_changes(before: ParsedCaption, after: ParsedCaption) -> int:
 def find_difference(before: ParsedCaption, after: ParsedCaption) -> Difference | None:
     """The difference of two captions, or None unless they differ in one attribute."""
     differences = _find_differences(before, after)
-    if after.rest != before.rest or count_changes(before, after) != 1:
+    same = (before.rest, before.art) == (after.rest, after.art)
+    if not same or count_changes(before, after) != 1:
         return None
     return differences[0] if differences else None  # an object only stands elsewhere
 

@@ -103,6 +103,8 @@ class CaptionPhrasings:
 
     patterns: list[tuple[str, ...]]  # parts, each with a field
     objects: list[tuple[int, str, str]]  # share, of two objects, of one
+    art: str  # names the art set; "" if no caption does
+    art_share: int  # of captions that name it, percent
 
 
 @lru_cache
@@ -114,4 +116,6 @@ def load_captions(language: str) -> CaptionPhrasings:
     for share, text in map(_to_share, sections[f"objects {language}"]):
         two, _, one = text.partition(" | ")
         objects.append((share, two, one or "{left}"))
-    return CaptionPhrasings([*map(tuple, patterns)], objects)
+    lines = sections[f"art {language}"]
+    share, art = _to_share(lines[0]) if lines else (0, "")
+    return CaptionPhrasings([*map(tuple, patterns)], objects, art, share)

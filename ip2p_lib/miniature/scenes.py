@@ -67,3 +67,4 @@ class ParsedCaption:
     weather: str
     rest: str  # what this world has no words for
     sides: tuple[str | None, ...] = ()  # left, middle, right, or not said
+    art: str | None = None  # the art set, or not said

@@ -14,6 +14,10 @@ from typing import NamedTuple
 from ip2p_lib.config import DATA
 
 ART_SETS = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat")
+ART_STYLES = {  # what a caption may call them
+    "en": dict(zip(ART_SETS, ("soft", "plain", "glossy", "flat"), strict=True)),
+    "zh": dict(zip(ART_SETS, ("柔和", "朴素", "立体", "扁平"), strict=True)),
+}
 
 
 class Words(NamedTuple):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,17 @@ from torch import Tensor
 
 from ip2p_lib import checkpoint
 from ip2p_lib.config import Source
-from ip2p_lib.dataset.dataset import MANIFEST, PairDataset
+from ip2p_lib.dataset.dataset import MANIFEST, PairDataset, stack
 from ip2p_lib.dataset.pairs import Pair
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 from ip2p_lib.distributed import rank, world_size
 from ip2p_lib.files import sha256_of
-from ip2p_lib.images import to_tensor
-from ip2p_lib.training.latents import Latents, encode_pairs, index_distinct
+from ip2p_lib.training.latents import (
+    LATENTS,
+    Latents,
+    add_instructions,
+    encode_pairs,
+)
 
 VAE_BATCH = 16  # pairs encoded in one call
 POLL_SECONDS = 0.5  # between two checks for the shards of other processes
@@ -49,8 +55,7 @@ def cached_latents(
         source: a shard of another source, or of other arguments, is encoded anew.
         folder: of the shards; created if missing.
     Returns:
-        On the CPU, in half precision, with token ids for text: hidden states of many
-        instructions are larger than their latents. ``train`` needs ``encode`` with it.
+        On the CPU, in half precision, with token ids for text.
     """
     cache_key = _cache_key(data, rows, resolution, source)
     if _read(folder, rank(), cache_key) is None:
@@ -58,18 +63,15 @@ def cached_latents(
         encoded, texts = _encode(backbone, PairDataset(data), own, resolution)
         state = cache_key | {"instructions": texts}
         checkpoint.save(folder / f"shard-{rank():03d}", encoded, state)
-    parts = [_wait_for(folder, shard, cache_key) for shard in range(world_size())]
-    distinct, index = index_distinct(
-        [text for part in parts for text in part.state["instructions"]]
-    )
-    names = ("target_mean", "target_logvar", "condition")
-    return Latents(
-        **{name: torch.cat([part.tensors[name] for part in parts]) for name in names},
-        instruction=index,
-        text=backbone.tokenize(distinct, truncate=True).cpu(),
-        null_text=backbone.null_text.cpu(),
-        scaling_factor=backbone.scaling_factor,
-    )
+    parts = list[checkpoint.Checkpoint]()
+    while len(parts) < world_size():
+        if part := _read(folder, len(parts), cache_key):
+            parts.append(part)
+        else:
+            time.sleep(POLL_SECONDS)  # its process is still encoding
+    pairs = {name: torch.cat([p.tensors[name] for p in parts]) for name in LATENTS}
+    texts = [text for part in parts for text in part.state["instructions"]]
+    return add_instructions(backbone, pairs, texts, as_tokens=True)
 
 
 def crop_to_squares(pairs: Sequence[Pair], resolution: int) -> tuple[Tensor, Tensor]:
@@ -78,12 +80,9 @@ def crop_to_squares(pairs: Sequence[Pair], resolution: int) -> tuple[Tensor, Ten
     Resized with Lanczos, as the released ``edit_dataset.py`` does, and cropped at the
     centre.
     """
-    size, method = (resolution, resolution), Image.Resampling.LANCZOS
-    before, after = (
-        to_tensor([ImageOps.fit(getattr(p, side), size, method) for p in pairs])
-        for side in ("before", "after")
-    )
-    return before, after
+    size, lanczos = (resolution, resolution), Image.Resampling.LANCZOS
+    fit = partial(ImageOps.fit, size=size, method=lanczos)
+    return stack([replace(p, before=fit(p.before), after=fit(p.after)) for p in pairs])
 
 
 def _cache_key(
@@ -124,12 +123,3 @@ def _read(
     except (FileNotFoundError, checkpoint.CheckpointError):
         return None
     return stored if cache_key.items() <= stored.state.items() else None
-
-
-def _wait_for(
-    folder: Path, shard: int, cache_key: dict[str, Any]
-) -> checkpoint.Checkpoint:
-    """Read a shard once it is there; its process may still be writing it."""
-    while (stored := _read(folder, shard, cache_key)) is None:
-        time.sleep(POLL_SECONDS)
-    return stored

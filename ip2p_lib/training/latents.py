@@ -13,8 +13,8 @@ id): so the step is all that a resumed run needs, and splitting a batch changes 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +25,9 @@ from ip2p_lib.rng import integers, key, uniform
 
 if TYPE_CHECKING:
     from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
+
+
+LATENTS = ("target_mean", "target_logvar", "condition")  # fields, see ``Latents``
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,6 @@ class Latents:
     def __len__(self) -> int:
         """Count the examples."""
         return len(self.condition)
-
-    def to(self, device: torch.device | str) -> Latents:
-        """Copy every tensor to ``device``."""
-        moved: dict[str, Any] = {
-            k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)
-        }
-        return replace(self, **moved)
-
-
-def index_distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
-    """The distinct texts, and for each text (N,) its row among them."""
-    row = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    return list(row), torch.tensor([row[text] for text in texts])
 
 
 @torch.no_grad()
@@ -76,30 +66,43 @@ def encode_pairs(
         encoded = [(*backbone.encode_moments(y), backbone.encode(x)) for x, y in pairs]
         stacked = (torch.stack(c, 1).to(dtype) for c in zip(*encoded, strict=True))
         parts.append(tuple(stacked))
-    names = ("target_mean", "target_logvar", "condition")
     whole = (torch.cat(part) for part in zip(*parts, strict=True))
-    return dict(zip(names, whole, strict=True))
+    return dict(zip(LATENTS, whole, strict=True))
 
 
 @torch.no_grad()
 def add_instructions(
-    backbone: StableDiffusion, pairs: dict[str, Tensor], instructions: Sequence[str]
+    backbone: StableDiffusion,
+    pairs: dict[str, Tensor],
+    instructions: Sequence[str],
+    *,
+    as_tokens: bool = False,
 ) -> Latents:
-    """Join the result of ``encode_pairs`` with one instruction for each pair."""
+    """Join the result of ``encode_pairs`` with one instruction for each pair.
+
+    ``as_tokens`` stores token ids, of which ``train`` needs ``encode`` to make hidden
+    states: those of many instructions are larger than the latents.
+    """
     condition = pairs["condition"]
     if len(condition) != len(instructions):
         raise ValueError(
             f"{len(condition)} pairs came with {len(instructions)} instructions; each "
             "pair needs one."
         )
-    distinct, index = index_distinct(instructions)
-    parts = [distinct[i : i + 256] for i in range(0, len(distinct), 256)]
-    text = [backbone.encode_text(part).to(condition.dtype) for part in parts]
+    row = {text: i for i, text in enumerate(dict.fromkeys(instructions))}
+    distinct, null_text = list(row), backbone.null_text
+    if as_tokens:
+        text = backbone.tokenize(distinct, truncate=True)
+    else:
+        parts = [distinct[i : i + 256] for i in range(0, len(distinct), 256)]
+        text = torch.cat([backbone.encode_text(p).to(condition.dtype) for p in parts])
+        null_text = null_text.to(condition.dtype)
+    device = condition.device
     return Latents(
         **pairs,
-        instruction=index.to(condition.device),
-        text=torch.cat(text),
-        null_text=backbone.null_text.to(condition.dtype),
+        instruction=torch.tensor([row[text] for text in instructions], device=device),
+        text=text.to(device),
+        null_text=null_text.to(device),
         scaling_factor=backbone.scaling_factor,
     )
 
@@ -108,12 +111,13 @@ def store_latents(
     backbone: StableDiffusion,
     batches: Iterable[tuple[Tensor, Tensor]],
     instructions: Sequence[str],
-    *,
-    flips: bool = True,
-    dtype: torch.dtype = torch.float16,
+    **options: Any,
 ) -> Latents:
-    """Encode a training set once: ``encode_pairs``, then ``add_instructions``."""
-    pairs = encode_pairs(backbone, batches, flips=flips, dtype=dtype)
+    """Encode a training set once: ``encode_pairs``, then ``add_instructions``.
+
+    ``options`` are ``flips`` and ``dtype`` of ``encode_pairs``.
+    """
+    pairs = encode_pairs(backbone, batches, **options)
     return add_instructions(backbone, pairs, instructions)
 
 
@@ -172,13 +176,12 @@ def gather_batch(
     """
     rows = sample_ids % len(latents)
     flip = integers(key(run_seed, "flip", step), sample_ids, latents.condition.shape[1])
-    text = to_device_async(latents.text[latents.instruction[rows]], device)
+    moved = partial(to_device_async, device=device)
+    text = moved(latents.text[latents.instruction[rows]])
     return Batch(
-        to_device_async(latents.target_mean[rows, flip], device).float(),
-        to_device_async(latents.target_logvar[rows, flip], device).float(),
-        to_device_async(latents.condition[rows, flip], device).float(),
-        (encode(text) if encode else text).float(),
-        to_device_async(latents.null_text, device).float(),
-        latents.scaling_factor,
-        to_device_async(sample_ids, device),
+        **{name: moved(getattr(latents, name)[rows, flip]).float() for name in LATENTS},
+        text=(encode(text) if encode else text).float(),
+        null_text=moved(latents.null_text).float(),
+        scaling_factor=latents.scaling_factor,
+        sample_ids=moved(sample_ids),
     )

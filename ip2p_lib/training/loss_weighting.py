@@ -1,55 +1,16 @@
-"""The training loss by timestep: bins to read it, weights to change it (section 3.2).
+"""Weights of the training loss by timestep, for ``train(weights=...)`` (section 3.2).
 
-A batch's mean loss depends mostly on which timesteps were drawn: noise is hard to
-predict at small t and easy at large t. The mean within a bin of timesteps shows
-learning. The paper weighs all timesteps alike; ``LOSS_WEIGHTINGS`` holds alternatives,
-for ``train(weights=...)``. In all of them SNR = a / (1 - a) with a = alphas_cumprod.
+The paper weighs all timesteps alike; ``LOSS_WEIGHTINGS`` holds alternatives. In all of
+them SNR = a / (1 - a) with a = alphas_cumprod, that is sigma ** -2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ip2p_lib.diffusion.schedule import Schedule
-
-NUM_BINS = 4  # of equal width, from least to most noise
-
-
-def bin_names(T: int = 1000, bins: int = NUM_BINS) -> list[str]:
-    """Names of the timestep bins, such as ``"t 0-249"``."""
-    edges = [-(-i * T // bins) for i in range(bins + 1)]
-    return [f"t {edges[i]}-{edges[i + 1] - 1}" for i in range(bins)]
-
-
-def bin_losses(
-    t: Tensor, losses: Tensor, T: int = 1000, bins: int = NUM_BINS
-) -> Tensor:
-    """Sum the losses (B,) of examples within each bin of their timesteps t (B,).
-
-    Returns:
-        (2, bins) float32 on the device of ``losses``: sums, and numbers of examples.
-    """
-    number = torch.arange(bins, device=t.device)[:, None]
-    inside = ((t * bins).long() // T == number).float()
-    return torch.stack([inside @ losses.float(), inside.sum(1)])
-
-
-def bin_means(sums: Tensor, window: int = 1) -> Tensor:
-    """Running mean over ``window`` steps of the loss in each bin, (n, bins) float64.
-
-    ``sums`` (n, 2, bins) are from ``bin_losses``; the mean of an empty bin is NaN.
-    """
-    early = sums.new_zeros(min(window, len(sums)) - 1, *sums.shape[1:])
-    steps = torch.cat([early, sums]).double().cpu()
-    total, count = steps.unfold(0, len(early) + 1, 1).sum(-1).unbind(1)
-    return total / count
-
-
-def _snr(schedule: Schedule) -> Tensor:
-    return schedule.alphas_cumprod / (1 - schedule.alphas_cumprod)
 
 
 def min_snr(schedule: Schedule, gamma: float = 5.0) -> Tensor:
@@ -60,7 +21,7 @@ def min_snr(schedule: Schedule, gamma: float = 5.0) -> Tensor:
     """
     if gamma <= 0:
         raise ValueError(f"gamma must be positive, not {gamma}; the paper's is 5.")
-    snr = _snr(schedule)
+    snr = schedule.sigmas**-2
     return snr.clamp(max=gamma) / snr
 
 
@@ -71,7 +32,7 @@ def truncated_snr(schedule: Schedule, maximum: float = 30.0) -> Tensor:
     of the noise into the error of x0 where noise prevails (SNR < 1), and so raise the
     weight of large timesteps, where an image gets its layout.
     """
-    snr = _snr(schedule)
+    snr = schedule.sigmas**-2
     weights = (snr.clamp(min=1) / snr).clamp(max=maximum)
     return weights / weights.mean()
 

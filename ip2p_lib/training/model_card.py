@@ -1,26 +1,23 @@
 """Save a trained editor with its model card, and upload it to the Hub (section 3.2).
 
-``model_card`` fills a template with numbers that come from the run. ``save_editor``
-writes weights and card as one folder, which stock ``diffusers`` reads, and
-``push_to_hub`` uploads that.
+``model_card`` fills a template with numbers of the run. ``save_editor`` writes weights
+and card as one folder, which stock ``diffusers`` reads, and ``push_to_hub`` uploads it.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from ip2p_lib.config import Editing, Source, Training
+from ip2p_lib.config import Editing, Source
 from ip2p_lib.diffusion.lora import merge_lora
 from ip2p_lib.files import atomic_directory
 from ip2p_lib.training.state import TrainState
-from ip2p_lib.training.validation import COLUMNS, ValidationResult
 
 UPLOADED = ("README.md", "unet/*.json", "unet/*.safetensors")  # and nothing else
 TEMPLATE = """\
@@ -37,7 +34,7 @@ whose U-Net was given four more input channels and trained on pairs of images.
 
 | what | value |
 | --- | --- |
-{% for name, value in training.items() %}| {{ name }} | {{ value }} |
+{% for name, value in rows.items() %}| {{ name | replace("_", " ") }} | {{ value }} |
 {% endfor %}
 ## Loading
 
@@ -58,26 +55,24 @@ edited = pipe("make it winter", image=image, guidance_scale={{ editing.text_scal
 """
 
 
-@dataclass(frozen=True)
-class RunSummary:
-    """What a model card says about a run."""
+def model_card(
+    name: str, rows: Mapping[str, Any], *, base: Source, editing: Editing, license: str
+) -> str:
+    """Fill the model card of an editor.
 
-    base: Source  # the text-to-image model that training started from
-    data: str  # name of the dataset: as on the Hub, or in words
-    pairs: int
-    settings: Training
-    run_seed: int
-    steps: int  # taken
-    validation: ValidationResult | None  # the last
-    editing: Editing  # recommended guidance scales
-    provenance: Mapping[str, Any]  # from ``results.provenance``
-
-
-def model_card(run: RunSummary, *, name: str, license: str) -> str:
-    """Fill the model card."""
+    Args:
+        name: of the editor.
+        rows: of the table about the run: data, settings, validation, and
+            ``results.provenance``, whose ``versions`` become rows of their own.
+        base: the text-to-image model that training started from.
+        editing: recommended guidance scales.
+        license: of the weights.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
-    base, local = run.base.path_or_id, run.base.revision is None
+    table = {"base revision": base.revision or "none", **rows}
+    table |= table.pop("versions", {})
+    local = base.revision is None  # paths of a machine are not published
     header = ModelCardData(
         model_name=name,
         license=license,
@@ -85,35 +80,17 @@ def model_card(run: RunSummary, *, name: str, license: str) -> str:
         library_name="diffusers",
         pipeline_tag="image-to-image",
         tags=["instruct-pix2pix", "image-editing"],
-        base_model=None if local else base,  # paths of a machine are not published
+        base_model=None if local else base.path_or_id,
     )
-    filled = ModelCard.from_template(
+    card = ModelCard.from_template(
         header,
         template_str=TEMPLATE,
-        editing=run.editing,
-        base=Path(base).name if local else base,
-        training=_training_rows(run),
+        editing=editing,
+        base=Path(base.path_or_id).name if local else base.path_or_id,
+        rows=table,
         license=license,
     )
-    return str(filled)
-
-
-def _training_rows(run: RunSummary) -> dict[str, Any]:
-    provenance = dict(run.provenance)
-    versions = provenance.pop("versions", {})
-    rows = {
-        "base revision": run.base.revision or "none",
-        "data": f"{run.data}, {run.pairs:,} pairs",
-        "run seed": run.run_seed,
-        "steps taken": run.steps,
-        **{name.replace("_", " "): value for name, value in vars(run.settings).items()},
-    }
-    if run.validation:
-        similarities = [getattr(run.validation, column) for column in COLUMNS[1:]]
-        rows["CLIP image and directional similarity of fixed edits"] = ", ".join(
-            f"{value:.4f}" for value in similarities
-        )
-    return rows | provenance | versions
+    return str(card)
 
 
 def save_editor(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,22 +19,25 @@ from torch import Tensor
 
 from ip2p_lib.files import write_bytes
 from ip2p_lib.notebook import figures
-from ip2p_lib.training.loss_weighting import bin_means, bin_names
-from ip2p_lib.training.train import TrainStep
+from ip2p_lib.training.train import NUM_BINS, TrainStep
 from ip2p_lib.training.validation import COLUMNS, Validation, ValidationResult
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_loss_bins(bins: Tensor, *, window: int = 20) -> Figure:
-    """Running mean loss of each timestep bin, from ``TrainStep.bins`` (n, 2, K).
+def plot_loss_bins(bins: Tensor, *, window: int = 20, T: int = 1000) -> Figure:
+    """Running mean over ``window`` steps of the loss in each bin of timesteps.
 
-    ``window`` is the number of steps averaged.
+    ``bins`` (n, 2, K) are the ``TrainStep.bins`` of n steps; an empty bin has no mean.
     """
-    means = bin_means(bins, window)
-    lines = dict(zip(bin_names(), means.T, strict=True))
-    steps = range(1, len(means) + 1)
+    early = bins.new_zeros(min(window, len(bins)) - 1, *bins.shape[1:])
+    windows = torch.cat([early, bins]).double().unfold(0, len(early) + 1, 1)
+    total, count = windows.sum(-1).unbind(1)  # (n, K)
+    edges = [-(-i * T // NUM_BINS) for i in range(NUM_BINS + 1)]
+    names = [f"t {first}-{end - 1}" for first, end in pairwise(edges)]
+    lines = dict(zip(names, (total / count).T, strict=True))
+    steps = range(1, len(bins) + 1)
     figure = figures.plot_lines(steps, lines, x_label="step", y_label="loss")
     figure.axes[0].set_yscale("log")
     return figure
@@ -67,7 +71,6 @@ class ProgressFigure:
     every_seconds: float = 10.0
     _bins: list[Tensor] = field(default_factory=list)
     _last_draw: float = 0.0
-    _references: dict[str, ValidationResult] = field(default_factory=dict)
     _handle: Any = None
 
     def show(self, step: TrainStep, result: ValidationResult | None = None) -> None:
@@ -76,12 +79,9 @@ class ProgressFigure:
         if result:
             self.results.append(result)
         old = time.monotonic() - self._last_draw > self.every_seconds
-        if result or old or step.step == self.last:
-            self.draw(f"step {step.step} of {self.last}")
-
-    def draw(self, title: str) -> None:
-        """Draw, display and save the figure."""
-        image = self.image(title)
+        if not (result or old or step.step == self.last):
+            return
+        image = self.draw(f"step {step.step} of {self.last}")
         write_bytes(self.file, figures.to_png(image))
         if self._handle is None:
             self._handle = display(image, display_id=True)
@@ -89,29 +89,24 @@ class ProgressFigure:
             self._handle.update(image)
         self._last_draw = time.monotonic()
 
-    def image(self, title: str) -> Image.Image:
-        """Loss and similarities beside each other, above the edits so far."""
-        self._references = self._references or self.validation.reference_results()
+    def draw(self, title: str) -> Image.Image:
+        """Loss and similarities side by side, above inputs, first and newest edits."""
         plots = [
             plot_loss_bins(torch.stack(self._bins).cpu()),
-            plot_validation(self.results, self._references),
+            plot_validation(self.results, self.validation.reference_results()),
         ]
         for plot in plots:
             plot.set_size_inches(figures.PAGE / 2, 2.9)
         plots[0].axes[0].set_title(title, fontsize=9)
-        left, right, grid = map(figures.to_image, (*plots, self.sample_grid()))
-        width = max(left.width + right.width, grid.width)
+        ends, examples = (self.results[0], self.results[-1]), self.validation.examples
+        edits = {f"step {r.step}": r.edits for r in ends if r.edits is not None}
+        rows = [examples.before, *edits.values()]
+        grid = figures.show_grid(rows, ["input", *edits], examples.instructions)
+        left, right, below = map(figures.to_image, (*plots, grid))
+        width = max(left.width + right.width, below.width)
         top = max(left.height, right.height)
-        sheet = Image.new("RGB", (width, top + grid.height), "white")
+        sheet = Image.new("RGB", (width, top + below.height), "white")
         sheet.paste(left, (0, 0))
         sheet.paste(right, (left.width, 0))
-        sheet.paste(grid, (0, top))
+        sheet.paste(below, (0, top))
         return sheet
-
-    def sample_grid(self) -> Figure:
-        """The inputs above the first and the newest edits."""
-        shown = self.results[0], self.results[-1]
-        edits = {f"step {r.step}": r.edits for r in shown if r.edits is not None}
-        examples = self.validation.examples
-        rows = [examples.before, *edits.values()]
-        return figures.show_grid(rows, ["input", *edits], examples.instructions)

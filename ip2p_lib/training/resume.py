@@ -17,11 +17,12 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +30,8 @@ from torch import Tensor
 from ip2p_lib import checkpoint
 from ip2p_lib.distributed import broadcast_scalar, rank, world_size
 from ip2p_lib.files import remove_partials, require_room, run_lock, write_json
-from ip2p_lib.training.loss_weighting import NUM_BINS
 from ip2p_lib.training.state import CHECK_EVERY, TrainState
-from ip2p_lib.training.train import TrainStep
+from ip2p_lib.training.train import NUM_BINS, TrainStep
 
 LOSSES = "losses.json"
 LOG = "log"  # the tensor in a checkpoint that is not part of the TrainState
@@ -87,42 +87,23 @@ def resume(
     return newest
 
 
-class StopRequest:
-    """Whether the run shall stop, and by which signal."""
-
-    number: int | None = None
-
-    def handle(self, number: int, frame: FrameType | None = None) -> None:
-        """Signal handler: note the first signal, and stop at once at the second."""
-        if self.number is not None:
-            self.stop("Stopped at once: the last step is not saved.")
-        self.number = number
-
-    def stop(self, message: str) -> None:
-        """Raise KeyboardInterrupt for SIGINT; exit with 128 + number, as in shells."""
-        if self.number == signal.SIGINT:
-            raise KeyboardInterrupt(message)
-        if self.number is not None:
-            raise SystemExit(128 + self.number)
-
-
 @contextmanager
-def catch_stop_signals() -> Iterator[StopRequest]:
-    """Note SIGINT and SIGTERM within the block instead of stopping in mid-step.
+def catch_stop_signals(handler: Callable[..., None]) -> Iterator[None]:
+    """Send SIGINT and SIGTERM to ``handler`` within the block.
 
     Ignored signals stay ignored, and earlier handlers return afterwards. Only the main
     thread receives signals.
     """
-    request, previous = StopRequest(), {}
+    previous = {}
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                previous[number] = signal.signal(number, request.handle)
+                previous[number] = signal.signal(number, handler)
     try:
-        yield request
+        yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for number, earlier in previous.items():
+            signal.signal(number, earlier)
 
 
 @dataclass
@@ -134,13 +115,13 @@ class Run:
     """
 
     state: TrainState
-    root: Path
-    backup_dir: Path | None
-    keep: int
-    every_steps: int
-    every_seconds: float
-    stop_request: StopRequest
+    root: Path  # folder of the run
+    backup_dir: str | Path | None = None  # has every checkpoint too, if it can
+    keep: int = 2  # number of newest checkpoints that stay in each folder
+    every_steps: int = 200  # save at its multiples,
+    every_seconds: float = 120.0  # and after so long without a save
     log: Tensor = field(default_factory=lambda: torch.empty(0, WIDTH).double())
+    stop_signal: int = 0  # number of the signal that asked to stop
     _unsaved: list[TrainStep] = field(default_factory=list)
     _saved_at: float = field(default_factory=time.monotonic)
 
@@ -149,28 +130,29 @@ class Run:
         """(n, 2, K) of the log: sums of losses and numbers of examples by bin."""
         return self.log[:, len(COLUMNS) :].unflatten(1, (2, NUM_BINS))
 
+    def prepare_folder(self) -> None:
+        """Remove the remains of a killed run, and check the room on the disk."""
+        checkpoint.prune(self.root, self.keep)
+        remove_partials(self.root)
+        self.write_losses()
+        stored = len(list(self.root.glob(f"*/{checkpoint.MANIFEST}")))
+        size = checkpoint.size_of(self.state.tensors())
+        require_room(self.root, max(0, self.keep + 1 - stored) * size)
+
     def log_step(self, step: TrainStep) -> None:
         """Log a step that ``train`` yielded; save if due; save and stop if requested.
 
         KeyboardInterrupt is raised after SIGINT, SystemExit (code 143) after SIGTERM.
         """
         self._unsaved.append(step)
-        stop = self._is_stop_requested(step.step)
-        waited = time.monotonic() - self._saved_at
+        stop, waited = 0, time.monotonic() - self._saved_at
+        if world_size() == 1 or step.step % CHECK_EVERY == 0:  # process 0 decides
+            stop = int(broadcast_scalar(self.stop_signal, self.state.device))
         if stop or step.step % self.every_steps == 0 or waited > self.every_seconds:
             self.save()
         if stop:
-            self.stop_if_requested()
-
-    def _is_stop_requested(self, step: int) -> bool:
-        """Whether to stop; process 0 decides for all, every ``CHECK_EVERY`` steps."""
-        if world_size() > 1:
-            if step % CHECK_EVERY:
-                return False
-            number = self.stop_request.number or 0
-            number = int(broadcast_scalar(number, self.state.device))
-            self.stop_request.number = number or None
-        return self.stop_request.number is not None
+            self.stop_signal = stop
+            self.stop()
 
     def save(self) -> None:
         """Save now, in the backup folder too; process 0 does it."""
@@ -183,85 +165,65 @@ class Run:
         if rank() == 0:
             save(self.root, self.state, keep=self.keep, log=self.log)
             self.write_losses()
-            self._save_backup()
+            try:
+                if self.backup_dir is not None:
+                    save(self.backup_dir, self.state, keep=self.keep, log=self.log)
+            except (OSError, checkpoint.CheckpointError) as error:
+                warnings.warn(
+                    f"Step {self.state.step} is saved in {self.root} but not in the "
+                    f"backup folder {self.backup_dir}; training goes on. {error}",
+                    stacklevel=3,
+                )
         self._saved_at = time.monotonic()
-
-    def _save_backup(self) -> None:
-        if self.backup_dir is None:
-            return
-        try:
-            save(self.backup_dir, self.state, keep=self.keep, log=self.log)
-        except (OSError, checkpoint.CheckpointError) as error:
-            warnings.warn(
-                f"Step {self.state.step} is saved in {self.root} but not in the backup "
-                f"folder {self.backup_dir}; training goes on. {error}",
-                stacklevel=4,
-            )
 
     def write_losses(self) -> None:
         """Write the log without its bins as JSON rows; not finite numbers as null."""
-        rows = [
-            {
-                name: v if math.isfinite(v) else None
-                for name, v in zip(COLUMNS, row, strict=True)
-            }
-            for row in self.log[:, : len(COLUMNS)].tolist()
-        ]
-        write_json(self.root / LOSSES, rows)
+        rows = self.log[:, : len(COLUMNS)].tolist()
+        finite = [[v if math.isfinite(v) else None for v in row] for row in rows]
+        named = [dict(zip(COLUMNS, row, strict=True)) for row in finite]
+        write_json(self.root / LOSSES, named)
 
-    def stop_if_requested(self) -> None:
-        """Raise what ends the run, if a signal requested it."""
-        message = f"Stopped after step {self.state.step}, saved in {self.root}."
-        self.stop_request.stop(f"{message} Run this again to go on.")
+    def handle_signal(self, number: int, frame: FrameType | None = None) -> None:
+        """Note the first signal, and stop at once at the second."""
+        if self.stop_signal:
+            self.stop("Stopped at once: the last step is not saved.")
+        self.stop_signal = number
+
+    def stop(self, message: str = "") -> None:
+        """Raise KeyboardInterrupt for SIGINT; exit with 128 + number, as in shells."""
+        if self.stop_signal != signal.SIGINT:
+            raise SystemExit(128 + self.stop_signal)
+        saved = f"Stopped after step {self.state.step}, saved in {self.root}."
+        raise KeyboardInterrupt(message or f"{saved} Run this again to go on.")
 
 
 @contextmanager
-def resumable_run(
-    state: TrainState,
-    root: str | Path,
-    *,
-    backup_dir: str | Path | None = None,
-    keep: int = 2,
-    every_steps: int = 200,
-    every_seconds: float = 120.0,
-) -> Iterator[Run]:
+def resumable_run(state: TrainState, root: str | Path, **options: Any) -> Iterator[Run]:
     """Resume from ``root`` (or ``backup_dir``), and save while the block lasts.
 
     A block that ends well saves once more; one that ends by an error does not, since
-    the state may be of half a step.
+    the state may be of half a step. If the backup fails, a warning says so and training
+    goes on.
 
     Args:
-        state: from ``train.start``; changed in place.
+        state: changed in place.
         root: folder of the run, created if missing.
-        backup_dir: a second folder for every checkpoint, such as one on a network
-            drive. If it fails, a warning says so and training goes on.
-        keep: number of newest checkpoints that stay in each folder.
-        every_steps: save at its multiples, and after ``every_seconds`` without a save.
+        options: ``backup_dir`` and the next three fields of ``Run``.
 
     Raises:
         FolderInUseError: another run uses ``root``.
         CheckpointError, ValueError: as ``resume``.
         OSError: there is too little room for ``keep + 1`` checkpoints.
     """
-    root, backup = Path(root), Path(backup_dir) if backup_dir else None
-    lock = nullcontext() if rank() else run_lock(root)  # the processes share the folder
-    with lock, catch_stop_signals() as request:
-        run = Run(state, root, backup, keep, every_steps, every_seconds, request)
-        loaded = resume(root, state, backup_dir=backup)
-        run.log = loaded.tensors.get(LOG, run.log) if loaded else run.log
-        if rank() == 0:
-            _prepare_folder(run)
-        yield run
-        if run._unsaved:
-            run.save()
-        run.stop_if_requested()
-
-
-def _prepare_folder(run: Run) -> None:
-    """Remove the remains of a killed run, and check the room on the disk."""
-    checkpoint.prune(run.root, run.keep)
-    remove_partials(run.root)
-    run.write_losses()
-    stored = len(list(run.root.glob(f"*/{checkpoint.MANIFEST}")))
-    size = checkpoint.size_of(run.state.tensors())
-    require_room(run.root, max(0, run.keep + 1 - stored) * size)
+    run = Run(state, Path(root), **options)
+    with nullcontext() if rank() else run_lock(run.root):  # processes share the folder
+        with catch_stop_signals(run.handle_signal):
+            if loaded := resume(root, state, backup_dir=run.backup_dir):
+                run.log = loaded.tensors.get(LOG, run.log)
+            if rank() == 0:
+                run.prepare_folder()
+            yield run
+            if run._unsaved:
+                run.save()
+        if run.stop_signal:
+            run.stop()

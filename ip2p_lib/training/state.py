@@ -54,9 +54,13 @@ class TrainState:
 
     @classmethod
     def create(
-        cls, unet: Any, settings: Training, options: TrainingOptions
+        cls, unet: Any, settings: Training, options: TrainingOptions | None = None
     ) -> TrainState:
-        """Prepare AdamW, EMA and loss scale; arguments as ``train.start``."""
+        """Prepare AdamW, EMA and loss scale for the trained weights of ``unet``.
+
+        They must be float32 and where they will stay, with LoRA if ``options`` says so.
+        """
+        options = options or TrainingOptions()
         _check_weights(unet, options)
         if options.gradient_checkpointing:
             unet.enable_gradient_checkpointing(_checkpointed)

@@ -1,4 +1,4 @@
-"""Extra input channels for a pretrained U-Net (3.2).
+"""Extra input channels for a pretrained U-Net (3.2), and LoRA to train it with less.
 
 InstructPix2Pix concatenates the latents of noise and input image, so the first
 convolution must take 8 channels instead of 4. Everything else, the bias of that
@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ip2p_lib.diffusion.lora import add_lora
+
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def widen_conv_in(
@@ -45,7 +49,11 @@ def widen_conv_in(
             "text-to-image U-Net."
         )
     wide = copy.deepcopy(unet)
-    wide.conv_in = _widen(wide.conv_in, extra_channels)
+    conv, old = wide.conv_in, unet.conv_in.weight  # (D, C, k, k); the bias stays
+    zeros = old.new_zeros(old.shape[0], extra_channels, *old.shape[2:])
+    weight = torch.cat((old.detach(), zeros), dim=1)
+    conv.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
+    conv.in_channels += extra_channels
     # diffusers' from_config passes over what it believes was left at its default.
     defaults = set(getattr(wide.config, "_use_default_values", ())) - {"in_channels"}
     wide.register_to_config(
@@ -54,11 +62,27 @@ def widen_conv_in(
     return wide
 
 
-def _widen(conv: nn.Conv2d, extra_channels: int) -> nn.Conv2d:
-    """Append zero weights for new input channels; the bias has no input channels."""
-    old = conv.weight
-    zeros = old.new_zeros(old.shape[0], extra_channels, *old.shape[2:])
-    weight = torch.cat((old.detach(), zeros), dim=1)
-    conv.weight = nn.Parameter(weight, requires_grad=old.requires_grad)
-    conv.in_channels += extra_channels
-    return conv
+def add_editor_lora(
+    unet: UNet2DConditionModel,
+    *,
+    rank: int = 16,
+    frozen: torch.dtype | None = None,
+) -> UNet2DConditionModel:
+    """Freeze a widened U-Net but for ``conv_in``; add LoRA to its attention layers.
+
+    For GPUs too small for the paper's way, all 860 M weights. ``conv_in`` is trained as
+    a whole: frozen, its new weights would ignore the image for good. ``diffusion.lora``
+    merges, saves and loads the result.
+
+    Args:
+        unet: changed in place and returned.
+        rank: of the matrices; their product is not scaled.
+        frozen: data type of the frozen weights; half precision halves their memory.
+    """
+    if unet.config.in_channels == unet.config.out_channels:
+        raise ValueError("The U-Net takes no image: call widen_conv_in first.")
+    if frozen is not None:
+        nn.Module.to(unet, dtype=frozen)
+    whole = ["conv_in"]
+    sizes = {"rank": rank, "alpha": rank}
+    return add_lora(unet, targets=ATTENTION, modules_to_save=whole, **sizes)

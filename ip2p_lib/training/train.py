@@ -1,8 +1,8 @@
 """Train the widened U-Net to edit (sections 3.2 and 3.2.1).
 
-Read ``example_losses`` first: it is equation 1. Then ``train``, a generator that yields
-after every optimiser step, and leaves plots, logs and saving to the caller (see
-``resume``). The VAE does not run here: see ``latents``.
+Read ``example_losses`` first: it is equation 1, with conditioning dropout. Then
+``train``, a generator that yields after every optimiser step, and leaves plots, logs
+and saving to the caller (see ``resume``). The VAE does not run here: see ``latents``.
 """
 
 from __future__ import annotations
@@ -11,22 +11,22 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ip2p_lib.diffusion.guidance import drop_conditioning
 from ip2p_lib.diffusion.schedule import Schedule, add_noise
 from ip2p_lib.distributed import all_reduce_sum, local_shard
 from ip2p_lib.rng import integers, key, normal, uniform
 from ip2p_lib.training.latents import Batch, Latents, gather_batch, sample_ids_of_step
-from ip2p_lib.training.loss_weighting import bin_losses
-from ip2p_lib.training.state import TrainingOptions, TrainState
+from ip2p_lib.training.state import TrainState
 
 if TYPE_CHECKING:
     from ip2p_lib.config import Training
 
+NUM_BINS = 4  # of timesteps, of equal width, from least to most noise
 OUT_OF_MEMORY = (
     "Not even one example fits into memory. Use gradient_checkpointing, ema_on_cpu or "
     "lora_rank (TrainingOptions) or a smaller resolution, or stop other programs."
@@ -35,6 +35,30 @@ HALVED = (
     "Memory ran out in step {} with {} examples at once. From here on {} at a time: "
     "the same batches and draws, their gradients added up, only slower."
 )
+
+
+def drop_conditioning(
+    text: Tensor, image: Tensor, null_text: Tensor, u: Tensor, rate: float = 0.05
+) -> tuple[Tensor, Tensor]:
+    """Conditioning dropout: null values in place of some conditionings (3.2.1).
+
+    One uniform number decides for an example, as in the released ``ddpm_edit.py``:
+    below r the text is dropped, below 2r both, below 3r the image. Each of the three
+    cases so has probability r, 5 % in the paper.
+
+    Args:
+        text, null_text: (B, L, D) embeddings, and (1, L, D) that of the empty text.
+        image: (B, C, H, W) condition latents; the null image is the zero latent.
+        u: (B,) numbers in [0, 1).
+        rate: r; ValueError outside [0, 1/3].
+    Returns:
+        ``text`` and ``image`` with the chosen rows replaced.
+    """
+    if not 0 <= rate <= 1 / 3:
+        raise ValueError(f"The dropout rate must be in [0, 1/3], not {rate}.")
+    drop_text = (u < 2 * rate)[:, None, None]
+    drop_image = ((u >= rate) & (u < 3 * rate))[:, None, None, None]
+    return torch.where(drop_text, null_text, text), image.masked_fill(drop_image, 0)
 
 
 def example_losses(
@@ -77,23 +101,6 @@ def example_losses(
     return (eps.float() - noise).square().mean((1, 2, 3)), t
 
 
-def edit_loss(
-    unet: Callable[..., Any], schedule: Schedule, batch: Batch, **draws: Any
-) -> Tensor:
-    """Equation 1: the mean of ``example_losses``, whose arguments it takes."""
-    return example_losses(unet, schedule, batch, **draws)[0].mean()
-
-
-def start(
-    unet: nn.Module, settings: Training, options: TrainingOptions | None = None
-) -> TrainState:
-    """Prepare AdamW, EMA and loss scale for the trained weights of ``unet``.
-
-    They must be float32 and where they will stay, with LoRA if ``options`` says so.
-    """
-    return TrainState.create(unet, settings, options or TrainingOptions())
-
-
 def learning_rate(settings: Training, step: int) -> float:
     """Linear warm-up, then constant, or half a cosine down to 0 with ``decay``."""
     rise = min(1, (step + 1) / max(settings.warmup, 1))
@@ -112,16 +119,18 @@ class TrainStep:
     bins: Tensor  # (2, K) sums of losses and numbers of examples, see ``bin_losses``
 
 
-@dataclass(frozen=True)
-class Objective:
-    """What the loss of a batch depends on, beside the U-Net and the step."""
+def bin_losses(t: Tensor, losses: Tensor, T: int = 1000) -> Tensor:
+    """Sum the losses (B,) of examples within each bin of their timesteps t (B,).
 
-    latents: Latents
-    schedule: Schedule
-    weights: Tensor  # (T,) of each timestep's loss, divided by the batch size
-    drop: float
-    run_seed: int
-    encode: Callable[[Tensor], Tensor] | None  # hidden states of token ids
+    A batch's mean loss depends mostly on which timesteps were drawn: noise is hard to
+    predict at small t and easy at large t. The mean within a bin shows learning.
+
+    Returns:
+        (2, NUM_BINS) float32 on the device of ``losses``: sums, numbers of examples.
+    """
+    number = torch.arange(NUM_BINS, device=t.device)[:, None]
+    inside = ((t * NUM_BINS).long() // T == number).float()
+    return torch.stack([inside @ losses.float(), inside.sum(1)])
 
 
 def train(
@@ -137,7 +146,7 @@ def train(
     """Train from ``state.step`` to ``settings.steps``, yielding after every step.
 
     Args:
-        state: from ``start``, perhaps after ``resume``; changed in place.
+        state: perhaps after ``resume``; changed in place.
         run_seed: the same seed takes the same steps, on any number of processes.
         encode: makes hidden states (B, L, D) of token ids, if ``latents`` holds ids.
         weights: (T,) of each timestep's loss, see ``LOSS_WEIGHTINGS``; None is 1.
@@ -150,12 +159,13 @@ def train(
     weights = torch.ones(T) if weights is None else weights
     weights = weights.to(state.device, torch.float32) / size
     schedule, where = schedule.to(state.device), latents.condition.device
-    objective = Objective(latents, schedule, weights, settings.drop, run_seed, encode)
+    fixed = latents, schedule, weights, encode, settings.drop, run_seed
+    backward = partial(_backward, state, *fixed)
     state.unet.train()
     while state.step < settings.steps:
         ids = sample_ids_of_step(run_seed, state.step, size, len(latents), where)
         # Forward and backward pass of equation 1, with conditioning dropout.
-        losses, t = accumulate_gradients(state, objective, local_shard(ids))
+        losses, t = accumulate_gradients(state, backward, local_shard(ids))
         loss, bins = (weights[t] * losses).sum(), bin_losses(t, losses, T)
         all_reduce_sum([loss, bins, *(w.grad for w in state.unet.parameters())])
         lr = learning_rate(settings, state.step)
@@ -165,7 +175,7 @@ def train(
 
 
 def accumulate_gradients(
-    state: TrainState, objective: Objective, ids: Tensor
+    state: TrainState, backward: Callable[[Tensor], tuple[Tensor, Tensor]], ids: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Forward and backward pass, in micro-batches whose gradients add up.
 
@@ -173,15 +183,18 @@ def accumulate_gradients(
     rounding. If memory runs out, ``state.micro_batch`` is halved and the step is begun
     again; a warning says so, once.
 
+    Args:
+        backward: adds the gradients of some sample ids; returns losses, timesteps.
+        ids: (B,) sample ids of this process.
     Returns:
-        Losses (B,) of the sample ids (B,), not weighted, and timesteps (B,).
+        Losses (B,), not weighted, and timesteps (B,).
     Raises:
         torch.OutOfMemoryError: not even one example fits; says what to do.
     """
     first = size = state.micro_batch or len(ids)
     while True:
         try:
-            parts = [_backward(state, objective, part) for part in ids.split(size)]
+            parts = [backward(part) for part in ids.split(size)]
             break
         except torch.OutOfMemoryError:
             state.optimizer.zero_grad()
@@ -195,17 +208,20 @@ def accumulate_gradients(
 
 
 def _backward(
-    state: TrainState, objective: Objective, ids: Tensor
+    state: TrainState,
+    latents: Latents,
+    schedule: Schedule,
+    weights: Tensor,
+    encode: Callable[[Tensor], Tensor] | None,
+    drop: float,
+    run_seed: int,
+    ids: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of some examples; returns their losses and timesteps."""
-    draws = {"run_seed": objective.run_seed, "step": state.step}
-    batch = gather_batch(
-        objective.latents, ids, device=state.device, encode=objective.encode, **draws
-    )
+    draws = {"run_seed": run_seed, "step": state.step}
+    batch = gather_batch(latents, ids, device=state.device, encode=encode, **draws)
     half = state.options.autocast
     with torch.autocast(state.device.type, half, enabled=half is not None):
-        losses, t = example_losses(
-            state.unet, objective.schedule, batch, objective.drop, **draws
-        )
-    state.scaler.scale((objective.weights[t] * losses).sum()).backward()
+        losses, t = example_losses(state.unet, schedule, batch, drop, **draws)
+    state.scaler.scale((weights[t] * losses).sum()).backward()
     return losses.detach(), t

@@ -13,22 +13,18 @@ the same noise, and both similarities of figure 8 are measured:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ip2p_lib.diffusion.clip import ClipScorer
 from ip2p_lib.distributed import rank
 from ip2p_lib.editing.editor import Editor
 from ip2p_lib.evaluation.metrics import Examples, measure
-from ip2p_lib.files import read_json, write_json
 from ip2p_lib.training.state import TrainState
 from ip2p_lib.training.train import TrainStep
 
-VALIDATION = "validation.json"
 COLUMNS = ("step", "image_similarity", "directional_similarity")
 
 
@@ -40,6 +36,12 @@ class ValidationResult:
     image_similarity: float  # of edit and input, 1 for a copy
     directional_similarity: float  # of the change of images and that of captions
     edits: Tensor | None = None  # (B, 3, H, W) in [-1, 1] on the CPU
+
+    def __str__(self) -> str:
+        """Say the numbers, for a log or a model card."""
+        image, direction = self.image_similarity, self.directional_similarity
+        after = f"after step {self.step} CLIP image similarity {image:.4f}"
+        return f"{after}, directional similarity {direction:.4f}"
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,7 @@ class Validation:
 
     def run(self, state: TrainState) -> ValidationResult:
         """Edit with the averaged weights and measure; ``state`` is not changed."""
-        own = dict(self.editor.backbone.unet.named_parameters())
-        with torch.no_grad():
-            for name, weight in state.ema.weights.items():
-                own[name].copy_(weight)
+        state.ema.copy_to(self.editor.backbone.unet)
         edits = self.editor.edit_tensors(
             self.examples.before,
             self.examples.instructions,
@@ -96,17 +95,3 @@ def validate_every(
     for step in steps:
         due = rank() == 0 and (step.step % interval == 0 or step.step == last)
         yield step, validation.run(state) if due else None
-
-
-def write_validation(path: str | Path, results: Sequence[ValidationResult]) -> Path:
-    """Write the numbers of all results as JSON, atomically."""
-    return write_json(path, [{c: getattr(r, c) for c in COLUMNS} for r in results])
-
-
-def read_validation(path: str | Path, up_to: int) -> list[ValidationResult]:
-    """Read what ``write_validation`` wrote, up to step ``up_to``; [] without a file.
-
-    A run that lost its last steps to a kill validates them again.
-    """
-    rows = read_json(path) if Path(path).is_file() else []
-    return [ValidationResult(**row) for row in rows if row["step"] <= up_to]

@@ -106,10 +106,14 @@ class FilteredPairs:
 
 
 def world_captions(first_seed: int, n: int) -> list[str]:
-    """Captions of ``n`` scenes, a fifth of them in Chinese."""
+    """Captions of ``n`` scenes, a fifth of them in Chinese.
+
+    Each names its art set, or an object that comes in place of another would be drawn
+    in any.
+    """
     languages = [random.Random(f"caption {i}").random() for i in range(n)]
     return [
-        caption(sample_scene(seed), seed, "zh" if u < 0.2 else "en")
+        caption(sample_scene(seed), seed, "zh" if u < 0.2 else "en", art=True)
         for seed, u in zip(range(first_seed, first_seed + n), languages, strict=True)
     ]
 

@@ -20,6 +20,7 @@ from ip2p_lib.miniature.corpus import Corpus, build_corpus
 from ip2p_lib.miniature.judge.model import Judge, load_judge
 from ip2p_lib.miniature.judge.readings import ANSWERS, SLOTS, labels
 from ip2p_lib.miniature.judge.scores import read_answers, score_edits
+from ip2p_lib.miniature.parsing import read_caption
 from ip2p_lib.miniature.render import render_codes
 from ip2p_lib.rendering import generate_images
 from ip2p_lib.results import bootstrap_interval
@@ -79,24 +80,26 @@ def attributes_right(
 ) -> float:
     """Share of images in which all that the caption says is read rightly.
 
-    That is everything but the art set, and the order of two objects only where the
-    caption names left or right. As in ``judge.scores``, an attribute counts only where
+    The art set counts only where the caption names it, and the order of two objects
+    where it names left or right. As in ``judge.scores``, an attribute counts only where
     the judge reads it in the ``reference``, the rendered scenes after the autoencoder.
     """
     right = labels(corpus.before.cpu())
     answers, readable = read_answers(judge, images), read_answers(judge, reference)
+    artless = torch.tensor([read_caption(c).art is None for c in corpus.captions])
+    unordered = torch.tensor([not _ORDER.search(c) for c in corpus.captions])
 
     def agree(slots: tuple[str, ...]) -> Tensor:
         """(n,) bool, if the objects on left and right are looked for in ``slots``."""
         agrees = torch.ones(len(images), dtype=torch.bool)
-        for name in ANSWERS.keys() - {"art"}:
+        for name in ANSWERS:
             slot, _, part = name.partition(".")
             seen = f"{slots[SLOTS.index(slot)]}.{part}" if part else name
-            agrees &= (answers[seen] == right[name]) | (readable[name] != right[name])
+            is_right = (answers[seen] == right[name]) | (readable[name] != right[name])
+            agrees &= is_right | (artless if name == "art" else False)
         return agrees
 
-    ordered = [bool(_ORDER.search(caption)) for caption in corpus.captions]
-    either = agree(SLOTS) | (agree(SLOTS[::-1]) & ~torch.tensor(ordered))
+    either = agree(SLOTS) | (agree(SLOTS[::-1]) & unordered)
     return float(either.float().mean())
 
 

@@ -28,17 +28,17 @@ from ip2p_lib.miniature.backdrop import RESOLUTION
 from ip2p_lib.miniature.judge.model import WIDTHS, Judge, load_judge, save_judge
 from ip2p_lib.miniature.judge.readings import ANSWERS, OBJECT, SCENE, SLOTS, labels
 from ip2p_lib.miniature.judge.scores import read_answers
-from ip2p_lib.miniature.render import encode, split_codes
+from ip2p_lib.miniature.render import split_codes
 from ip2p_lib.miniature.vocabulary import COLOURLESS
-from ip2p_lib.miniature.world import sample_edit, sample_scene
 from ip2p_lib.results import ReadmeRow, write_results
 from ip2p_lib.rng import integers, key, normal, uniform
 from jobs.miniature import measure as quality
-from jobs.miniature.data import render_bytes, to_bytes, to_unit
+from jobs.miniature.data import render_bytes, sample_corpus, to_bytes, to_unit
 from jobs.miniature.loop import Budget, fit, follow
 
 BUDGET = Budget(seconds=150, learning_rate=2e-3, warmup=200, weight_decay=0.05)
 BATCH = 512
+_double = partial(F.interpolate, scale_factor=2.0, mode="bilinear")
 Reconstruct = Callable[[Tensor], Tensor]  # (B, 3, 128, 128) in [-1, 1] to the same
 
 
@@ -119,10 +119,6 @@ def augment(images: Tensor, codes: Tensor, step: int) -> tuple[Tensor, Tensor]:
 def _strength(u: Tensor) -> Tensor:
     """A strength in [0, 1) for each image, (B, 1, 1, 1): 0 for half of them."""
     return (2 * u - 1).clamp(min=0)[:, None, None, None]
-
-
-def _double(images: Tensor) -> Tensor:
-    return F.interpolate(images, scale_factor=2.0, mode="bilinear")
 
 
 def _move(images: Tensor, flip: Tensor, u: Tensor) -> Tensor:
@@ -257,16 +253,13 @@ def load_round_trip(models: Path, device: torch.device) -> Reconstruct:
     return partial(quality.reconstruct, vae, batch=256)
 
 
-def sample_codes(n: int) -> Tensor:
-    """Codes of ``n`` scenes and of one edit of each, (2n, 20)."""
-    scenes = [sample_scene(seed) for seed in range(n)]
-    edits = [sample_edit(scene, seed) for seed, scene in enumerate(scenes)]
-    return encode([*scenes, *(edit.target for edit in edits)])
-
-
 def train(args: argparse.Namespace, device: torch.device) -> None:
     """Draw scenes, render them and train a judge on them, saved in ``--out``."""
-    codes, reconstruct = sample_codes(args.scenes), load_round_trip(args.out, device)
+    corpus, reconstruct = (
+        sample_corpus(0, args.scenes),
+        load_round_trip(args.out, device),
+    )
+    codes = torch.cat([corpus.before, corpus.after])
     images = render_bytes(codes, device)
     budget = replace(BUDGET, seconds=args.seconds)
     judge = train_judge(codes, images, budget, reconstruct, args.batch)

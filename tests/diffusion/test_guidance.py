@@ -1,6 +1,5 @@
 """Guidance equals diffusers' formula; one batch equals asking for each prediction."""
 
-import math
 from copy import deepcopy
 
 import pytest
@@ -10,7 +9,6 @@ from ip2p_lib import rng
 from ip2p_lib.diffusion.guidance import (
     caption_denoiser,
     combine,
-    drop_conditioning,
     edit_denoiser,
 )
 from tests.support.tiny_editor import new_editor
@@ -41,38 +39,6 @@ def test_scales_may_differ_by_row():
         for i in range(3)
     ]
     assert torch.equal(combine(*BRANCHES, s_T, s_I), torch.cat(rows))
-
-
-def dropped(u):
-    """Masks of the examples that lost their text, and their image, at a rate of 5 %."""
-    text, image = torch.ones(len(u), 1, 1), torch.ones(len(u), 1, 1, 1)
-    text, image = drop_conditioning(text, image, -torch.ones(1, 1, 1), u)
-    return text.flatten() == -1, image.flatten() == 0
-
-
-def test_dropout_is_five_percent_each_within_binomial_bounds():
-    n = 100_000
-    no_text, no_image = dropped(rng.uniform(rng.key(0, "drop"), torch.arange(n)))
-    bound = 4 * math.sqrt(0.05 * 0.95 / n)
-    for case in (no_text & ~no_image, no_text & no_image, ~no_text & no_image):
-        assert abs(case.double().mean().item() - 0.05) < bound
-
-
-def test_one_number_decides_in_the_order_of_the_released_code():
-    u = torch.tensor([0.0, 0.049, 0.05, 0.099, 0.1, 0.149, 0.15, 0.999])
-    no_text, no_image = dropped(u)
-    assert no_text.tolist() == [True, True, True, True, False, False, False, False]
-    assert no_image.tolist() == [False, False, True, True, True, True, False, False]
-
-
-def test_other_rows_are_untouched_and_the_null_values_are_the_given_ones():
-    text, image, null = torch.rand(2, 5, 3), torch.rand(2, 4, 6, 6), torch.rand(1, 5, 3)
-    u = torch.tensor([0.07, 0.5])
-    new_text, new_image = drop_conditioning(text, image, null, u)
-    assert torch.equal(new_text[0], null[0]) and torch.equal(new_text[1], text[1])
-    assert not new_image[0].any() and torch.equal(new_image[1], image[1])
-    with pytest.raises(ValueError, match="rate"):
-        drop_conditioning(text, image, null, u, rate=0.34)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from ip2p_lib.distributed import local_shard
 from ip2p_lib.rng import key, normal
 from ip2p_lib.training import train as training
 from ip2p_lib.training.latents import Latents, sample_ids_of_step
+from ip2p_lib.training.state import TrainState
 from jobs.miniature.loop import Budget, fit
 
 SETTINGS = Training(steps=5, batch_size=5, learning_rate=1e-2, drop=0.05)
@@ -45,7 +46,7 @@ def edit_training():
     rows = torch.arange(7) % 3
     text, null = draw("text", 3, 5, 6), draw("null", 1, 5, 6)
     data, unet = Latents(*latents, rows, text, null, 0.5), Small()
-    state = training.start(unet, SETTINGS)
+    state = TrainState.create(unet, SETTINGS)
     schedule = Schedule.scaled_linear()
     steps = list(training.train(state, data, schedule, SETTINGS, run_seed=0))
     losses, bins = (

@@ -19,6 +19,7 @@ from ip2p_lib.diffusion.schedule import Schedule
 from ip2p_lib.training import train as training
 from ip2p_lib.training.latents import Latents
 from ip2p_lib.training.resume import resumable_run
+from ip2p_lib.training.state import TrainState
 from tests.support.strikes import Strikes, in_child
 from tests.support.train_in_parallel import Small, draw
 
@@ -35,7 +36,7 @@ SCHEDULE = Schedule.scaled_linear()
 
 def train(root, strikes=None):
     """The whole run, going on from ``root``; struck only within the loop if asked."""
-    state = training.start(Small(), SETTINGS)
+    state = TrainState.create(Small(), SETTINGS)
     with resumable_run(state, root, every_steps=2) as run:
         began = state.step
         if strikes:
@@ -73,7 +74,7 @@ def struck_runs(folder, work, times, number, *, twice=False):
     expected = bytes_of(folder / "straight")
     drawn = random.Random(folder.name)
     for i in range(times):
-        at, root = drawn.randint(1, int(0.97 * total)), folder / str(i)
+        at, root = drawn.randint(1, int(0.95 * total)), folder / str(i)
         strikes = Strikes(at, *([at + 4] if twice else []), signal=number)
         code, _ = in_child(lambda root=root, strikes=strikes: work(root, strikes))
         found = checkpoint.latest(root)

@@ -7,18 +7,16 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from ip2p_lib.training.compiled.compile import (
+from ip2p_lib.training.compiled import (
+    LAYERS,
     compile_unet,
-    even_micro_batch,
     modules_to_compile,
 )
-from ip2p_lib.training.compiled.layers import LAYERS
-from ip2p_lib.training.lora import add_editor_lora
 from ip2p_lib.training.model_card import save_editor
 from ip2p_lib.training.resume import resume, save
-from ip2p_lib.training.state import TrainingOptions
-from ip2p_lib.training.surgery import widen_conv_in
-from ip2p_lib.training.train import start, train
+from ip2p_lib.training.state import TrainingOptions, TrainState
+from ip2p_lib.training.surgery import add_editor_lora, widen_conv_in
+from ip2p_lib.training.train import train
 from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
 # Torch hides these warnings where they are printed, not where they are errors.
@@ -54,7 +52,7 @@ def wide(backbone, lora=None):
 
 
 def begun(unet, parts=2, **options):
-    state = start(unet, SETTINGS, TrainingOptions(**options))
+    state = TrainState.create(unet, SETTINGS, TrainingOptions(**options))
     state.micro_batch = parts
     return state
 
@@ -125,15 +123,6 @@ def test_only_layers_that_are_compiled_are_exchanged(tiny_backbone, mode, outsid
     inner = {type(m) for part in modules_to_compile(unet, mode) for m in part.modules()}
     assert not inner & LAYERS.keys()
     assert (type(unet.conv_in) is torch.nn.Conv2d) is outside
-
-
-def test_even_parts_fit_and_are_at_least_half_of_what_does():
-    for examples in range(1, 40):
-        for at_most in range(1, 45):
-            part, most = even_micro_batch(examples, at_most), min(at_most, examples)
-            assert most / 2 < part <= most
-            assert examples % part == 0 or part == most
-    assert [even_micro_batch(64, 23), even_micro_batch(7, 6)] == [16, 6]
 
 
 def test_a_copy_is_not_compiled_and_neither_is_the_mode_none(tiny_backbone):

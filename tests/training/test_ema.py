@@ -14,7 +14,7 @@ def test_the_average_is_the_released_recursion():
     for n in range(1, 12):
         with torch.no_grad():
             layer.weight.add_(0.1 * n)
-        ema.update(layer)
+        ema.update(layer, taken=torch.tensor(1.0))
         d = min(decay, (1 + n) / (10 + n))
         expected = d * expected + (1 - d) * layer.weight.detach().double()
     assert ema.updates == 11
@@ -51,8 +51,8 @@ def test_an_average_on_the_cpu_has_the_same_numbers():
         with torch.no_grad():
             for weight in layers.parameters():
                 weight.mul_(-1.1 + n)
-        near.update(layers)
-        on_cpu.update(layers)
+        near.update(layers, taken=torch.tensor(1.0))
+        on_cpu.update(layers, taken=torch.tensor(1.0))
     assert len(near.weights) == 140 and near.updates == on_cpu.updates
     for name, weight in near.weights.items():
         torch.testing.assert_close(on_cpu.weights[name], weight)

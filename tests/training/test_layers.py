@@ -9,14 +9,13 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.upsampling import Upsample2D
 from torch import nn
 
-from ip2p_lib.training.compiled.layers import (
+from ip2p_lib.training.compiled import (
     LAYERS,
     PlainAttnProcessor,
     attend,
     replace_layers,
 )
-from ip2p_lib.training.lora import add_editor_lora
-from ip2p_lib.training.surgery import widen_conv_in
+from ip2p_lib.training.surgery import add_editor_lora, widen_conv_in
 
 IMAGES, TOKENS = (3, 12, 6, 4), (3, 5, 12)
 CASES = {

@@ -16,11 +16,10 @@ from ip2p_lib.diffusion.lora import (
     save_lora,
 )
 from ip2p_lib.rng import key, normal
-from ip2p_lib.training.lora import add_editor_lora
 from ip2p_lib.training.model_card import save_editor
-from ip2p_lib.training.state import TrainingOptions
-from ip2p_lib.training.surgery import widen_conv_in
-from ip2p_lib.training.train import start, train
+from ip2p_lib.training.state import TrainingOptions, TrainState
+from ip2p_lib.training.surgery import add_editor_lora, widen_conv_in
+from ip2p_lib.training.train import train
 from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
 LORA = TrainingOptions(lora_rank=4)
@@ -53,7 +52,7 @@ X, IMAGE = random("x", 2, 4, 8, 8), random("picture", 2, 4, 8, 8)
 
 def trained(plain, **options):
     unet = add_editor_lora(widen_conv_in(plain), rank=4, **options)
-    state = start(unet, LEARNING, LORA)
+    state = TrainState.create(unet, LEARNING, LORA)
     steps = list(train(state, LATENTS, SCHEDULE, LEARNING, run_seed=7))
     return state, steps
 
@@ -112,7 +111,7 @@ def test_what_was_saved_goes_onto_the_base_opens_in_peft_and_learns_on(
     assert torch.equal(predict(back, X, IMAGE), predict(unet, X, IMAGE))
     theirs = PeftModel.from_pretrained(widen_conv_in(plain), folder)
     torch.testing.assert_close(predict(theirs, X, IMAGE), predict(unet, X, IMAGE))
-    state = start(back, LEARNING, LORA)
+    state = TrainState.create(back, LEARNING, LORA)
     next(train(state, LATENTS, SCHEDULE, LEARNING, run_seed=8))
     assert plain.config.in_channels == 4, "the given U-Net is left alone"
 
@@ -126,7 +125,7 @@ def test_frozen_weights_may_lie_in_half_precision_and_what_is_trained_may_not(
         half = torch.float32 if weight.requires_grad else torch.bfloat16
         assert kinds[name] is half, name
     options = replace(LORA, autocast=torch.bfloat16)
-    state = start(unet, LEARNING, options)
+    state = TrainState.create(unet, LEARNING, options)
     next(train(state, LATENTS, SCHEDULE, LEARNING, run_seed=7))
     folder = save_editor(tmp_path / "editor", state, "card", dtype=torch.float32)
     saved = UNet2DConditionModel.from_pretrained(folder / "unet")
@@ -139,4 +138,4 @@ def test_a_u_net_that_was_not_widened_is_refused(plain):
     with pytest.raises(ValueError, match="widen_conv_in first"):
         add_editor_lora(plain)
     with pytest.raises(ValueError, match="lora_rank"):
-        start(add_editor_lora(widen_conv_in(plain)), SETTINGS)
+        TrainState.create(add_editor_lora(widen_conv_in(plain)), SETTINGS)

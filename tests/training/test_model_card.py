@@ -11,13 +11,13 @@ from PIL import Image
 
 from ip2p_lib.config import Editing, Source
 from ip2p_lib.training.model_card import (
-    RunSummary,
     model_card,
     push_to_hub,
     save_editor,
 )
+from ip2p_lib.training.state import TrainState
 from ip2p_lib.training.surgery import widen_conv_in
-from ip2p_lib.training.train import start, train
+from ip2p_lib.training.train import train
 from ip2p_lib.training.validation import ValidationResult
 from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
@@ -30,17 +30,16 @@ PROVENANCE = {"commit": "b" * 40, "device": "cpu", "versions": {"torch": "2.11"}
 @pytest.fixture(scope="module")
 def run(tiny_backbone):
     """A trained state."""
-    state = start(widen_conv_in(tiny_backbone.unet), SETTINGS)
+    state = TrainState.create(widen_conv_in(tiny_backbone.unet), SETTINGS)
     list(train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7))
     return state
 
 
 @pytest.fixture
 def text(run):
-    summary = RunSummary(
-        HUB, "pairs/sample", 1234, SETTINGS, 7, 6, RESULT, EDITING, PROVENANCE
-    )
-    return model_card(summary, name="An editor", license="mit")
+    rows = {"data": "pairs/sample", "run_seed": 7, "validation": RESULT}
+    rows |= vars(SETTINGS) | PROVENANCE
+    return model_card("An editor", rows, base=HUB, editing=EDITING, license="mit")
 
 
 def header_of(text):
@@ -52,24 +51,23 @@ def test_the_card_says_what_the_run_was(text):
     assert (header["base_model"], header["license"]) == (HUB.path_or_id, "mit")
     assert header["pipeline_tag"] == "image-to-image"
     rows = {
-        "steps taken": "6",
-        "data": "pairs/sample, 1,234 pairs",
+        "data": "pairs/sample",
         "run seed": "7",
         "learning rate": "0.001",
         "drop": "0.05",
         "base revision": HUB.revision,
         "commit": PROVENANCE["commit"],
         "torch": "2.11",
-        "CLIP image and directional similarity of fixed edits": "0.8765, 0.4321",
     }
+    similarities = "CLIP image similarity 0.8765, directional similarity 0.4321"
+    rows["validation"] = f"after step 6 {similarities}"
     for name, value in rows.items():
         assert f"| {name} | {value} |" in text
 
 
 def test_a_folder_on_this_machine_is_named_and_not_located():
     local = Source("/data/somebody/models/miniature-sd")
-    summary = RunSummary(local, "x", 1, SETTINGS, 7, 6, None, EDITING, PROVENANCE)
-    text = model_card(summary, name="An editor", license="mit")
+    text = model_card("An editor", {}, base=local, editing=EDITING, license="mit")
     assert "`miniature-sd`" in text and "| base revision | none |" in text
     assert "somebody" not in text and "base_model" not in header_of(text)
 

@@ -10,13 +10,12 @@ from PIL import Image
 
 from ip2p_lib.evaluation.metrics import Examples
 from ip2p_lib.training import progress
-from ip2p_lib.training.loss_weighting import bin_losses
 from ip2p_lib.training.progress import (
     ProgressFigure,
     plot_loss_bins,
     plot_validation,
 )
-from ip2p_lib.training.train import TrainStep
+from ip2p_lib.training.train import TrainStep, bin_losses
 from ip2p_lib.training.validation import ValidationResult
 
 BEFORE = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
@@ -59,6 +58,33 @@ def screen(monkeypatch):
     screen = Screen()
     monkeypatch.setattr(progress, "display", screen.display)
     return screen
+
+
+@pytest.mark.parametrize("T", [1000, 10, 7])
+def test_every_timestep_is_in_the_bin_that_is_named_after_it(T):
+    lines = plot_loss_bins(torch.ones(1, 2, 4), T=T).axes[0].lines
+    names = [line.get_label().removeprefix("t ").split("-") for line in lines]
+    for first, last in ((int(a), int(b)) for a, b in names):
+        for t in (first, last):
+            sums, counts = bin_losses(torch.tensor([t]), torch.tensor([2.5]), T)
+            at = [int(a) <= t <= int(b) for a, b in names]
+            assert sums.tolist() == [2.5 * inside for inside in at]
+            assert counts.tolist() == at
+    assert names[0][0] == "0" and names[-1][1] == str(T - 1) and len(names) == 4
+
+
+@pytest.mark.parametrize("window", [1, 3, 50])
+def test_a_running_mean_weighs_every_example_alike(window):
+    numbers = [torch.arange(n) for n in range(1, 8)]
+    steps = [bin_losses(100 * i, i + len(i)) for i in numbers]
+    lines = plot_loss_bins(torch.stack(steps), window=window).axes[0].lines
+    means = torch.stack([torch.tensor(line.get_ydata()) for line in lines], 1)
+    for i, row in enumerate(means):
+        sums, counts = (
+            torch.stack(steps[max(0, i + 1 - window) : i + 1]).double().sum(0)
+        )
+        torch.testing.assert_close(row, sums / counts, equal_nan=True)
+    assert means[0].isnan().tolist() == [False, True, True, True]
 
 
 def test_the_lines_are_the_running_means_of_the_bins():

@@ -17,6 +17,7 @@ from ip2p_lib.checkpoint import CheckpointError
 from ip2p_lib.files import FolderInUseError, read_json, run_lock
 from ip2p_lib.training import train as training
 from ip2p_lib.training.resume import catch_stop_signals, resumable_run
+from ip2p_lib.training.state import TrainState
 from tests.support.train_in_parallel import Small
 from tests.support.train_to_be_killed import LATENTS, SCHEDULE, SETTINGS, bytes_of
 
@@ -69,7 +70,7 @@ def test_a_stopped_run_saves_within_one_step(outcomes, how):
 
 def a_run(root, steps=8, **options):
     """Train up to ``steps``; returns the state and the run."""
-    state = training.start(Small(), SETTINGS)
+    state = TrainState.create(Small(), SETTINGS)
     with resumable_run(state, root, **{"every_steps": 2, **options}) as run:
         for step in training.train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=0):
             run.log_step(step)
@@ -106,7 +107,7 @@ def test_what_is_lost_with_a_file_is_taken_again(straight, tmp_path, file):
 
 
 def test_an_error_in_the_block_saves_nothing_of_the_half_step(tmp_path):
-    state = training.start(Small(), SETTINGS)
+    state = TrainState.create(Small(), SETTINGS)
     with pytest.raises(ZeroDivisionError), resumable_run(state, tmp_path) as run:
         steps = training.train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=0)
         run.log_step(next(steps))
@@ -140,7 +141,7 @@ def test_a_backup_that_fails_is_said_and_training_goes_on(straight, tmp_path):
 
 
 def test_room_for_one_more_checkpoint_is_checked_before_training(tmp_path, monkeypatch):
-    size = checkpoint.size_of(training.start(Small(), SETTINGS).tensors())
+    size = checkpoint.size_of(TrainState.create(Small(), SETTINGS).tensors())
     usage = namedtuple("usage", "total used free")(0, 0, 3 * size - 1)
     monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"MB are needed and .* MB free"):
@@ -157,19 +158,20 @@ def test_a_second_run_in_a_folder_is_refused_and_a_killed_ones_lock_is_free(tmp_
 
 
 def test_the_handlers_before_are_put_back_and_ignored_signals_stay_ignored():
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    before, received = signal.signal(signal.SIGTERM, signal.SIG_IGN), []
     try:
-        with catch_stop_signals() as request:
+        with catch_stop_signals(lambda number, frame: received.append(number)):
             os.kill(os.getpid(), signal.SIGTERM)
-            assert request.number is None
-            assert signal.getsignal(signal.SIGINT) == request.handle
+            assert received == []
+            signal.raise_signal(signal.SIGINT)
+            assert received == [signal.SIGINT]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def test_an_interrupt_says_where_to_go_on_and_the_kernel_lives_on(tmp_path):
-    state = training.start(Small(), SETTINGS)
+    state = TrainState.create(Small(), SETTINGS)
     words = rf"after step 3, saved in {tmp_path}. Run this again"
     with pytest.raises(KeyboardInterrupt, match=words):  # noqa: SIM117
         with resumable_run(state, tmp_path) as run:

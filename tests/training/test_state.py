@@ -9,7 +9,7 @@ from torch import nn
 
 from ip2p_lib.training.resume import resume, save
 from ip2p_lib.training.state import TrainingOptions, TrainState
-from ip2p_lib.training.train import start, train
+from ip2p_lib.training.train import train
 from tests.support.train_in_parallel import Small
 from tests.support.train_to_be_killed import LATENTS, SCHEDULE, SETTINGS
 
@@ -46,13 +46,13 @@ def run(state, steps=SETTINGS.steps):
 
 @pytest.mark.parametrize(("call", "value"), [(1, math.nan), (3, math.inf), (6, -1e38)])
 def test_a_step_that_is_not_finite_ends_the_run_and_is_not_saved(call, value, tmp_path):
-    state = start(Spoiled({call}, value), SETTINGS)
+    state = TrainState.create(Spoiled({call}, value), SETTINGS)
     with pytest.raises(FloatingPointError, match=f"Step {call} was refused"):
         for _ in train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=0):
             save(tmp_path, state)
     with pytest.raises(FloatingPointError):
         save(tmp_path, state)
-    fresh = start(Spoiled(set()), SETTINGS)
+    fresh = TrainState.create(Spoiled(set()), SETTINGS)
     if call > 1:
         run(fresh, call - 1)
         assert everything(state) == everything(fresh)
@@ -62,7 +62,7 @@ def test_a_step_that_is_not_finite_ends_the_run_and_is_not_saved(call, value, tm
 
 def test_a_gpu_that_is_not_waited_for_takes_no_step_after_a_bad_one(monkeypatch):
     """There the scale is read late; until then nothing may change, EMA included."""
-    state = start(Spoiled({3}, math.nan), SETTINGS)
+    state = TrainState.create(Spoiled({3}, math.nan), SETTINGS)
     with monkeypatch.context() as patch:
         patch.setattr(TrainState, "check", lambda self: None)
         after = run(state)
@@ -73,7 +73,7 @@ def test_a_gpu_that_is_not_waited_for_takes_no_step_after_a_bad_one(monkeypatch)
 
 
 def test_in_float16_it_is_skipped_and_counted_and_the_scale_halved():
-    state = start(Spoiled({3, 6}), SETTINGS, FP16)
+    state = TrainState.create(Spoiled({3, 6}), SETTINGS, FP16)
     after = run(state)
     assert len(after) == SETTINGS.steps
     assert state.scaler.get_scale() == 2.0**14
@@ -84,11 +84,11 @@ def test_in_float16_it_is_skipped_and_counted_and_the_scale_halved():
 
 
 def test_overflow_at_a_scale_of_1_ends_the_run(tmp_path):
-    state = start(Spoiled(range(3, 99)), SETTINGS, FP16)
+    state = TrainState.create(Spoiled(range(3, 99)), SETTINGS, FP16)
     state.scaler.load_state_dict(state.scaler.state_dict() | {"scale": 4.0})
     with pytest.raises(FloatingPointError, match="Step 5 was refused"):
         run(state)
-    first = start(Small(), SETTINGS, FP16)
+    first = TrainState.create(Small(), SETTINGS, FP16)
     run(first, 2)
     names = {name: name.replace("/module.", "/") for name in state.tensors()}
     assert {names[k]: v for k, v in everything(state).items()} == everything(first)
@@ -97,7 +97,9 @@ def test_overflow_at_a_scale_of_1_ends_the_run(tmp_path):
 
 
 def test_float16_takes_the_steps_of_float32_to_its_rounding():
-    full, half, parts = (start(Small(), SETTINGS, o) for o in (None, FP16, FP16))
+    full, half, parts = (
+        TrainState.create(Small(), SETTINGS, o) for o in (None, FP16, FP16)
+    )
     parts.micro_batch = 2
     for state in (full, half, parts):
         run(state)
@@ -109,12 +111,14 @@ def test_float16_takes_the_steps_of_float32_to_its_rounding():
 
 
 def test_a_resumed_run_has_the_same_scale_and_ends_in_the_same_bits(tmp_path):
-    straight = start(Spoiled({2, 6}), SETTINGS, FP16)
+    straight = TrainState.create(Spoiled({2, 6}), SETTINGS, FP16)
     run(straight)
-    state = start(Spoiled({2}), SETTINGS, FP16)
+    state = TrainState.create(Spoiled({2}), SETTINGS, FP16)
     run(state, 4)
     save(tmp_path, state)
-    fresh = start(Spoiled({2}), SETTINGS, FP16)  # of its calls the second is step 6
+    fresh = TrainState.create(
+        Spoiled({2}), SETTINGS, FP16
+    )  # of its calls the second is step 6
     resume(tmp_path, fresh)
     assert fresh.scaler.get_scale() == 2.0**15
     run(fresh)
@@ -125,7 +129,7 @@ def test_a_resumed_run_has_the_same_scale_and_ends_in_the_same_bits(tmp_path):
 @pytest.mark.parametrize("kind", ["unet", "ema", "exp_avg_sq"])
 def test_a_state_that_is_not_finite_is_never_saved(kind, tmp_path):
     """A huge rate makes infinite weights of finite gradients, unseen by the loss."""
-    state = start(Small(), SETTINGS)
+    state = TrainState.create(Small(), SETTINGS)
     with torch.no_grad():
         state.tensors()[f"{kind}/image.bias"][1] = math.inf
     with pytest.raises(FloatingPointError, match="nothing was saved"):
@@ -134,17 +138,20 @@ def test_a_state_that_is_not_finite_is_never_saved(kind, tmp_path):
 
 
 def test_a_checkpoint_that_needs_another_loss_scaling_is_refused(tmp_path):
-    save(tmp_path, start(Small(), SETTINGS))
+    save(tmp_path, TrainState.create(Small(), SETTINGS))
     with pytest.raises(ValueError, match="other options"):
-        resume(tmp_path, start(Small(), SETTINGS, FP16))
+        resume(tmp_path, TrainState.create(Small(), SETTINGS, FP16))
     with pytest.warns(UserWarning, match="rounds otherwise"):
-        resume(tmp_path, start(Small(), SETTINGS, TrainingOptions(ema_on_cpu=True)))
+        resume(
+            tmp_path,
+            TrainState.create(Small(), SETTINGS, TrainingOptions(ema_on_cpu=True)),
+        )
 
 
 def test_only_float32_weights_are_trained():
     with pytest.raises(ValueError, match="must be float32"):
-        start(Small().half(), SETTINGS, FP16)
+        TrainState.create(Small().half(), SETTINGS, FP16)
     with pytest.raises(ValueError, match="must be float32"):
-        start(Small().requires_grad_(False), SETTINGS)
+        TrainState.create(Small().requires_grad_(False), SETTINGS)
     with pytest.raises(ValueError, match="LoRA is missing"):
-        start(Small(), SETTINGS, replace(FP16, lora_rank=4))
+        TrainState.create(Small(), SETTINGS, replace(FP16, lora_rank=4))

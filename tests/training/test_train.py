@@ -10,8 +10,9 @@ from torch import nn
 from ip2p_lib.training import train as training
 from ip2p_lib.training.latents import gather_batch, sample_ids_of_step
 from ip2p_lib.training.resume import resume, save
+from ip2p_lib.training.state import TrainState
 from ip2p_lib.training.surgery import widen_conv_in
-from ip2p_lib.training.train import edit_loss, start, train
+from ip2p_lib.training.train import example_losses, train
 from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
 
@@ -31,7 +32,7 @@ def test_the_rate_rises_then_stays_or_falls_to_zero():
 
 
 def run(unet, latents=LATENTS, settings=SETTINGS, seed=7, **options):
-    state = start(deepcopy(unet), settings)
+    state = TrainState.create(deepcopy(unet), settings)
     steps = list(train(state, latents, SCHEDULE, settings, run_seed=seed, **options))
     return state, [float(step.loss) for step in steps]
 
@@ -47,14 +48,14 @@ def straight(unet):
 
 
 def test_six_steps_equal_three_steps_a_stop_and_three_steps(unet, straight, tmp_path):
-    state = start(deepcopy(unet), SETTINGS)
+    state = TrainState.create(deepcopy(unet), SETTINGS)
     losses = []
     for step in train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7):
         losses.append(float(step.loss))
         if step.step == 3:
             break
     save(tmp_path, state)
-    fresh = start(deepcopy(unet), SETTINGS)
+    fresh = TrainState.create(deepcopy(unet), SETTINGS)
     assert resume(tmp_path, fresh).state["step"] == fresh.step == 3
     rest = train(fresh, LATENTS, SCHEDULE, SETTINGS, run_seed=7)
     losses += [float(step.loss) for step in rest]
@@ -71,7 +72,7 @@ def test_adamw_and_warm_up_equal_torchs(unet, straight):
         sample_ids = sample_ids_of_step(7, step, 4, len(LATENTS))
         batch = gather_batch(LATENTS, sample_ids, run_seed=7, step=step, device="cpu")
         options = {"run_seed": 7, "step": step, "drop": 0.05}
-        edit_loss(reference, SCHEDULE, batch, **options).backward()
+        example_losses(reference, SCHEDULE, batch, **options)[0].mean().backward()
         nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -115,7 +116,7 @@ def test_a_resumed_run_goes_on_in_the_same_parts(unet, tmp_path):
     until = replace(SETTINGS, steps=3)
     with pytest.warns(UserWarning, match="2 at a time"):
         save(tmp_path, run(Greedy(unet, most=2), settings=until)[0])
-    fresh = start(deepcopy(unet), SETTINGS)
+    fresh = TrainState.create(deepcopy(unet), SETTINGS)
     resume(tmp_path, fresh)
     assert fresh.micro_batch == 2, "other parts would round otherwise"
 
@@ -126,7 +127,9 @@ def test_without_room_for_one_example_the_message_says_what_to_do(unet):
 
 
 def test_a_checkpoint_of_another_u_net_is_refused(unet, tiny_backbone, tmp_path):
-    save(tmp_path, start(deepcopy(tiny_backbone.unet), SETTINGS))
+    save(tmp_path, TrainState.create(deepcopy(tiny_backbone.unet), SETTINGS))
     with pytest.raises(ValueError, match="another folder"):
-        resume(tmp_path, start(deepcopy(unet), SETTINGS))
-    assert resume(tmp_path / "none", start(deepcopy(unet), SETTINGS)) is None
+        resume(tmp_path, TrainState.create(deepcopy(unet), SETTINGS))
+    assert (
+        resume(tmp_path / "none", TrainState.create(deepcopy(unet), SETTINGS)) is None
+    )

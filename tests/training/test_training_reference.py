@@ -13,8 +13,9 @@ import torch
 from ip2p_lib import rng
 from ip2p_lib.config import Training
 from ip2p_lib.training.loss_weighting import min_snr
+from ip2p_lib.training.state import TrainState
 from ip2p_lib.training.surgery import widen_conv_in
-from ip2p_lib.training.train import start, train
+from ip2p_lib.training.train import train
 from tests.support.small_training import LATENTS, SCHEDULE
 
 SEED, BATCH, DROP = 3, 12, 0.2  # the rate at which every kind of dropout occurs here
@@ -97,7 +98,7 @@ def test_the_loss_and_every_gradient_are_those_of_a_float64_reference(
     expected, gradients, seen = reference_gradients(unet, gamma)
     assert seen == set(CASES), "every kind of dropout takes part"
     settings = Training(steps=1, batch_size=BATCH, drop=DROP, max_grad_norm=1e9)
-    state = start(unet, settings)
+    state = TrainState.create(unet, settings)
     state.optimizer.__class__, state.micro_batch = Witness, micro_batch
     weights = min_snr(SCHEDULE, gamma) if gamma else None
     options = {"run_seed": SEED, "weights": weights}

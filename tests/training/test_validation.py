@@ -13,14 +13,12 @@ from ip2p_lib.editing.editor import Editor
 from ip2p_lib.evaluation.metrics import Examples
 from ip2p_lib.rng import key, normal
 from ip2p_lib.training import validation
+from ip2p_lib.training.state import TrainState
 from ip2p_lib.training.surgery import widen_conv_in
-from ip2p_lib.training.train import start, train
+from ip2p_lib.training.train import train
 from ip2p_lib.training.validation import (
     Validation,
-    ValidationResult,
-    read_validation,
     validate_every,
-    write_validation,
 )
 from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
@@ -45,7 +43,7 @@ def fixed(tiny_backbone, tiny_clip_folder, unet):
 
 def a_run(unet, fixed, every):
     """Steps with results; the state after them."""
-    state = start(deepcopy(unet), SETTINGS)
+    state = TrainState.create(deepcopy(unet), SETTINGS)
     steps = train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7)
     if every is None:
         return [(step, None) for step in steps], state
@@ -95,12 +93,3 @@ def test_only_process_0_validates(unet, fixed, monkeypatch):
     steps, _ = a_run(unet, fixed, every=1)
     assert [result for _, result in steps] == [None] * 6
     assert distributed.rank() == 0
-
-
-def test_numbers_read_back_without_those_after_the_step_resumed_at(tmp_path):
-    numbers = (0, 1.0, 0.0), (50, 0.9, 1 / 3), (100, 0.8, 0.5)
-    results = [ValidationResult(*row) for row in numbers]
-    path = write_validation(tmp_path / "run" / validation.VALIDATION, results)
-    assert read_validation(path, up_to=100) == results
-    assert read_validation(path, up_to=99) == results[:2]
-    assert read_validation(tmp_path / "none.json", up_to=5) == []

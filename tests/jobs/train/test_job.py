@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from ip2p_lib.files import read_json
+from ip2p_lib.files import read_json, write_json
+from ip2p_lib.training.validation import COLUMNS, ValidationResult
 from jobs import train
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
@@ -72,3 +73,14 @@ def test_another_number_of_processes_than_asked_for_is_refused(words, tmp_path):
     with pytest.raises(RuntimeError, match="3 processes"):
         train.main([*words, "--processes", "3", "--out", str(tmp_path)])
     assert list(tmp_path.iterdir()) == [], "nothing was begun"
+
+
+def test_validation_reads_back_without_results_after_the_step_resumed_at(tmp_path):
+    numbers = (0, 1.0, 0.0), (50, 0.9, 1 / 3), (100, 0.8, 0.5)
+    path = write_json(
+        tmp_path / "v.json", [dict(zip(COLUMNS, n, strict=True)) for n in numbers]
+    )
+    results = [ValidationResult(*row) for row in numbers]
+    assert train.read_validation(path, up_to=100) == results
+    assert train.read_validation(path, up_to=99) == results[:2]
+    assert train.read_validation(tmp_path / "none.json", up_to=5) == []

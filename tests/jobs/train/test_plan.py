@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 from ip2p_lib import checkpoint
 from ip2p_lib.diffusion.lora import load_lora, merge_lora
-from ip2p_lib.training.compiled.compile import compile_unet
+from ip2p_lib.training.compiled import compile_unet
 from ip2p_lib.training.surgery import widen_conv_in
 from jobs import train
+from jobs.training_plan import even_micro_batch
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -20,6 +21,15 @@ def test_a_number_below_one_is_refused(words, flag, capsys):
     with pytest.raises(SystemExit):
         train.main([*words, flag, "0"])
     assert "at least 1" in capsys.readouterr().err
+
+
+def test_even_parts_fit_and_are_at_least_half_of_what_does():
+    for examples in range(1, 40):
+        for at_most in range(1, 45):
+            part, most = even_micro_batch(examples, at_most), min(at_most, examples)
+            assert most / 2 < part <= most
+            assert examples % part == 0 or part == most
+    assert [even_micro_batch(64, 23), even_micro_batch(7, 6)] == [16, 6]
 
 
 def test_flags_decide_the_options_and_parts_have_one_size(

@@ -1,32 +1,89 @@
-"""Layers of a U-Net that a GPU's compiler can lay out and fuse (section 3.2; ours).
+"""Compile a U-Net for training: its repeated blocks, or all of it (section 3.2; ours).
 
-A GPU's convolutions are fastest channels last. Torch's compiler can lay out a whole
-graph like that, but then it copies the heads of attention, which have four dimensions
-too, to and fro. So the layers that work on images state their own layout, and the
-compiler leaves the rest alone.
+    state = TrainState.create(compile_unet(unet, "blocks"), settings)
 
+Compiling all of Stable Diffusion's U-Net takes minutes; its blocks are alike, and those
+of one shape are compiled once. Both change how a module is called and nothing else:
+names of weights, checkpoints and averages stay, and a copy of it is not compiled.
+
+Below ``compile_unet`` are the layers that it uses on a GPU. Convolutions are fastest
+there channels last. Torch's compiler can lay out a whole graph like that, but then it
+copies the heads of attention, which have four dimensions too, to and fro. So the layers
+that work on images state their own layout, and the compiler leaves the rest alone.
 Small networks are bound by memory: what counts is how often an activation is read and
-written. Each layer here computes what the one does that it replaces, and holds the same
-weights under the same names.
+written. Each layer computes what the one does that it replaces, and holds the same
+weights under the same names. The training speeds in ``data/results`` rest on both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.upsampling import Upsample2D
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+MODES = ("none", "blocks", "whole")
+RECOMPILE_LIMIT = 64  # variants of one block's code; Stable Diffusion has some twenty
+# The layers state their layout; left to Inductor, attention's heads would change too.
+OPTIONS: dict[str, bool] = {"layout_optimization": False}
 # Width of a head and number of tokens up to which cuDNN's attention, torch's choice on
 # a Hopper GPU, wastes time: it computes such heads 64 wide. (H100, torch 2.11)
 NARROW_HEAD, FEW_TOKENS = 32, 64
+
+
+def compile_unet(
+    unet: UNet2DConditionModel,
+    mode: str = "blocks",
+    *,
+    backend: str | Callable[..., Any] = "inductor",
+    channels_last: bool | None = None,
+) -> UNet2DConditionModel:
+    """Compile a U-Net at its first call, for the shape that it meets there.
+
+    Another shape, such as another micro-batch, is another compilation.
+
+    Args:
+        unet: on its device and with LoRA, if any; changed in place and returned.
+        mode: ``"blocks"`` compiles each ``ResnetBlock2D`` and ``Transformer2DModel``,
+            ``"whole"`` the U-Net as one, ``"none"`` nothing.
+        backend: as for ``torch.compile``.
+        channels_last: use the layers for a GPU; None does so on a GPU.
+    """
+    if mode not in MODES:
+        raise ValueError(f"There is no mode {mode!r} to compile; choose from {MODES}.")
+    if mode == "none":
+        return unet
+    for_gpu = unet.device.type == "cuda" if channels_last is None else channels_last
+    if for_gpu:
+        unet.to(memory_format=torch.channels_last)
+    # Many blocks share one code, and past its limit torch goes on without compiling.
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, RECOMPILE_LIMIT)
+    options = OPTIONS if for_gpu and backend == "inductor" else None
+    for module in modules_to_compile(unet, mode):
+        if for_gpu:
+            replace_layers(module)
+        module.compile(dynamic=False, backend=backend, options=options)
+    return unet
+
+
+def modules_to_compile(unet: UNet2DConditionModel, mode: str) -> list[nn.Module]:
+    """The modules of a U-Net that a mode compiles."""
+    blocks = (ResnetBlock2D, Transformer2DModel)
+    kinds: dict[str, Any] = {"none": (), "blocks": blocks, "whole": type(unet)}
+    return [module for module in unet.modules() if isinstance(module, kinds[mode])]
 
 
 class _ChannelsLast(torch.autograd.Function):
@@ -43,7 +100,7 @@ class _ChannelsLast(torch.autograd.Function):
         return grads[0].contiguous(memory_format=torch.channels_last)
 
 
-def channels_last(x: Tensor) -> Tensor:
+def to_channels_last(x: Tensor) -> Tensor:
     """Lay out activations (B, C, H, W), and later their gradient, channels last."""
     result: Tensor = _ChannelsLast.apply(x)
     return result
@@ -56,7 +113,7 @@ class Convolution(nn.Conv2d):
         """(B, C, H, W) -> (B, D, h, w)."""
         form = self.kernel_size, self.stride, self.padding, self.groups
         if form != ((1, 1), (1, 1), (0, 0), 1):
-            return channels_last(super().forward(channels_last(x)))
+            return to_channels_last(super().forward(to_channels_last(x)))
         # 1 x 1: a matrix product at each position, which adds the bias on the way.
         rows = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias)
         return rows.permute(0, 3, 1, 2)
@@ -225,13 +282,7 @@ LAYERS: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def replace_layers(net: Net) -> Net:
-    """Replace the layers of a U-Net, with LoRA or without, by those of this module.
-
-    Args:
-        net: changed in place.
-    Returns:
-        ``net``.
-    """
+    """Replace the layers of a U-Net by those of this module, in place; returns it."""
     for module in net.modules():
         module.__class__ = LAYERS.get(type(module), type(module))
         if isinstance(module, Attention) and _is_plain(module):
