@@ -14,25 +14,26 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ip2p_lib.config import SCALES, Scale, Source, preset
-from ip2p_lib.dataset.dataset import PairDataset
+from ip2p_lib.dataset.dataset import MANIFEST, PairDataset
 from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.diffusion.lora import save_lora
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
-from ip2p_lib.distributed import init, rank, shutdown, world_size
-from ip2p_lib.editing.editor import Editor
+from ip2p_lib.distributed import broadcast_scalar, init, rank, shutdown, world_size
+from ip2p_lib.editing.editor import Editor, load_editor
 from ip2p_lib.evaluation.metrics import Examples
-from ip2p_lib.files import read_json, write_json
+from ip2p_lib.files import read_json, sha256_of, write_json
 from ip2p_lib.results import provenance
 from ip2p_lib.training import train as training
 from ip2p_lib.training.compiled import compile_unet
-from ip2p_lib.training.latent_cache import cached_latents, crop_to_squares
 from ip2p_lib.training.latents import Latents
 from ip2p_lib.training.loss_weighting import LOSS_WEIGHTINGS
 from ip2p_lib.training.model_card import model_card, save_editor
@@ -46,11 +47,21 @@ from ip2p_lib.training.validation import (
     ValidationResult,
     validate_every,
 )
-from jobs.training_plan import TrainingPlan, add_flags, make_plan
+from jobs.latent_cache import cached_latents, crop_to_squares
+from jobs.pairs import import_pairs
+from jobs.training_plan import TrainingPlan, add_flags, make_plan, number, positive
 
 # Settings of the scale that the command line may replace.
-SETTINGS: dict[str, type] = {"steps": int, "batch_size": int, "warmup": int}
-SETTINGS |= {"learning_rate": float, "ema_decay": float, "resolution": int}
+SETTINGS: dict[str, Callable[[str], Any]] = {
+    "steps": positive,
+    "batch_size": positive,
+    "warmup": number(int, 0),
+    "learning_rate": number(float, 0, above=True),
+    "ema_decay": number(float, 0, 1),
+    "resolution": positive,
+}
+VALIDATION_PAIRS = 4  # at most a quarter of the pairs
+LEGS = "run.json"  # the settings of each part of a run
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,18 +69,24 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add = parser.add_argument
     add("--scale", choices=SCALES, default="miniature")
-    add("--pairs", type=Path, required=True, help="folder of shards")
+    pairs = "shards, the authors' folders, Parquet files or a CSV table"
+    add("--pairs", type=Path, required=True, help=pairs)
+    add("--split", help="of Parquet files: train, validation or test")
+    add("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="of Parquet")
     add("--out", type=Path, default=Path("runs/editor"))
     add("--backup-dir", type=Path, help="second folder for the checkpoints")
     add("--backbone", type=Path, help="a text-to-image pipeline in a folder")
+    add("--editor", help="go on from an editor: a scale, or a folder")
     add("--clip", type=Path, help="a CLIP model in a folder")
     for name, kind in SETTINGS.items():
         add(f"--{name.replace('_', '-')}", type=kind, help="default: the scale's")
     add("--seed", type=int, default=0)
     add("--loss-weighting", choices=LOSS_WEIGHTINGS, help="default: none, as the paper")
-    add("--validation-pairs", type=int, default=4, help="pairs left out of training")
-    add("--validate-every", type=int, default=500, help="steps")
-    add("--processes", type=int, help="refuse to run with any other number")
+    few = f"pairs left out of training; default: {VALIDATION_PAIRS}, or fewer of few"
+    add("--validation-pairs", type=number(int, 0), help=few)
+    add("--validate-every", type=positive, default=500, help="steps")
+    add("--processes", type=positive, help="refuse to run with any other number")
+    add("--changed", action="store_true", help="resume although settings differ")
     add("--license", default="unknown", help="of the weights, for the card")
     add_flags(parser)
     return parser.parse_args(words)
@@ -78,13 +95,40 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def get_scale(args: argparse.Namespace) -> Scale:
     """The scale, with the settings of the command line."""
     scale = preset(args.scale)
-    given = {name: getattr(args, name) for name in SETTINGS if getattr(args, name)}
+    flags = {name: getattr(args, name) for name in SETTINGS}
+    given = {name: value for name, value in flags.items() if value is not None}
     return replace(
         scale,
         training=replace(scale.training, **given),
         backbone=Source(str(args.backbone)) if args.backbone else scale.backbone,
         clip=Source(str(args.clip)) if args.clip else scale.clip,
     )
+
+
+def find_pairs(args: argparse.Namespace, device: torch.device) -> None:
+    """Make ``--pairs`` a folder of shards, and choose how many validate; in ``args``.
+
+    Raises:
+        ValueError: there are too few pairs; the message names the option.
+    """
+    columns = dict(text.split("=", 1) for text in args.columns if "=" in text)
+    if len(columns) < len(args.columns):
+        raise ValueError("--columns takes OURS=THEIRS, as original_image=source_img.")
+    args.data = args.pairs.name
+    target = args.out / "pairs"
+    if rank() == 0:
+        import_pairs(args.pairs, target, split=args.split, columns=columns)
+    broadcast_scalar(0.0, device)  # the others wait until the pairs are there
+    if not (args.pairs / MANIFEST).is_file():
+        args.pairs = target
+    count = len(PairDataset(args.pairs))
+    if args.validation_pairs is None:
+        args.validation_pairs = min(VALIDATION_PAIRS, count // 4)
+    if count <= args.validation_pairs:
+        raise ValueError(
+            f"{args.data} has {count} pairs, and --validation-pairs takes "
+            f"{args.validation_pairs} of them: none is left to train on."
+        )
 
 
 def prepare(
@@ -101,7 +145,12 @@ def prepare(
         scale.backbone,
         args.out / "latents",
     )
-    unet = widen_conv_in(backbone.unet).float()
+    unet = backbone.unet
+    if args.editor:
+        unet = load_editor(args.editor, device).backbone.unet
+    if unet.config.in_channels == 4:  # with 8 it is an editor already
+        unet = widen_conv_in(unet)
+    unet = unet.float().requires_grad_(True)
     if (lora_rank := plan.options.lora_rank) is not None:
         add_editor_lora(unet, rank=lora_rank, frozen=plan.options.autocast)
     compile_unet(unet, plan.compile_mode)
@@ -166,14 +215,52 @@ def run_steps(
     path = run.root / "validation.json"
     results = read_validation(path, up_to=run.state.step)
     for step, result in steps:
-        run.log_step(step)
-        if result:
+        if result:  # first: a signal that came meanwhile ends the run in log_step
             results.append(replace(result, edits=None))
             write_json(path, [{c: getattr(r, c) for c in COLUMNS} for r in results])
             print(results[-1], flush=True)
+        run.log_step(step)
         if rank() == 0 and (step.step % CHECK_EVERY == 0 or step.step == last):
             print(f"step {step.step} of {last}: loss {step.loss:.4f}", flush=True)
     return results
+
+
+def check_settings(args: argparse.Namespace, scale: Scale, step: int) -> list[dict]:
+    """Compare the settings with those of the run that is resumed, and note them.
+
+    Returns:
+        The settings of each leg of the run, with the step ``after`` which it began.
+
+    Raises:
+        ValueError: they differ, and ``--changed`` does not allow it.
+    """
+    path = args.out / LEGS
+    settings: dict[str, Any] = {
+        "pairs": sha256_of(args.pairs / MANIFEST),
+        "validation_pairs": args.validation_pairs,
+        "seed": args.seed,
+        "loss_weighting": args.loss_weighting,
+        "backbone": Path(scale.backbone.path_or_id).name,
+        "editor": args.editor,
+        **vars(scale.training),
+    }
+    legs = read_json(path) if step and path.is_file() else []
+    earlier = dict(legs[-1]) if legs else {}
+    after = earlier.pop("after", 0)
+    if not settings["decay"] and settings["steps"] >= earlier.get("steps", 0):
+        earlier |= {"steps": settings["steps"]} if earlier else {}  # only longer
+    changes = {n for n, value in settings.items() if legs and earlier.get(n) != value}
+    if changes and not args.changed:
+        told = ", ".join(f"{n} {earlier.get(n)}, now {settings[n]}" for n in changes)
+        raise ValueError(
+            f"The run in {args.out} had {told}. Repeat its command, choose another "
+            "--out, or pass --changed to go on with the new settings."
+        )
+    leg = {"after": step if changes or not legs else after, **settings}
+    legs = [*legs, leg] if changes or not legs else [*legs[:-1], leg]
+    if rank() == 0:
+        write_json(path, legs)
+    return legs
 
 
 def save_outputs(
@@ -182,14 +269,16 @@ def save_outputs(
     pairs: int,
     run: Run,
     results: Sequence[ValidationResult],
+    legs: Sequence[dict],
 ) -> None:
     """Write ``editor`` and, after LoRA, ``adapter``."""
     state = run.state
     training_rows = {
-        "data": f"{args.pairs.name}, {pairs:,} pairs",
+        "data": f"{args.data}, {pairs:,} pairs",
         "run_seed": args.seed,
         "steps_taken": state.step,
         **vars(scale.training),
+        **{f"until step {b['after']}": str(a) for a, b in pairwise(legs)},
         "validation": results[-1] if results else "none",
         "processes": world_size(),
         "options": state.options,
@@ -215,9 +304,11 @@ def main(words: Sequence[str] | None = None) -> None:
     """Train, then save the editor with its card."""
     args = arguments(words)
     device, scale = init(args.processes), get_scale(args)
+    find_pairs(args, device)
     plan = make_plan(args, scale.training.batch_size, device)
     backbone, latents, state = prepare(args, scale, plan, device)
     with resumable_run(state, args.out, backup_dir=args.backup_dir) as run:
+        legs = check_settings(args, scale, state.step)
         state.micro_batch = plan.micro_batch or state.micro_batch
         if rank() == 0:
             print(f"{plan.options}; compiled: {plan.compile_mode}.")
@@ -225,7 +316,7 @@ def main(words: Sequence[str] | None = None) -> None:
         steps = training_steps(args, scale, backbone, latents, state)
         results = run_steps(run, steps, scale.training.steps)
     if rank() == 0:
-        save_outputs(args, scale, len(latents), run, results)
+        save_outputs(args, scale, len(latents), run, results, legs)
     shutdown()
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 
@@ -25,11 +28,24 @@ class TrainingPlan:
     compile_mode: str
 
 
-def positive(text: str) -> int:
-    """Parse an integer of at least 1 from the command line."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
+def number(
+    kind: type, low: float, high: float = math.inf, *, above: bool = False
+) -> Callable[[str], Any]:
+    """A type of ``argparse``: a number in [low, high), or in (low, high)."""
+
+    def parse(text: str) -> Any:
+        value = kind(text)
+        if not (low < value if above else low <= value) or not value < high:
+            bound = "above" if above else "at least"
+            limit = f" and below {high}" if high < math.inf else ""
+            message = f"must be {bound} {low}{limit}, not {text}"
+            raise argparse.ArgumentTypeError(message)
+        return value
+
+    return parse
+
+
+positive = number(int, 1)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -47,7 +47,8 @@ def measure(clip: ClipScorer, examples: Examples, after: Tensor) -> Columns:
         (B,) float32 on the CPU under each name: ``image_similarity`` of edit and input;
         ``directional_similarity`` of the changes of image and caption;
         ``target_similarity`` and ``source_similarity`` of the edit and either caption;
-        ``nearer_target``, 1 where the former is larger; ``l1_source``, mean absolute
+        ``nearer_target``, 1 where the former is larger (these four are NaN where an
+        example has no captions); ``l1_source``, mean absolute
         difference to the input in [0, 1]; with a ground truth also ``l1_truth`` of the
         edit and ``l1_untouched`` of the input, which a good edit comes below.
     Raises:
@@ -62,12 +63,17 @@ def measure(clip: ClipScorer, examples: Examples, after: Tensor) -> Columns:
     texts = clip.embed_texts([*examples.captions, *examples.edited_captions])
     (input_, edit), (source, target) = images.chunk(2), texts.chunk(2)
     to_target, to_source = (cosine_similarity(edit, text) for text in (target, source))
-    columns = {
-        "image_similarity": cosine_similarity(input_, edit),
+    by_text = {
         "directional_similarity": cosine_similarity(edit - input_, target - source),
         "target_similarity": to_target,
         "source_similarity": to_source,
         "nearer_target": (to_target > to_source).float(),
+    }
+    captions = zip(examples.captions, examples.edited_captions, strict=True)
+    blank = torch.tensor([not (a.strip() and b.strip()) for a, b in captions])
+    columns = {
+        "image_similarity": cosine_similarity(input_, edit),
+        **{n: x.masked_fill(blank.to(x.device), torch.nan) for n, x in by_text.items()},
         "l1_source": _l1(after, examples.before),
     }
     if examples.truth is not None:
@@ -82,6 +88,10 @@ def _l1(a: Tensor, b: Tensor) -> Tensor:
 
 
 def summarise(columns: Columns) -> Row:
-    """Means of the columns of ``measure``, one row of a table."""
-    means = {name: column.double().mean().item() for name, column in columns.items()}
+    """Means of the columns of ``measure`` without NaN; a mean of none is left out."""
+    means = {
+        name: column.double().nanmean().item()
+        for name, column in columns.items()
+        if not column.isnan().all()
+    }
     return {"samples": len(columns["image_similarity"]), **means}

@@ -45,8 +45,7 @@ def widen_conv_in(
     if channels != unet.config.out_channels:
         raise ValueError(
             f"This U-Net reads {channels} channels and predicts "
-            f"{unet.config.out_channels}, so it was widened before. Start from the "
-            "text-to-image U-Net."
+            f"{unet.config.out_channels}, so it was widened before: train it as it is."
         )
     wide = copy.deepcopy(unet)
     conv, old = wide.conv_in, unet.conv_in.weight  # (D, C, k, k); the bias stays

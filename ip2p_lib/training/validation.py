@@ -21,7 +21,7 @@ from torch import Tensor
 from ip2p_lib.diffusion.clip import ClipScorer
 from ip2p_lib.distributed import rank
 from ip2p_lib.editing.editor import Editor
-from ip2p_lib.evaluation.metrics import Examples, measure
+from ip2p_lib.evaluation.metrics import Examples, measure, summarise
 from ip2p_lib.training.state import TrainState
 from ip2p_lib.training.train import TrainStep
 
@@ -34,13 +34,15 @@ class ValidationResult:
 
     step: int
     image_similarity: float  # of edit and input, 1 for a copy
-    directional_similarity: float  # of the change of images and that of captions
+    directional_similarity: float | None  # of change in images and captions, if any
     edits: Tensor | None = None  # (B, 3, H, W) in [-1, 1] on the CPU
 
     def __str__(self) -> str:
         """Say the numbers, for a log or a model card."""
         image, direction = self.image_similarity, self.directional_similarity
         after = f"after step {self.step} CLIP image similarity {image:.4f}"
+        if direction is None:
+            return f"{after}; without captions there is no directional similarity"
         return f"{after}, directional similarity {direction:.4f}"
 
 
@@ -67,8 +69,8 @@ class Validation:
 
     def measure(self, step: int, edits: Tensor) -> ValidationResult:
         """Both mean similarities of edits (B, 3, H, W) in [-1, 1]."""
-        columns = measure(self.clip, self.examples, edits)
-        image, direction = (float(columns[c].double().mean()) for c in COLUMNS[1:])
+        row = summarise(measure(self.clip, self.examples, edits))
+        image, direction = row[COLUMNS[1]], row.get(COLUMNS[2])
         return ValidationResult(step, image, direction, edits.cpu())
 
     def reference_results(self) -> dict[str, ValidationResult]:

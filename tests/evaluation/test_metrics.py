@@ -9,6 +9,7 @@ from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.evaluation.metrics import Examples, measure, summarise
 from ip2p_lib.evaluation.sweep import sweep
 from ip2p_lib.filtering.clip_filter import score_pairs
+from ip2p_lib.images import ImageError
 from tests.support.tiny_editor import new_editor
 
 PICTURES = torch.rand(12, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -86,3 +87,21 @@ def test_copying_is_perfectly_consistent_and_edits_nothing(clip):
     assert row["image_similarity"] == pytest.approx(1.0, abs=1e-6)
     assert row["directional_similarity"] == pytest.approx(0.0, abs=1e-3)
     assert row["l1_source"] == 0.0 and row["l1_truth"] == row["l1_untouched"] > 0
+
+
+def test_without_captions_their_similarities_are_blank_and_not_zero(clip):
+    some = replace(EXAMPLES, captions=["", "the horse", " "])
+    full, part = (summarise(measure(clip, x, PICTURES[6:9])) for x in (EXAMPLES, some))
+    one = measure(clip, EXAMPLES, PICTURES[6:9])["directional_similarity"][1]
+    assert part["directional_similarity"] == pytest.approx(float(one))
+    assert part["image_similarity"] == full["image_similarity"]
+    none = summarise(measure(clip, replace(some, captions=[""] * 3), PICTURES[6:9]))
+    blank = {"directional_similarity", "target_similarity"}
+    assert full.keys() - none.keys() == blank | {"source_similarity", "nearer_target"}
+
+
+def test_images_of_other_sizes_are_refused_by_name(clip):
+    with pytest.raises(ImageError, match="those of before"):
+        measure(clip, EXAMPLES, PICTURES[6:9, :, :32])
+    with pytest.raises(ImageError, match="those of truth"):
+        measure(clip, replace(EXAMPLES, truth=PICTURES[:2]), PICTURES[6:9])

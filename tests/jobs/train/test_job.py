@@ -4,6 +4,7 @@ Its processes run the real job, on the tiny networks and a tiny data set.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,53 @@ def test_validation_reads_back_without_results_after_the_step_resumed_at(tmp_pat
     assert train.read_validation(path, up_to=100) == results
     assert train.read_validation(path, up_to=99) == results[:2]
     assert train.read_validation(tmp_path / "none.json", up_to=5) == []
+
+
+def test_a_resumed_run_has_the_settings_it_began_with(
+    words, tmp_path, stopped_after_two
+):
+    """Unless --changed allows others, and then the card tells every leg."""
+    command = [*words, "--out", str(tmp_path / "run")]
+    stopped_after_two(command)
+    for option, value in {
+        "--learning-rate": "0.5",
+        "--seed": "1",
+        "--batch-size": "2",
+        "--steps": "3",
+        "--validation-pairs": "3",
+    }.items():
+        name = option.strip("-").replace("-", "_")
+        with pytest.raises(
+            ValueError, match=rf"had {name} .*, now {value}\..*--changed"
+        ):
+            train.main([*command, option, value])
+    train.main([*command, "--learning-rate", "0.0002", "--changed"])
+    card = (tmp_path / "run" / "editor" / "README.md").read_text()
+    assert "| learning rate | 0.0002 |" in card
+    assert "| until step 2 | {" in card and "'learning_rate': 0.0004" in card
+
+
+def test_training_goes_on_from_an_editor(alone, words, tmp_path):
+    out = tmp_path / "run"
+    train.main([*words, "--editor", str(alone / "editor"), "--out", str(out)])
+    first, second = (read_json(run / "losses.json")[0] for run in (alone, out))
+    assert first["loss"] != second["loss"]
+    assert read_json(out / "run.json")[0]["editor"] == str(alone / "editor")
+
+
+def test_a_validation_that_a_signal_falls_into_is_kept(words, tmp_path, monkeypatch):
+    """The step is saved, so that no later start would validate after it."""
+    run_validation = train.Validation.run
+
+    def interrupted(validation, state):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return run_validation(validation, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Validation, "run", interrupted)
+        with pytest.raises(SystemExit):
+            train.main([*words, "--out", str(tmp_path / "run")])
+    assert [row["step"] for row in read_json(tmp_path / "run/validation.json")] == [2]
+    train.main([*words, "--out", str(tmp_path / "run")])
+    steps = [row["step"] for row in read_json(tmp_path / "run/validation.json")]
+    assert steps == [2, 4]

@@ -16,11 +16,30 @@ from jobs.training_plan import even_micro_batch
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
-@pytest.mark.parametrize("flag", ["--lora-rank", "--micro-batch"])
-def test_a_number_below_one_is_refused(words, flag, capsys):
+@pytest.mark.parametrize(
+    ("flag", "value", "says"),
+    [
+        *((f"--{name}", "0", "at least 1") for name in ("lora-rank", "micro-batch")),
+        *((f"--{name}", "0", "at least 1") for name in ("steps", "batch-size")),
+        *((f"--{name}", "0", "at least 1") for name in ("resolution", "processes")),
+        ("--validate-every", "0", "at least 1"),
+        ("--warmup", "-1", "at least 0"),
+        ("--validation-pairs", "-1", "at least 0"),
+        ("--learning-rate", "0", "above 0"),
+        ("--learning-rate", "nan", "above 0"),
+        ("--ema-decay", "1", "below 1"),
+    ],
+)
+def test_a_number_out_of_range_is_refused(words, flag, value, says, capsys):
     with pytest.raises(SystemExit):
-        train.main([*words, flag, "0"])
-    assert "at least 1" in capsys.readouterr().err
+        train.main([*words, flag, value])
+    assert says in capsys.readouterr().err
+
+
+def test_zero_is_a_value_and_not_the_default(words):
+    args = train.arguments([*words, "--warmup", "0", "--ema-decay", "0"])
+    settings = train.get_scale(args).training
+    assert (settings.warmup, settings.ema_decay) == (0, 0.0)
 
 
 def test_even_parts_fit_and_are_at_least_half_of_what_does():

@@ -60,8 +60,8 @@ def cached_latents(
     cache_key = _cache_key(data, rows, resolution, source)
     if _read(folder, rank(), cache_key) is None:
         own = torch.arange(rows.start, rows.stop).tensor_split(world_size())[rank()]
-        encoded, texts = _encode(backbone, PairDataset(data), own, resolution)
-        state = cache_key | {"instructions": texts}
+        encoded, texts, cut = _encode(backbone, PairDataset(data), own, resolution)
+        state = cache_key | {"instructions": texts, "cut": cut}
         checkpoint.save(folder / f"shard-{rank():03d}", encoded, state)
     parts = list[checkpoint.Checkpoint]()
     while len(parts) < world_size():
@@ -71,6 +71,10 @@ def cached_latents(
             time.sleep(POLL_SECONDS)  # its process is still encoding
     pairs = {name: torch.cat([p.tensors[name] for p in parts]) for name in LATENTS}
     texts = [text for part in parts for text in part.state["instructions"]]
+    if rank() == 0 and (cut := sum(p.state["cut"] for p in parts) / max(len(texts), 1)):
+        print(
+            f"Pairs are cropped to squares, which leaves out {cut:.1%} of their area."
+        )
     return add_instructions(backbone, pairs, texts, as_tokens=True)
 
 
@@ -101,17 +105,24 @@ def _cache_key(
 
 def _encode(
     backbone: StableDiffusion, dataset: PairDataset, rows: Tensor, resolution: int
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Encode rows of a dataset; returns their latents and their instructions."""
-    texts = list[str]()
+) -> tuple[dict[str, Tensor], list[str], float]:
+    """Encode rows of a dataset.
+
+    Returns:
+        Their latents, their instructions, and the sum over them of the share of an
+        image that cropping to a square leaves out.
+    """
+    texts, cut = list[str](), 0.0
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal cut
         for part in rows.split(VAE_BATCH):
             pairs = [dataset[i] for i in part.tolist()]
             texts.extend(pair.instruction for pair in pairs)
+            cut += sum(1 - min(p.before.size) / max(p.before.size) for p in pairs)
             yield crop_to_squares(pairs, resolution)
 
-    return encode_pairs(backbone, batches()), texts
+    return encode_pairs(backbone, batches()), texts, cut
 
 
 def _read(

@@ -6,8 +6,8 @@ import torch
 from ip2p_lib.config import Source
 from ip2p_lib.dataset.dataset import PairDataset, write_shards
 from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
-from ip2p_lib.training.latent_cache import cached_latents, crop_to_squares
 from ip2p_lib.training.latents import store_latents
+from jobs.latent_cache import cached_latents, crop_to_squares
 from tests.support.pairs import make_pair
 
 
