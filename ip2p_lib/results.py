@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ip2p_lib.config import ROOT
-from ip2p_lib.files import write_json
+from ip2p_lib.config import RESULTS, ROOT
+from ip2p_lib.files import read_json, write_json
 from ip2p_lib.rng import integers, key
 
 Row = dict[str, Any]
@@ -96,6 +96,22 @@ def write_results(
     run = provenance(device) | {"seed": seed, "seconds": seconds} | settings
     lines = [asdict(row) | {"device": run["device"]} for row in readme]
     return write_json(path, run | {"readme": lines, "rows": list(rows)})
+
+
+def read_results(name: str) -> Row:
+    """Read ``data/results/<name>.json``.
+
+    Raises FileNotFoundError or ValueError, with a remedy, if it is missing or damaged.
+    """
+    path, advice = RESULTS / f"{name}.json", f"git checkout data/results/{name}.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}: {advice} brings it back.")
+    try:
+        run: Row = read_json(path)
+        run["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {advice} brings it back.") from error
+    return run
 
 
 def bootstrap_interval(values: Tensor) -> tuple[float, float]:

@@ -70,3 +70,16 @@ def test_the_bootstrap_leaves_missing_values_out():
     assert bootstrap_interval(values) == (1.0, 1.0)
     with pytest.raises(ValueError, match="at least one"):
         bootstrap_interval(torch.tensor([torch.nan]))
+
+
+def test_a_missing_or_damaged_result_is_named_with_a_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    remedy = "git checkout data/results/some.json brings it back"
+    with pytest.raises(FileNotFoundError, match=remedy):
+        results.read_results("some")
+    for text in ("{", "[]", '{"row": []}', "\xff"):
+        (tmp_path / "some.json").write_text(text, "latin-1")
+        with pytest.raises(ValueError, match=remedy):
+            results.read_results("some")
+    results.write_results(tmp_path / "some.json", [{"a": 1}], seed=3, seconds=0)
+    assert results.read_results("some")["rows"] == [{"a": 1}]

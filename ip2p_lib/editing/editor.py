@@ -139,7 +139,7 @@ class Editor:
         value for all images, or one for each.
         """
         resolved = self._options(len(images), instructions, **options)
-        fitted = [self._fit(image) for image in images]
+        fitted = [self.fit(image) for image in images]
         edits: dict[int, Image] = {}
         for size in {image.size for image in fitted}:
             rows = [i for i, image in enumerate(fitted) if image.size == size]
@@ -189,8 +189,12 @@ class Editor:
             own.steps if steps is None else _plain(steps),
         )
 
-    def _fit(self, image: Image) -> Image:
-        """Resize, keeping the aspect to an eighth: to multiples of 64 for 512."""
+    def fit(self, image: Image) -> Image:
+        """The image as it is edited: upright, RGB, resized and slightly cropped.
+
+        It has the size of its edit, which can be laid over it. Sides are multiples of
+        an eighth of the resolution: of 64 pixels for 512.
+        """
         if not isinstance(image, Image):
             raise ValueError(f"edit needs a PIL image, not {type(image).__name__}.")
         return fit(load(image), self.resolution, multiple=self.resolution // 8)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ip2p_lib.config import Editing, Source
+from ip2p_lib.config import ROOT, Editing, Source
 from ip2p_lib.diffusion.lora import merge_lora
 from ip2p_lib.files import atomic_directory
 from ip2p_lib.training.state import TrainState
@@ -38,7 +38,7 @@ whose U-Net was given four more input channels and trained on pairs of images.
 {% endfor %}
 ## Loading
 
-`FOLDER` is where this file is.
+`FOLDER` is where this file is, `image` a PIL image{{ place }}.
 
 ```python
 from diffusers import StableDiffusionInstructPix2PixPipeline, UNet2DConditionModel
@@ -86,11 +86,17 @@ def model_card(
         header,
         template_str=TEMPLATE,
         editing=editing,
-        base=Path(base.path_or_id).name if local else base.path_or_id,
+        base=_shown_path(Path(base.path_or_id)) if local else base.path_or_id,
         rows=table,
         license=license,
     )
     return str(card)
+
+
+def _shown_path(folder: Path) -> str:
+    """A folder as seen from the repository, or outside of it, its name alone."""
+    inside = folder.resolve().is_relative_to(ROOT)
+    return folder.resolve().relative_to(ROOT).as_posix() if inside else folder.name
 
 
 def save_editor(

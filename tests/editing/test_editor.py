@@ -106,6 +106,7 @@ def test_the_trajectory_ends_at_the_edit_and_draws_no_global_number(editor):
 @pytest.mark.parametrize("size", [(640, 480), (30, 45)])
 def test_the_aspect_is_kept(editor, size):
     edited = editor.edit(smooth_image(*size), CAT, steps=1)
+    assert editor.fit(smooth_image(*size)).size == edited.size
     assert abs(edited.width / edited.height / (size[0] / size[1]) - 1) < 0.13
     assert 64 <= max(edited.size) < 80
 

@@ -9,7 +9,8 @@ import yaml
 from huggingface_hub import HfApi
 from PIL import Image
 
-from ip2p_lib.config import Editing, Source
+from ip2p_lib.config import ROOT, Editing, Source, preset
+from ip2p_lib.editing import load_editor
 from ip2p_lib.training.model_card import (
     model_card,
     push_to_hub,
@@ -70,6 +71,18 @@ def test_a_folder_on_this_machine_is_named_and_not_located():
     text = model_card("An editor", {}, base=local, editing=EDITING, license="mit")
     assert "`miniature-sd`" in text and "| base revision | none |" in text
     assert "somebody" not in text and "base_model" not in header_of(text)
+
+
+def test_the_cards_own_lines_run_as_printed(tmp_path, monkeypatch):
+    """At the repository's root, on the miniature: nothing is downloaded."""
+    editor, size = load_editor("miniature", device="cpu"), preset("miniature")
+    editor.backbone.unet.save_pretrained(tmp_path / "unet")
+    card = model_card("An editor", {}, base=size.backbone, editing=EDITING, license="x")
+    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
+    names = {"image": Image.new("RGB", (128, 128), "green")}
+    monkeypatch.chdir(ROOT)
+    exec(code.replace("FOLDER", str(tmp_path)), names)
+    assert names["edited"].size == (128, 128)
 
 
 @pytest.fixture
