@@ -2,12 +2,12 @@
 
 One number cannot answer both, since copying the input is perfectly consistent. The two
 similarities of ``measure`` follow the released ``metrics/compute_metrics.py``, the
-pixel distances are ours; ``sweep`` draws them along a setting.
+pixel distances are ours. ``sweep`` measures an editor along a setting, for figure 8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,10 +47,10 @@ def measure(clip: ClipScorer, examples: Examples, after: Tensor) -> Columns:
         (B,) float32 on the CPU under each name: ``image_similarity`` of edit and input;
         ``directional_similarity`` of the changes of image and caption;
         ``target_similarity`` and ``source_similarity`` of the edit and either caption;
-        ``nearer_target``, 1 where the former is larger (these four are NaN where an
-        example has no captions); ``l1_source``, mean absolute
-        difference to the input in [0, 1]; with a ground truth also ``l1_truth`` of the
-        edit and ``l1_untouched`` of the input, which a good edit comes below.
+        ``nearer_target``, 1 where the former is larger (these four: NaN without
+        captions); ``l1_source``, mean absolute difference to the input in [0, 1]; with
+        a ground truth also ``l1_truth`` of the edit and ``l1_untouched`` of the input,
+        which a good edit comes below.
     Raises:
         ImageError: edits, inputs and ground truth differ in shape.
     """
@@ -59,6 +59,16 @@ def measure(clip: ClipScorer, examples: Examples, after: Tensor) -> Columns:
         if other is not None and other.shape != after.shape:
             shapes = f"{tuple(after.shape)}, those of {name} {tuple(other.shape)}"
             raise ImageError(f"The edits have the shape {shapes}; bring them to one.")
+    columns = _similarities(clip, examples, after)
+    columns["l1_source"] = _l1(after, examples.before)
+    if examples.truth is not None:
+        columns["l1_truth"] = _l1(after, examples.truth)
+        columns["l1_untouched"] = _l1(examples.before, examples.truth)
+    return {name: column.cpu() for name, column in columns.items()}
+
+
+def _similarities(clip: ClipScorer, examples: Examples, after: Tensor) -> Columns:
+    """The columns of ``measure`` by CLIP."""
     images = clip.embed_images(torch.cat([examples.before.to(after), after]))
     texts = clip.embed_texts([*examples.captions, *examples.edited_captions])
     (input_, edit), (source, target) = images.chunk(2), texts.chunk(2)
@@ -71,15 +81,10 @@ def measure(clip: ClipScorer, examples: Examples, after: Tensor) -> Columns:
     }
     captions = zip(examples.captions, examples.edited_captions, strict=True)
     blank = torch.tensor([not (a.strip() and b.strip()) for a, b in captions])
-    columns = {
+    return {
         "image_similarity": cosine_similarity(input_, edit),
         **{n: x.masked_fill(blank.to(x.device), torch.nan) for n, x in by_text.items()},
-        "l1_source": _l1(after, examples.before),
     }
-    if examples.truth is not None:
-        columns["l1_truth"] = _l1(after, examples.truth)
-        columns["l1_untouched"] = _l1(examples.before, examples.truth)
-    return {name: column.cpu() for name, column in columns.items()}
 
 
 def _l1(a: Tensor, b: Tensor) -> Tensor:
@@ -95,3 +100,40 @@ def summarise(columns: Columns) -> Row:
         if not column.isnan().all()
     }
     return {"samples": len(columns["image_similarity"]), **means}
+
+
+def sweep(
+    edit: Callable[..., Tensor],
+    settings: Sequence[Row],
+    clip: ClipScorer,
+    batches: Iterable[Examples],
+    *,
+    method: str,
+    seed: int = 0,
+) -> list[Row]:
+    """Edit every example at every setting, and average what ``measure`` says (4.1).
+
+    The trade-off curve of figure 8: image similarity against directional similarity, up
+    and to the right is better. The editor moves along s_I, SDEdit along its strength.
+
+    Args:
+        edit: called as ``edit(examples, seeds, **setting)``, gives (B, 3, H, W).
+        settings: keyword arguments of ``edit``, such as ``{"image_scale": 1.5}``.
+        clip, batches: the examples, in parts that fit into memory; read once.
+        method: name of the curve.
+        seed: of the first example; each next example's is one higher.
+    Returns:
+        One row a setting: method, setting, and the means.
+    """
+    parts: list[list[Columns]] = [[] for _ in settings]
+    for examples in batches:
+        seeds = list(range(seed, seed + len(examples)))
+        for setting, columns in zip(settings, parts, strict=True):
+            after = edit(examples, seeds, **setting)
+            columns.append(measure(clip, examples, after))
+        seed += len(examples)
+    joined = [{k: torch.cat([c[k] for c in cs]) for k in cs[0]} for cs in parts]
+    return [
+        {"method": method, **setting, **summarise(columns)}
+        for setting, columns in zip(settings, joined, strict=True)
+    ]

@@ -11,15 +11,13 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ip2p_lib.config import Filtering
 from ip2p_lib.filtering.clip_filter import Scores, keep_best, thresholds_by_score
-
-if TYPE_CHECKING:
-    from ip2p_lib.config import Filtering
 
 _STEPS = 10  # thresholds that ``calibrate`` tries of each score
 _Z95 = 1.96  # 95 % of a normal variable lie within so many standard deviations

@@ -10,17 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from ip2p_lib.config import Filtering
 from ip2p_lib.diffusion.clip import ClipScorer
-
-if TYPE_CHECKING:
-    from ip2p_lib.config import Filtering
-    from ip2p_lib.rendering import GeneratedPair
+from ip2p_lib.rendering.render import GeneratedPair
 
 
 @dataclass(frozen=True)
@@ -110,9 +107,8 @@ def drop_reasons(scores: Scores, thresholds: Filtering) -> list[str | None]:
     reasons: list[str | None] = [None] * len(scores.image)
     for name, limit in thresholds_by_score(thresholds).items():
         for row, value in enumerate(getattr(scores, name).tolist()):
-            if (
-                reasons[row] is None and not value >= limit
-            ):  # in this form NaN is a miss
+            missed = not value >= limit  # in this form NaN is a miss
+            if missed and reasons[row] is None:
                 reasons[row] = f"{name} {value:.3f} < {limit:.3f}"
     return reasons
 

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import ipywidgets
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from ip2p_lib.config import Filtering
 from ip2p_lib.filtering.calibration import funnel
 from ip2p_lib.filtering.clip_filter import Scores
 from ip2p_lib.filtering.figures import plot_funnel
 from ip2p_lib.notebook.figures import to_png
 from ip2p_lib.notebook.panel import LABEL, WIDE, Panel, slider
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from ip2p_lib.config import Filtering
 
 
 class ThresholdPanel(Panel):

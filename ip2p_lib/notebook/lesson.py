@@ -36,12 +36,6 @@ def show_source(code: Callable[..., Any] | type) -> None:
     display({"text/markdown": f"```python\n{text}\n```", "text/plain": text}, raw=True)
 
 
-def escape_markdown(text: str) -> str:
-    """A text as Markdown that is drawn as the same text: no link, formula or HTML."""
-    # Entities, because a front end finds formulas before it reads backslashes.
-    return _MARKUP.sub(lambda match: f"&#{ord(match[0])};", text)
-
-
 def show_table(
     header: Sequence[str], rows: Iterable[Sequence[object]], *, align_left: bool = False
 ) -> None:
@@ -59,8 +53,12 @@ def show_table(
     if {len(row) for row in texts} != {len(header)}:
         raise ValueError(f"Every row must have {len(header)} columns: {list(header)}.")
     rule = ["---", *["---" if align_left else "--:"] * (len(header) - 1)]
-    # Captions come from anywhere and must not become markup.
-    escaped = [[escape_markdown(cell) for cell in row] for row in texts]
+    # Captions come from anywhere and must not become links, formulas or HTML. Entities,
+    # because a front end finds formulas before it reads backslashes.
+    escaped = [
+        [_MARKUP.sub(lambda match: f"&#{ord(match[0])};", cell) for cell in row]
+        for row in texts
+    ]
     lines = [f"| {' | '.join(row)} |" for row in (escaped[0], rule, *escaped[1:])]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     plain = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in texts]

@@ -11,14 +11,12 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ipywidgets
+from matplotlib.figure import Figure
 
 from ip2p_lib.notebook.figures import to_png
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 WIDE = {"width": "97%"}
 LABEL = {"description_width": "11em"}

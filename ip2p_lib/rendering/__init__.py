@@ -1,9 +1,9 @@
 """Two captions of a triplet as two matching images (section 3.1.2, notebook 02).
 
-The main path: ``candidates`` (random settings), ``render`` (batches of pairs),
-``paired_sampling`` (the sampling loop) and ``shared_attention`` (the released method).
+The main path: ``candidates`` (random settings), ``render`` (batches of pairs and their
+sampling loop) and ``shared_attention`` (the released method).
 The original Prompt-to-Prompt: ``word_edits``, ``token_alignment``, ``cross_attention``.
-The same pairs, faster: ``trees``, ``trajectories``, ``continuous_batching``.
+The same pairs, faster: ``trees``, ``continuous_batching``.
 """
 
 from ip2p_lib.rendering.candidates import (

@@ -23,13 +23,20 @@ SEED_BITS = 48  # so that a JSON reader that parses numbers as floats keeps a se
 
 @dataclass(frozen=True)
 class Candidate:
-    """A triplet with the settings that determine its two images, all but the steps."""
+    """A triplet with the settings that determine its two images, all but the steps.
+
+    Raises ValueError for a p outside [0, 1].
+    """
 
     triplet: Triplet
     seed: int  # of the initial and the ancestral noise, the same for both images
     p: float  # fraction of steps with shared self-attention, in [0, 1]
     cfg_scale: float  # guidance scale of both images
     word_edit: WordEdit | None = None  # original Prompt-to-Prompt; not the paper's
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"p is a fraction in [0, 1], not {self.p}.")
 
     @property
     def source_is_after(self) -> bool:
@@ -95,16 +102,10 @@ def add_cross_attention_edit(
         rng.uniform(rng.key(run_seed, "words", name), ids).tolist()
         for name in ("share", "tau")
     )
-    low, high = TAU_RANGE
-    return [
-        replace(c, word_edit=_word_edit(c.triplet, low + (high - low) * u))
-        if v < fraction
-        else c
-        for c, u, v in zip(candidates, u_tau, u_select, strict=True)
-    ]
-
-
-def _word_edit(triplet: Triplet, tau: float) -> WordEdit:
-    longer = len(triplet.edited_caption) > len(triplet.caption)
-    source = "after" if longer else "before"
-    return WordEdit("refine", tau, blend=LocalBlend(), source=source)
+    (low, high), edited = TAU_RANGE, []
+    for c, u, v in zip(candidates, u_tau, u_select, strict=True):
+        longer = len(c.triplet.edited_caption) > len(c.triplet.caption)
+        source, tau = "after" if longer else "before", low + (high - low) * u
+        edit = WordEdit("refine", tau, blend=LocalBlend(), source=source)
+        edited.append(replace(c, word_edit=edit) if v < fraction else c)
+    return edited

@@ -52,8 +52,10 @@ class EditedCrossAttnProcessor:
         mapper, keep: (N, L, L) and (N, L) of this step, at first of step 0. Their
             shapes never change, so that a compiled U-Net is not compiled again.
         blend_tokens: (2N, L), 1 for the tokens of ``attention_sum``, or None.
-        attention_sum: (2N, positions) attention of c0 and c1 to those tokens, summed
-            over all steps so far and over the layers with ``grid`` (h, w) positions.
+        attention_sum: (2N, positions) attention of c0 and c1 to those tokens, mean over
+            heads, summed over the tokens, over all steps so far and over the layers
+            with ``grid`` (h, w) positions.
+        threshold: (N,), of the edits.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class EditedCrossAttnProcessor:
         self._active = torch.stack(active).to(device)  # (steps, N)
         self._mapper = edits.mapper.to(device, dtype)
         self._keep = edits.keep.to(device, dtype)
-        self._threshold = edits.threshold.to(device)
+        self.threshold = edits.threshold.to(device)
         self.set_step(0)
         tokens = edits.blend_tokens.to(device, dtype)
         self.blend_tokens = tokens if edits.blend_tokens.any() else None
@@ -82,10 +84,6 @@ class EditedCrossAttnProcessor:
         active = self._active[step]
         self.mapper = self._mapper * active[:, None, None]
         self.keep = torch.where(active[:, None], self._keep, 1.0)
-
-    def blend_mask(self, size: tuple[int, int]) -> Tensor:
-        """(N, 1, H, W) bool for latents of a size: where second images may differ."""
-        return blend_mask(self.attention_sum, self.grid, size, self._threshold)
 
     def __call__(
         self,
@@ -107,8 +105,10 @@ class EditedCrossAttnProcessor:
             raise ValueError(f"The edits have {n} rows, but the batch {len(q)} rows.")
         tokens, total = self.blend_tokens, self.attention_sum
         if tokens is not None and q.shape[2] == total.shape[1]:
-            half = len(q) // 2
-            total.add_(token_attention(q[half:], k[half:], tokens))
+            half = len(q) // 2  # rows c0 and c1 are the second one
+            value = tokens[:, None, :, None].expand(-1, attn.heads, -1, -1)
+            maps = F.scaled_dot_product_attention(q[half:], k[half:], value)
+            total.add_(maps.mean(1).squeeze(-1))
         return project_out(attn, edited_attention(q, k, v, self.mapper, self.keep))
 
 
@@ -133,17 +133,6 @@ def edited_attention(
     return torch.cat((out[: c1.start], out[c1] + injected))
 
 
-def token_attention(q: Tensor, k: Tensor, tokens: Tensor) -> Tensor:
-    """Attention to some tokens, summed over these, mean over heads: (rows, positions).
-
-    Args:
-        q, k: (rows, heads, positions, d) and (rows, heads, L, d).
-        tokens: (rows, L), 1 for each of the tokens.
-    """
-    value = tokens[:, None, :, None].expand(-1, q.shape[1], -1, -1)
-    return F.scaled_dot_product_attention(q, k, value).mean(1).squeeze(-1)
-
-
 def blend_mask(
     attention: Tensor, grid: tuple[int, int], size: tuple[int, int], threshold: Tensor
 ) -> Tensor:
@@ -165,15 +154,6 @@ def blend_mask(
     before, after = (maps / peak).chunk(2)
     k = threshold[:, None, None, None]
     return (before > k) | (after > k)
-
-
-def blend_latents(mask: Tensor, latents: Tensor) -> Tensor:
-    """Restore the first image outside a (N, 1, h, w) mask (end of Algorithm 1).
-
-    ``latents`` and the result are (2N, C, h, w), all first images first.
-    """
-    before, after = latents.chunk(2)
-    return torch.cat((before, torch.where(mask, after, before)))
 
 
 def attention_resolution(

@@ -5,11 +5,17 @@ A batch of N candidates is one U-Net batch of 4N rows, in the released code's or
     [u0 | u1 | c0 | c1]     u: empty caption   c: own caption   0, 1: before, after
 
 Rows are independent: batch size and order change an image by rounding at most.
+
+Attention maps of two kinds may be injected: self-attention for a fraction p of the
+steps, as in the released code, and cross-attention by words for a fraction tau. The
+original Prompt-to-Prompt shares self-attention too, but only small maps and only in the
+conditional half. Here p means the same with and without word edits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +23,23 @@ from torch import Tensor
 
 from ip2p_lib import rng
 from ip2p_lib.diffusion.guidance import caption_denoiser
-from ip2p_lib.diffusion.samplers import StepNoise, sample
+from ip2p_lib.diffusion.samplers import (
+    Denoiser,
+    StepNoise,
+    initial_latent,
+    sample,
+    sampler_coefficients,
+    sampler_step,
+)
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 from ip2p_lib.rendering.candidates import Candidate
-from ip2p_lib.rendering.paired_sampling import sample_pairs
-from ip2p_lib.rendering.word_edits import build_edit_tensors
+from ip2p_lib.rendering.cross_attention import blend_mask, edit_cross_attention
+from ip2p_lib.rendering.shared_attention import (
+    is_active,
+    share_self_attention,
+    source_rows,
+)
+from ip2p_lib.rendering.word_edits import EditTensors, build_edit_tensors
 
 
 @dataclass
@@ -52,12 +70,9 @@ def generate_pairs(
     Yields:
         One list of pairs a batch, in the order of ``candidates``.
     Raises:
-        ValueError: p outside [0, 1], a batch size below 1, a caption too long, or as
+        ValueError: a batch size below 1, a caption too long, or as
             ``samplers.timesteps`` and ``word_edits.build_edit_tensors``.
     """
-    for candidate in candidates:
-        if not 0 <= candidate.p <= 1:
-            raise ValueError(f"p is a fraction in [0, 1], not {candidate.p}.")
     cache: dict[str, Tensor] = {}
     for rows in _batches(len(candidates), batch_size):
         batch = candidates[rows]
@@ -88,9 +103,49 @@ def _generate_batch(
     p = torch.tensor([c.p for c in batch], dtype=torch.float64)
     words = [c.word_edit for c in batch]
     edits = build_edit_tensors(backbone, words, first, second) if any(words) else None
-    settings = backbone.schedule, steps, sampler
-    latents = sample_pairs(backbone.unet, denoise, noise, *settings, p, edits)
+    latents = _sample_pairs(backbone, denoise, noise, steps, sampler, p, edits)
     return backbone.decode(latents)
+
+
+@torch.no_grad()
+def _sample_pairs(
+    backbone: StableDiffusion,
+    denoise: Denoiser,
+    noise: StepNoise,
+    steps: int,
+    sampler: str,
+    p: Tensor,
+    edits: EditTensors | None,
+) -> Tensor:
+    """Sample (2N, C, h, w) latents, all first images first (Hertz et al., Algorithm 1).
+
+    ``noise`` is equal for both images; -1 is the initial one. ``p`` is (N,) float64.
+    """
+    unet = backbone.unet
+    coefficients = sampler_coefficients(backbone.schedule, steps, sampler)
+    x = x0 = initial_latent(noise(-1), coefficients, sampler)
+    size, on_device = (x.shape[-2], x.shape[-1]), coefficients.to(x)
+    # Copied to the device once, so that no step waits for it.
+    rows = [source_rows(is_active(p, i, steps)) for i in range(steps)]
+    sources = torch.stack(rows).to(x.device)
+    sharing = share_self_attention(unet) if p.any() else nullcontext()
+    editing = edit_cross_attention(unet, edits, steps, size) if edits else nullcontext()
+    with sharing as shared, editing as edited:
+        for i in range(steps):
+            if shared:
+                shared.source = sources[i]
+            if edited:
+                edited.set_step(i)
+            t = x.new_full(x.shape[:1], coefficients[i, 0].item())
+            z = noise(i) if coefficients[i, 5] > 0 else None
+            x, x0 = sampler_step(x, denoise(x, t), x0, z, on_device[i])
+            if edited and edited.blend_tokens is not None:
+                maps = edited.attention_sum, edited.grid
+                mask = blend_mask(*maps, size, edited.threshold)
+                # Outside the mask second images are restored to the first ones.
+                halves = x.chunk(2), x0.chunk(2)
+                x, x0 = (torch.cat((a, torch.where(mask, b, a))) for a, b in halves)
+    return x
 
 
 def generate_images(
@@ -121,12 +176,9 @@ def generate_images(
     for rows in _batches(len(captions), batch_size):
         text = encode_captions(backbone, captions[rows], cache)
         denoise = caption_denoiser(backbone.unet, text, backbone.null_text, cfg_scale)
-        noise, settings = (
-            latent_noise(backbone, seeds[rows]),
-            (backbone.schedule, steps),
-        )
-        latents = sample(sampler, denoise, noise(-1), *settings, step_noise=noise)
-        yield backbone.decode(latents)
+        noise = latent_noise(backbone, seeds[rows])
+        settings = noise(-1), backbone.schedule, steps
+        yield backbone.decode(sample(sampler, denoise, *settings, step_noise=noise))
 
 
 def _batches(n: int, size: int) -> Iterator[slice]:

@@ -16,7 +16,7 @@ A branch leaves the shared prefix when its p has passed, and needs no source the
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 
 import torch
@@ -28,7 +28,6 @@ from ip2p_lib.diffusion.samplers import initial_latent
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 from ip2p_lib.rendering.candidates import Candidate, draw_candidates
 from ip2p_lib.rendering.render import encode_captions, latent_noise
-from ip2p_lib.rendering.trajectories import Trajectory
 from ip2p_lib.triplets.record import Triplet
 
 
@@ -52,6 +51,36 @@ def draw_trees(
     ]
 
 
+@dataclass(eq=False)
+class Trajectory:
+    """One image on its way from noise, for one or several candidates.
+
+    ``x`` and ``x0`` are its state before and after it is in a batch, not meanwhile.
+    """
+
+    settings: Candidate  # seed and guidance scale, the same for a whole tree
+    text: Tensor  # (L, D)
+    x: Tensor  # (C, h, w) latent
+    x0: Tensor  # (C, h, w) clean latent, as last predicted
+    candidates: list[Candidate] = field(default_factory=list)  # largest p first
+    source: Trajectory | None = None  # of a second image: the first one's
+    step: int = 0  # steps done
+    image: Tensor = field(default_factory=lambda: torch.empty(0))  # once decoded
+
+    def num_sharing(self, steps: int) -> int:
+        """How many of its candidates share attention in its next step."""
+        limit = self.step / max(steps - 1, 1)  # as in ``shared_attention.is_active``
+        return sum(c.p > limit for c in self.candidates)
+
+    def branch(self, steps: int) -> Trajectory | None:
+        """Split off the candidates whose p has passed, if any but not all have."""
+        n = self.num_sharing(steps)
+        if not 0 < n < len(self.candidates):
+            return None
+        leaving, self.candidates = self.candidates[n:], self.candidates[:n]
+        return replace(self, candidates=leaving)
+
+
 def build_trees(
     backbone: StableDiffusion,
     candidates: Iterable[Candidate],
@@ -67,8 +96,8 @@ def build_trees(
         coefficients, sampler: of ``samplers.sampler_coefficients``.
         prefetch: trees whose captions are encoded at once.
     Raises:
-        ValueError: a p outside [0, 1], a caption too long for the text encoder, or a
-            candidate whose cross-attention is edited.
+        ValueError: a caption too long for the text encoder, or a candidate whose
+            cross-attention is edited.
     """
     trees, cache = _group_by_tree(candidates), dict[str, Tensor]()
     while group := list(islice(trees, prefetch)):
@@ -86,8 +115,6 @@ def _group_by_tree(candidates: Iterable[Candidate]) -> Iterator[list[Candidate]]
     """The candidates of each tree, the largest p first."""
     for _, members in groupby(candidates, lambda c: (c.triplet, c.seed, c.cfg_scale)):
         tree = sorted(members, key=lambda c: -c.p)
-        if not 0 <= tree[-1].p <= tree[0].p <= 1:
-            raise ValueError(f"p is a fraction in [0, 1]: {tree}.")
         if any(c.word_edit for c in tree):
             raise ValueError("Trees have no word edits: use generate_pairs.")
         yield tree

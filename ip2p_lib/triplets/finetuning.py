@@ -21,16 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ip2p_lib.rng import key, uniform
-from ip2p_lib.triplets.record import (
-    PROMPT_END,
-    Triplet,
-    TripletError,
-    parse_completion,
-    read_lines,
-    to_completion,
-    to_prompt,
-    write_lines,
-)
+from ip2p_lib.triplets.record import Triplet, to_completion, to_prompt, write_lines
 
 IGNORE_INDEX = -100  # label of a token without a loss
 
@@ -46,18 +37,6 @@ def write_finetuning_file(path: str | Path, triplets: Iterable[Triplet]) -> Path
         for t in triplets
     )
     return write_lines(path, rows)
-
-
-def read_finetuning_file(path: str | Path) -> list[Triplet]:
-    """Inverse of ``write_finetuning_file``; a ValueError names file and line."""
-    return read_lines(path, _from_row)
-
-
-def _from_row(row: Any) -> Triplet:
-    match row:
-        case {"prompt": str(prompt), "completion": str(completion)}:
-            return parse_completion(prompt.removesuffix(PROMPT_END), completion)
-    raise TripletError("schema", "The row needs texts 'prompt' and 'completion'.")
 
 
 def tokenize_triplets(

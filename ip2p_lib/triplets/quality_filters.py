@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import cache
 
 from ip2p_lib.config import DATA
-from ip2p_lib.triplets.record import Reply, Triplet
+from ip2p_lib.triplets.record import Reply
 
 BLOCKED_WORDS = DATA / "triplets" / "blocked_words.txt"
 MAX_TOKENS = 77  # tokens that Stable Diffusion's text encoder reads, with its own two
@@ -34,7 +34,7 @@ def has_blocked_word(texts: Sequence[str]) -> bool:
 
 @cache
 def _blocked_words() -> re.Pattern[str]:
-    lines = BLOCKED_WORDS.read_text(encoding="utf-8").splitlines()
+    lines = BLOCKED_WORDS.read_text("utf-8").splitlines()
     words = [w.strip().lower() for w in lines if w.strip() and not w.startswith("#")]
     patterns = (rf"\b{re.escape(w)}\b" if w.isascii() else re.escape(w) for w in words)
     return re.compile("|".join(patterns))
@@ -64,8 +64,8 @@ def filter_replies(
         if triplet is None:
             yield reply
             continue
-        digest = _digest(triplet)
         texts = [triplet.caption, triplet.instruction, triplet.edited_caption]
+        digest = _digest(texts)
         if count_tokens and max(map(count_tokens, texts)) > MAX_TOKENS:
             yield replace(reply, triplet=None, reason="length")
         elif digest in digests:
@@ -77,8 +77,7 @@ def filter_replies(
             yield reply
 
 
-def _digest(triplet: Triplet) -> bytes:
+def _digest(texts: Sequence[str]) -> bytes:
     """Equal for triplets that differ in case and spaces only."""
-    texts = triplet.caption, triplet.instruction, triplet.edited_caption
     text = "\n".join(" ".join(text.lower().split()) for text in texts)
     return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()

@@ -4,6 +4,7 @@
 and ``parse_completion`` are its text format for a completion model, with the delimiters
 of the authors' released ``dataset_creation/generate_txt_dataset.py``; ``make_triplet``
 has the rules that a triplet must keep; ``read_jsonl`` and ``write_jsonl`` are its file.
+``read_captions`` reads captions that have no edit yet.
 """
 
 from __future__ import annotations
@@ -11,17 +12,20 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ip2p_lib.files import atomic_write, read_text
+from ip2p_lib.files import atomic_write, decode_text
+
+T = TypeVar("T")
 
 PROMPT_END = "\n##\n"  # after the caption: the model continues from here
 SEPARATOR = "\n%%\n"  # between the instruction and the edited caption
 STOP = "\nEND"  # ends the reply; services stop here and leave it out
 
+_CAPTIONS = ("input", "caption", "text", "TEXT")  # ours, the authors', LAION's
 _DELIMITERS = tuple(text.strip() for text in (PROMPT_END, SEPARATOR, STOP))
 _CHINESE = re.compile("[\u3400-\u9fff]")
 # Characters that control a terminal or reverse the direction of writing.
@@ -181,24 +185,58 @@ def read_jsonl(path: str | Path) -> list[Triplet]:
     Raises:
         ValueError: a line is not a valid triplet; the message names file and line.
     """
-    return read_lines(path, _from_row)
+    return list(read_lines(path, _parse_triplet))
 
 
-def read_lines(path: str | Path, parse: Callable[[Any], Triplet]) -> list[Triplet]:
-    """Read a file of JSON lines, each parsed into a triplet; errors name the line."""
-    triplets = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        try:
-            triplets += [parse(json.loads(line))] if line.strip() else []
-        except (ValueError, RecursionError) as error:  # also TripletError, JSON errors
-            raise ValueError(f"{path}:{number}: {error}") from error
-    return triplets
+def read_lines(path: str | Path, parse: Callable[[str], T]) -> Iterator[T]:
+    """Parse a file's lines that are not blank, one at a time; errors name the line."""
+    with Path(path).open("rb") as lines:
+        for number, data in enumerate(lines, start=1):
+            line = decode_text(data, path, number)
+            try:
+                values = [parse(line)] if line.strip() else []
+            except (ValueError, RecursionError) as error:  # also JSON errors
+                raise ValueError(f"{path}:{number}: {error}") from error
+            yield from values
 
 
-def _from_row(row: Any) -> Triplet:
+def _parse_triplet(line: str) -> Triplet:
+    row = json.loads(line)
     if isinstance(row, dict):
         match row.get("input", row.get("caption")), row.get("edit"), row.get("output"):
             case (str(caption), str(edit), str(edited_caption)):
                 return make_triplet(caption, edit, edited_caption, row.get("language"))
     keys = "'input' (or 'caption'), 'edit' and 'output'"
     raise ValueError(f"expected a JSON object with texts under the keys {keys}.")
+
+
+def read_captions(path: str | Path) -> Iterator[str]:
+    """Read captions from a file, one at a time, so any number needs the memory of one.
+
+    The authors took 454,445 captions from LAION-Aesthetics.
+
+    Args:
+        path: ``.txt``, one caption a line; or ``.jsonl``, one object a line with the
+            caption under ``input``, ``caption``, ``text`` or ``TEXT``.
+
+    Yields:
+        Captions with single spaces between words; blank ones are left out.
+
+    Raises:
+        ValueError: another kind of file, or a line without a caption; the message names
+            file and line.
+    """
+    path = Path(path)
+    if path.suffix not in (".txt", ".jsonl"):
+        raise ValueError(f"{path.name}: captions are read from .txt and .jsonl files.")
+    texts = read_lines(path, str if path.suffix == ".txt" else _parse_caption)
+    yield from filter(None, (" ".join(text.split()) for text in texts))
+
+
+def _parse_caption(line: str) -> str:
+    row = json.loads(line)
+    if isinstance(row, dict):
+        match [row[key] for key in _CAPTIONS if key in row]:
+            case [str(caption), *_]:
+                return caption
+    raise ValueError(f"expected an object with a text under one of {_CAPTIONS}.")

@@ -84,9 +84,8 @@ def connect(base_url: str | None = None, *, max_retries: int = 6) -> OpenAI:
         )
     if not re.fullmatch("[!-~]*", api_key):  # no HTTP header can carry it
         raise ServiceError("OPENAI_API_KEY holds a space or a letter of no API key.")
-    options: dict[str, Any] = {"max_retries": max_retries, "timeout": SILENCE}
-    http_client = DefaultHttpxClient(event_hooks={"response": [_limit_size]})
-    options["http_client"] = http_client
+    http = DefaultHttpxClient(event_hooks={"response": [_limit_size]})
+    options: Any = {"max_retries": max_retries, "timeout": SILENCE, "http_client": http}
     return OpenAI(api_key=api_key or "none", base_url=base_url, **options)
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from ip2p_lib.diffusion.clip import load_clip
-from ip2p_lib.evaluation.metrics import Examples, measure, summarise
-from ip2p_lib.evaluation.sweep import sweep
+from ip2p_lib.evaluation.metrics import Examples, measure, summarise, sweep
 from ip2p_lib.filtering.clip_filter import score_pairs
 from ip2p_lib.images import ImageError
 from tests.support.tiny_editor import new_editor

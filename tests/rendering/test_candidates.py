@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from ip2p_lib.config import Rendering
 from ip2p_lib.rendering import (
+    Candidate,
     LocalBlend,
     WordEdit,
     add_cross_attention_edit,
@@ -27,6 +29,12 @@ def test_candidates_spread_over_their_ranges():
     assert abs(torch.corrcoef(torch.stack([p, cfg]))[0, 1]) < 0.09
     assert len({c.seed for c in drawn}) == 2000
     assert all(0 <= c.seed == int(float(c.seed)) for c in drawn), "JSON keeps them"
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
+def test_p_is_a_fraction(p):
+    with pytest.raises(ValueError, match="fraction"):
+        Candidate(CAT, 11, p, 7.5)
 
 
 def test_candidates_depend_on_the_triplet_and_the_run_seed_only():

@@ -85,8 +85,6 @@ def test_the_batch_keeps_its_shape_and_stays_full(backbone, calls):
     ("change", "batch_rows", "words"),
     [
         ({}, 1, "2 batch rows"),
-        ({"p": 1.1}, 2, "fraction"),
-        ({"p": float("nan")}, 2, "fraction"),
         ({"word_edit": WordEdit("replace", 0.5)}, 2, "use generate_pairs"),
     ],
 )

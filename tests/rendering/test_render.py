@@ -121,7 +121,6 @@ def test_text_to_image_is_that_of_the_stock_pipeline(
 @pytest.mark.parametrize(
     ("change", "settings", "word"),
     [
-        ({"p": 1.1}, {}, "fraction"),
         ({}, {"batch_size": 0}, "batch_size"),
         ({}, {"sampler": "plms"}, "plms"),
         ({"triplet": replace(CAT, edited_caption="dog " * 80)}, {}, "tokens"),

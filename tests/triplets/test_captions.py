@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from ip2p_lib.triplets.captions import read_captions
+from ip2p_lib.triplets.record import read_captions
 
 
 def test_text_files_hold_a_caption_a_line(tmp_path):

@@ -12,32 +12,32 @@ from ip2p_lib.diffusion.lora import add_lora, lora_weights
 from ip2p_lib.triplets.finetuning import (
     completion_loss,
     fine_tune,
-    read_finetuning_file,
     tokenize_triplets,
     write_finetuning_file,
 )
 from ip2p_lib.triplets.loading import load_language_model
-from ip2p_lib.triplets.record import Triplet, read_jsonl, to_completion, to_prompt
+from ip2p_lib.triplets.record import (
+    PROMPT_END,
+    Triplet,
+    parse_completion,
+    read_jsonl,
+    to_completion,
+    to_prompt,
+)
 from tests.support.open_models import KINDS, TRIPLETS, new_model, new_tokenizer
 
 
-def test_the_file_has_the_released_scripts_rows_and_is_read_back(tmp_path) -> None:
-    path = tmp_path / "train.jsonl"
-    assert read_finetuning_file(write_finetuning_file(path, TRIPLETS)) == TRIPLETS
-    assert json.loads(path.read_text("utf-8").splitlines()[0]) == {
+def test_the_file_has_the_released_scripts_rows(tmp_path) -> None:
+    path = write_finetuning_file(tmp_path / "train.jsonl", TRIPLETS)
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    assert rows[0] == {
         "prompt": "a cat in a forest\n##\n",
         "completion": "make it a dog\n%%\na dog in a forest\nEND",
     }
-
-
-@pytest.mark.parametrize(
-    "row", ["{", "[]", '{"prompt": "a"}', '{"prompt": "a", "completion": "one part"}']
-)
-def test_a_damaged_line_is_named(tmp_path, row) -> None:
-    path = write_finetuning_file(tmp_path / "train.jsonl", TRIPLETS[:1])
-    path.write_text(path.read_text() + row + "\n")
-    with pytest.raises(ValueError, match=r"train\.jsonl:2:"):
-        read_finetuning_file(path)
+    texts = [
+        (row["prompt"].removesuffix(PROMPT_END), row["completion"]) for row in rows
+    ]
+    assert [parse_completion(*pair) for pair in texts] == TRIPLETS
 
 
 @pytest.mark.parametrize("end", ["<|endoftext|>", None])

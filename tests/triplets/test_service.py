@@ -12,7 +12,7 @@ import traceback
 
 import pytest
 
-from ip2p_lib.triplets import service
+from ip2p_lib.triplets import pricing, service
 from ip2p_lib.triplets.chat_format import EditReply, replace_surrogates
 from ip2p_lib.triplets.pricing import (
     Price,
@@ -299,6 +299,14 @@ def test_the_price_table_is_well_formed() -> None:
         assert price.shutdown is None or price.shutdown > price.checked
     with pytest.raises(ValueError, match="no price of 'gpt-7'"):
         price_of("gpt-7")
+
+
+def test_a_damaged_price_table_is_named_with_a_remedy(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(pricing, "DATA", tmp_path)
+    for text in ("{", "[]", '{"models": {}}', '{"checked": "x", "models": {"m": 3}}'):
+        (tmp_path / "prices.json").write_text(text)
+        with pytest.raises(ValueError, match=r"git checkout data/prices\.json"):
+            pricing.read_prices()
 
 
 def test_the_token_count_is_near_openais() -> None:

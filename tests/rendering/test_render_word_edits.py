@@ -8,8 +8,13 @@ import torch
 from diffusers import DDIMScheduler
 
 from ip2p_lib.diffusion.samplers import SAMPLERS
-from ip2p_lib.rendering import Candidate, LocalBlend, WordEdit, generate_pairs
-from ip2p_lib.rendering.cross_attention import EditedCrossAttnProcessor
+from ip2p_lib.rendering import (
+    Candidate,
+    LocalBlend,
+    WordEdit,
+    generate_pairs,
+    render,
+)
 from ip2p_lib.triplets.record import Triplet
 from tests.support.materialised_attention import (
     MaterialisedCrossAttention,
@@ -132,7 +137,7 @@ def test_a_blend_keeps_the_first_latent_outside_its_mask(
 ):
     """The mask is given, so that no random weight decides how much there is to keep."""
     left = (torch.arange(SIZE) < SIZE // 2).expand(1, 1, SIZE, SIZE)
-    monkeypatch.setattr(EditedCrossAttnProcessor, "blend_mask", lambda *_: left)
+    monkeypatch.setattr(render, "blend_mask", lambda *_: left)
     monkeypatch.setattr(backbone, "decode", lambda latents: latents)
     for pair, blends in ((SWAP, False), (BLENDED, True)):
         candidates = [candidate(pair, 3, 0.0, 0.9)]
