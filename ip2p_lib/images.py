@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
-_BITS_PER_SAMPLE = 258  # the TIFF tag
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
 
@@ -42,11 +42,12 @@ def load(source: str | Path | bytes | Image.Image) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if isinstance(file, Image.Image):
-                return _to_rgb(ImageOps.exif_transpose(file))
+                return _to_rgb(_upright(file), None, False)
             with Image.open(file, formats=FORMATS) as opened:
                 tags = getattr(opened, "tag_v2", {})
                 (bits, *_) = tags.get(_BITS_PER_SAMPLE, (None,))
-                return _to_rgb(ImageOps.exif_transpose(opened), bits)
+                inverted = tags.get(_PHOTOMETRIC) == 0  # zero is white
+                return _to_rgb(_upright(opened), bits, inverted)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no image at {name}.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -61,9 +62,17 @@ def load(source: str | Path | bytes | Image.Image) -> Image.Image:
         raise ImageError(f"{name} cannot be read ({error}); save it again.") from error
 
 
-def _to_rgb(image: Image.Image, bits: int | None = None) -> Image.Image:
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says, if that is a number."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except TypeError:  # some programs write a text there
+        return image
+
+
+def _to_rgb(image: Image.Image, bits: int | None, inverted: bool) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # PIL would clip these to white
-        image = _to_eight_bits(image, bits)
+        image = _to_eight_bits(image, bits, inverted)
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")
@@ -71,23 +80,30 @@ def _to_rgb(image: Image.Image, bits: int | None = None) -> Image.Image:
     return Image.alpha_composite(white, layer).convert("RGB")
 
 
-def _to_eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
+def _to_eight_bits(image: Image.Image, bits: int | None, inverted: bool) -> Image.Image:
     """Scale one channel of integers or floats by the range that it is stored in.
 
     That is what ``bits`` says; without it, 16 bits for PIL's 16-bit modes and otherwise
-    the smallest usual range that holds every value.
+    the smallest usual range that holds every value. A tenth more is clipped, and a
+    range of which a twentieth is not used was another one.
     """
     values = np.asarray(image).astype(np.float64)
+    most = values.max()
     if not np.isfinite(values).all() or values.min() < 0:
         raise ImageError("it has values that are negative, infinite or no numbers")
     ranges = [1.0] if image.mode == "F" else []
     ranges += [2.0**n - 1 for n in (8, 12, 16, 31, 32)]
     if bits in (12, 16) or image.mode.startswith("I;16"):
         ranges = [2.0 ** (bits or 16) - 1]
-    top = next((top for top in ranges if values.max() <= top), None)
+    elif image.mode == "F":
+        ranges = [top for top in ranges if most >= top / 20 or not most]
+    top = next((top for top in ranges if most <= 1.1 * top), None)
     if top is None:
-        raise ImageError(f"its values reach {values.max():g}, beyond any usual range")
-    return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
+        raise ImageError(f"its values reach {most:g}, which is no usual range")
+    if isinstance(hole := image.info.get("transparency"), int):
+        values[values == hole] = 0 if inverted else top
+    grey = (values * (255 / top)).round().clip(0, 255).astype(np.uint8)
+    return Image.fromarray(255 - grey if inverted else grey)
 
 
 def to_tensor(images: Image.Image | Sequence[Image.Image]) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,26 +27,34 @@ from ip2p_lib.files import read_text, run_lock, write_bytes
 from ip2p_lib.images import FORMATS, ImageError, load
 
 TABLE = "edits.csv"
-SUFFIXES = {f".{name.lower()}" for name in (*FORMATS, "jpg", "tif")}
+# Also kinds that cannot be read: their rows say so.
+SUFFIXES = {f".{name.lower()}" for name in (*FORMATS, "jpg", "jfif", "tif")}
+SUFFIXES |= {".heic", ".heif", ".avif"}
 OPTIONS = ("instruction", "text_scale", "image_scale", "steps", "seed", "editor")
-COLUMNS = ("image", "modified", *OPTIONS, "error")
+COLUMNS = ("output", "image", "modified", *OPTIONS, "error")
 Row = dict[str, str]
 
 
-def find_images(paths: Sequence[Path]) -> dict[Path, Path]:
+def find_images(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     """Images named or in the folders named, in order; each with its PNG's name.
+
+    What is in ``out`` is an edit, not an image to edit.
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder has no image.
-        ValueError: two edits would have one name.
+        ValueError: two edits would have one name, or an edit would replace its image.
     """
     names: dict[Path, Path] = {}
     for path in paths:
         found = {path: Path(path.name)}
         if path.is_dir():
             files = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES)
-            visible = (p for p in files if not p.name.startswith("."))
-            found = {image: image.relative_to(path) for image in visible}
+            found = {
+                image: image.relative_to(path)
+                for image in files
+                if not (image.is_dir() or image.name.startswith("."))
+                and (path.is_relative_to(out) or not image.is_relative_to(out))
+            }
         if not found or not path.exists():
             raise FileNotFoundError(f"There is no image at {path}.")
         names |= {image: name.with_suffix(".png") for image, name in found.items()}
@@ -53,15 +62,24 @@ def find_images(paths: Sequence[Path]) -> dict[Path, Path]:
     for image, name in names.items():
         if (other := images.setdefault(name, image)) != image:
             raise ValueError(f"{other} and {image} would both become {name}.")
+    originals = {image.resolve() for image in names}
+    if lost := [n for n in images if (out / n).resolve() in originals]:
+        raise ValueError(f"{out / lost[0]} would be overwritten; choose another --out.")
     return names
 
 
 def read_table(path: Path) -> dict[str, Row]:
-    """The rows of an earlier run by image; empty if there is none, or it is damaged."""
+    """The rows of earlier runs by the edit's name; empty if there were none.
+
+    Raises ValueError if it is damaged.
+    """
     if not path.is_file():
         return {}
-    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    return {row["image"]: row for row in rows if row.keys() == set(COLUMNS)}
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+        return {row["output"]: row for row in rows}
+    except (ValueError, KeyError, csv.Error) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it.") from error
 
 
 def write_table(path: Path, rows: Iterable[Row]) -> None:
@@ -70,7 +88,7 @@ def write_table(path: Path, rows: Iterable[Row]) -> None:
     table = csv.DictWriter(text, COLUMNS)
     table.writeheader()
     table.writerows(rows)
-    write_bytes(path, text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
 
 
 def edit_images(
@@ -86,21 +104,33 @@ def edit_images(
             of ``Editor.edit``, and the name of the ``editor``.
     """
     table = read_table(out / TABLE)
+    for image, name in images.items():
+        if (other := table.get(str(name), {}).get("image", str(image))) != str(image):
+            raise ValueError(f"{out / name} is of {other}, not {image}: another --out?")
     texts = {name: str(value) for name, value in options.items()}
     arguments = {name: x for name, x in options.items() if name != "editor"}
     for image, name in images.items():
-        modified = str(image.stat().st_mtime_ns)
-        row = {"image": str(image), "modified": modified, **texts, "error": ""}
-        if row != table.get(str(image)) or not (out / name).is_file():
-            try:
+        row = {"output": str(name), "image": str(image), "modified": "", **texts}
+        row["error"] = ""
+        try:
+            row["modified"] = str(image.stat().st_mtime_ns)
+            if row != table.get(str(name)) or not (out / name).is_file():
                 edited, file = editor.edit(load(image), **arguments), io.BytesIO()
                 edited.save(file, "PNG")
                 write_bytes(out / name, file.getvalue())
-            except (ImageError, FileNotFoundError) as error:
-                row["error"] = str(error)
-        table[str(image)] = row
+        except (ImageError, OSError) as error:
+            row["error"] = str(error)
+        table[str(name)] = row
         write_table(out / TABLE, table.values())
         yield row
+
+
+def _weights_of(editor: Editor) -> str:
+    """A short hash of the U-Net's weights: a folder may hold others later."""
+    digest = hashlib.blake2b(digest_size=4)
+    for weight in editor.backbone.unet.parameters():
+        digest.update(weight.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -121,19 +151,24 @@ def main(words: Sequence[str] | None = None) -> int:
     """Edit; the exit status is 1 if an image could not be edited, 2 if none could."""
     args = _arguments(words)
     try:
-        images, editor = find_images(args.images), load_editor(args.editor)
+        images = find_images(args.images, args.out)
+        editor = load_editor(args.editor)
         own = editor.settings
         options = {
             name: getattr(own if given is None else args, name)
             for name, given in vars(args).items()
             if name in OPTIONS
         }
+        options["editor"] = f"{args.editor} {_weights_of(editor)}"
         with run_lock(args.out):
             edits = edit_images(editor, images, args.out, options)
             rows = list(tqdm(edits, total=len(images), unit="image"))
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on.", file=sys.stderr)
+        return 130
     failed = [row for row in rows if row["error"]]
     for row in failed:
         print(f"error: {row['error']}", file=sys.stderr)

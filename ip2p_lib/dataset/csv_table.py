@@ -11,9 +11,11 @@
 from __future__ import annotations
 
 import csv
+import difflib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 
@@ -21,7 +23,6 @@ from ip2p_lib.dataset.dataset import read_each
 from ip2p_lib.dataset.pairs import TEXTS, Pair, Problem, make_pair
 from ip2p_lib.files import read_text
 from ip2p_lib.images import ImageError, load
-from ip2p_lib.triplets.record import is_unchanged
 
 REQUIRED = ("before", "after", "instruction")
 ASPECT_ERROR = 0.02  # the aspect ratios of two images of a pair may differ this much
@@ -76,13 +77,18 @@ def _read_head(path: Path, line: str, delimiter: str) -> list[str]:
             f"{path} has {reason}; its first line must name the columns "
             f"{', '.join(REQUIRED)}, each once."
         )
+    for name in columns:
+        near = difflib.get_close_matches(name, (*REQUIRED, *TEXTS), 1, 0.7)
+        if near and near[0] not in columns:
+            raise ValueError(f"{path} has a column {name}; did you mean {near[0]}?")
     return columns
 
 
 def _split(line: str, delimiter: str, columns: int) -> list[str]:
     """Split one line into cells; ValueError if it could be split in several ways."""
     try:
-        cells = next(csv.reader([line.rstrip("\r")], strict=True, delimiter=delimiter))
+        dialect: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": True}
+        cells = next(csv.reader([line.rstrip("\r")], strict=True, **dialect))
     except csv.Error as error:
         raise ValueError(f"{error}; close each quote on its line") from error
     if len(cells) != columns:
@@ -99,9 +105,6 @@ def _to_pair(
 ) -> Pair:
     if empty := [name for name in REQUIRED if not cells[name]]:
         raise ValueError(f"its {' and '.join(empty)} is empty")
-    texts = caption, _, edited_caption = [cells[name] for name in TEXTS]
-    if caption and is_unchanged(caption, edited_caption):
-        raise ValueError(f"its two captions are equal: {caption!r}")
     before, after = (load(folder / cells[name]) for name in ("before", "after"))
     if resolution is not None:
         ratios = [image.width / image.height for image in (before, after)]
@@ -109,4 +112,4 @@ def _to_pair(
             raise ImageError(f"its images' aspect ratios differ: {ratios}")
         square, method = (resolution, resolution), Image.Resampling.LANCZOS
         before, after = (ImageOps.fit(i, square, method) for i in (before, after))
-    return make_pair(key, (before, after), texts)
+    return make_pair(key, (before, after), [cells[name] for name in TEXTS])

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import os
+import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -96,9 +98,16 @@ def write_shards(
     or write-protected; no partial file remains.
     """
     stream, entries = iter(pairs), list[dict[str, Any]]()
-    while chunk := list(itertools.islice(stream, shard_size)):
-        path = Path(folder) / f"pairs-{len(entries):05d}.tar"
-        entries.append(write_shard(chunk, path))
+    new = Path(folder) / ".new"  # the pairs may come from the shards to be replaced
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        while chunk := list(itertools.islice(stream, shard_size)):
+            path = new / f"pairs-{len(entries):05d}.tar"
+            entries.append(write_shard(chunk, path))
+        for entry in entries:
+            os.replace(new / entry["name"], Path(folder) / entry["name"])
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
     return write_manifest(folder, entries, **metadata)
 
 

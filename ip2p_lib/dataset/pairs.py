@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ip2p_lib.images import ImageError, load
-from ip2p_lib.triplets.record import language_of
+from ip2p_lib.triplets.record import is_unchanged, language_of
 
 PARTS = ("before.webp", "after.webp", "json")
 TEXTS = ("caption", "instruction", "edited_caption")
@@ -107,11 +107,14 @@ def make_pair(
 ) -> Pair:
     """Build a pair from elsewhere: images before and after, and ``TEXTS``.
 
-    Each text becomes one line. ``metadata`` are other fields of ``Pair``; the language
-    is detected if it is missing.
+    Each text becomes one line. Two equal captions are a ValueError: nothing could be
+    measured by them. ``metadata`` are other fields of ``Pair``; the language is
+    detected if it is missing.
     """
     lines = (" ".join(t.split()) if isinstance(t, str) else t for t in texts)
     caption, instruction, edited_caption = lines
+    if isinstance(caption, str) and caption and is_unchanged(caption, edited_caption):
+        raise ValueError(f"its two captions are equal: {caption!r}")
     metadata.setdefault("language", language_of(str(instruction)))
     return Pair(key, *images, caption, instruction, edited_caption, **metadata)
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from unicodedata import normalize
 
 from ip2p_lib.files import atomic_write, decode_text
 
@@ -29,7 +30,12 @@ _CAPTIONS = ("input", "caption", "text", "TEXT")  # ours, the authors', LAION's
 _DELIMITERS = tuple(text.strip() for text in (PROMPT_END, SEPARATOR, STOP))
 _CHINESE = re.compile("[\u3400-\u9fff]")
 # Characters that control a terminal or reverse the direction of writing.
-_CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+_INVISIBLE = re.compile("[\u200b-\u200d\ufeff]")
 
 
 class TripletError(ValueError):
@@ -83,12 +89,13 @@ def language_of(text: str) -> str:
 
 
 def is_unchanged(caption: str, edited_caption: str) -> bool:
-    """Whether two captions are equal up to case and end punctuation.
+    """Whether two captions are equal up to case, white space and end punctuation.
 
     As the released ``generate_txt_dataset.py`` compares; Chinese punctuation is added.
     """
-    texts = caption, edited_caption
-    before, after = (text.strip().strip(".!?。！？").lower() for text in texts)
+    texts = (normalize("NFC", t) for t in (caption, edited_caption))
+    words = (" ".join(_INVISIBLE.sub("", text).split()) for text in texts)
+    before, after = (text.strip(".!?。！？").lower() for text in words)
     return before == after
 
 

@@ -266,3 +266,11 @@ def test_a_smaller_data_set_in_its_place_leaves_nothing_of_the_larger(folder):
     write_shards([make_pair(1)], folder)
     assert [path.name for path in folder.glob("*.tar")] == ["pairs-00000.tar"]
     assert not validate(folder)
+
+
+def test_a_data_set_may_be_rewritten_from_itself(folder):
+    before = list(read_shards(folder))
+    write_shards(read_shards(folder), folder, shard_size=7)
+    after = list(read_shards(folder))
+    assert all(same(a, b) for a, b in zip(before, after, strict=True))
+    assert not validate(folder) and len(list(folder.glob("*.tar"))) > 3

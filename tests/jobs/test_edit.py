@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from jobs import edit
@@ -93,10 +94,57 @@ def test_a_path_without_images_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     for name in ("none.png", "empty"):
         with pytest.raises(FileNotFoundError, match=f"no image at .*{name}"):
-            edit.find_images([tmp_path / name])
+            edit.find_images([tmp_path / name], tmp_path / "out")
 
 
 def test_two_images_of_one_name_are_refused(editor, photos, capsys):
     smooth_image(64, 64).save(photos / "a.gif")
     assert run(photos)[0] == 2
     assert "would both become a.png" in capsys.readouterr().err
+
+
+def test_no_original_and_no_edit_of_another_image_is_overwritten(
+    editor, photos, capsys
+):
+    before = (photos / "a.png").read_bytes()
+    assert run(photos, "--out", str(photos))[0] == 2
+    assert "would be overwritten" in capsys.readouterr().err
+    assert (photos / "a.png").read_bytes() == before
+    others = photos.parent / "others"
+    others.mkdir()
+    smooth_image(64, 64).save(others / "a.png")
+    run(photos)
+    assert run(others)[0] == 2
+    assert "is of " in capsys.readouterr().err
+
+
+def test_edits_inside_the_folder_are_not_edited_again(editor, photos):
+    for _ in range(2):
+        status, _ = run(photos, "--out", str(photos / "edits"))
+        assert status == 0 and len(table(photos / "edits")) == 3
+
+
+def test_odd_files_cost_only_themselves(editor, photos):
+    (photos / "0.png").symlink_to(photos / "nowhere.png")
+    (photos / "c.heic").write_bytes(b"ftypheic")
+    (photos / "folder.png").mkdir()
+    status, out = run(photos)
+    errors = {row["output"]: bool(row["error"]) for row in table(out)}
+    assert status == 1 and errors.pop("0.png") and errors.pop("c.png")
+    assert errors == {"a.png": False, "b.png": False, "more/a.png": False}
+
+
+def test_another_editor_of_the_same_name_edits_again(editor, photos, monkeypatch):
+    _, out = run(photos)
+    old = (out / "a.png").read_bytes()
+    with torch.no_grad():
+        editor.backbone.unet.conv_out.weight.mul_(0.5)
+    run(photos)
+    assert (out / "a.png").read_bytes() != old
+
+
+def test_a_damaged_table_is_named(editor, photos, capsys):
+    _, out = run(photos)
+    (out / "edits.csv").write_text("x" * 200_000)
+    assert run(photos)[0] == 2
+    assert "edits.csv is damaged" in capsys.readouterr().err

@@ -11,6 +11,7 @@ from ip2p_lib.triplets.record import Triplet
 from tests.support.service import GOOD
 
 RIGHT = json.dumps(GOOD)
+DRAFT = json.dumps({"instruction": "a draft", "edited_caption": "a drafted castle"})
 
 
 def changed(**texts) -> str:
@@ -21,7 +22,8 @@ MALFORMED = [
     ("schema", ["make it night", "", "{", RIGHT[:-3], "null", "{}", "[]", "3"]),
     ("schema", ["[" * 20_000, "9" * 5000, "\ufeff", '{"instruction": "\\ud800"}']),
     ("schema", [changed(instruction=wrong) for wrong in (3, None, [], {})]),
-    ("schema", ["<think>" + RIGHT, "{" * 2_000, '{"a":' * 2_000]),
+    ("schema", ["<think>" + RIGHT, "<reasoning> a {draft}: " + RIGHT]),
+    ("schema", ["{" * 2_000, '{"a":' * 2_000]),
     ("characters", [changed(instruction=f"a {c}b") for c in "\0\x1b\u202e"]),
     ("blank", [changed(**{name: " \t"}) for name in GOOD]),
     ("lines", [changed(**{n: t}) for n in GOOD for t in ("a\nb", "##", "a\u2028b")]),
@@ -44,6 +46,13 @@ def test_a_reply_may_follow_reasoning_or_be_fenced() -> None:
         f"<think>\nA castle {{at night}}?\n```json\n{{}}\n```</think>\n\n{RIGHT}",
         f"the template opened the block</think>```json\n{RIGHT}```",
         f"```{RIGHT}",
+        *(f"<{t}>{DRAFT}</{t}>{RIGHT}" for t in ("think", "thinking", "THINK")),
+        f"[THINK]{DRAFT}[/THINK]{RIGHT}",
+        f"◁think▷{DRAFT}◁/think▷{RIGHT}",
+        f"{DRAFT} no, better:</think>{RIGHT}",
+        f"{{note}} <think>{DRAFT}</think>{RIGHT}",
+        f"<|channel|>analysis<|message|>{DRAFT}<|end|>final<|message|>{RIGHT}",
+        f"First: {DRAFT}\nBetter: {RIGHT}",
         f"Sure! For {{this}} castle: {RIGHT} I hope that it helps {{you}}.",
         f'{{"result": {{"edits": [{RIGHT}]}}}}',
         f"[{RIGHT}]",
