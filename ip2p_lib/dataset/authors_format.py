@@ -12,6 +12,7 @@ There is a folder per triplet. ``generate_img_dataset.py`` writes them,
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ _SCORES = {  # the released name of each score
     "clip_sim_image": "image",
 }
 _SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_IMAGE = re.compile(rf"(\d+)_([01])\.(?i:{'|'.join(_SUFFIXES)})", re.ASCII)
+_IMAGE = re.compile(rf"(0|-?[1-9]\d*)_([01])\.(?i:{'|'.join(_SUFFIXES)})", re.ASCII)
 _EXPORT = r"\d{7}|seeds\.json|README\.md"
 
 
@@ -60,7 +61,8 @@ def export_folders(
             texts = tuple(pair.record[name] for name in TEXTS)
             name = names.setdefault(texts, f"{len(names):07d}")
             used, seed = seeds.setdefault(name, []), pair.record.get("seed")
-            used.append(len(used) if seed is None else seed)
+            free = next(n for n in itertools.count(len(used)) if n not in used)
+            used.append(free if seed is None else seed)
             if used.count(used[-1]) > 1:
                 raise ValueError(f"The pair {pair.key} repeats seed {seed}.")
             _write_pair(pair, folder / name, used[-1])
@@ -70,7 +72,7 @@ def export_folders(
 
 
 def _write_pair(pair: EncodedPair, folder: Path, seed: int) -> None:
-    record, scores = pair.record, pair.record.get("scores", {})
+    record, scores = pair.record, pair.record.get("scores") or {}
     if not folder.exists():
         folder.mkdir()
         texts = zip(("input", "edit", "output"), TEXTS, strict=True)
@@ -108,16 +110,17 @@ def read_folders(
         DatasetError: a pair cannot be used, or a file is no part of this layout; the
             message names the folder, and seed or file.
     """
-    triplets = sorted(path.parent for path in Path(folder).glob(f"*/{PROMPT}"))
-    if not triplets:
+    triplets = sorted(path for path in Path(folder).glob("*") if path.is_dir())
+    if not any((triplet / PROMPT).is_file() for triplet in triplets):
         raise FileNotFoundError(f"{folder} has no folders with a {PROMPT}.")
-    readings = [r for n, t in enumerate(triplets) for r in _readings(t, n)]
+    keys = set[str]()
+    readings = [r for n, t in enumerate(triplets) for r in _readings(t, n, keys)]
     if not readings:
         raise FileNotFoundError(f"The folders in {folder} hold no <seed>_0 images.")
     return read_each(readings, problems)
 
 
-def _readings(folder: Path, number: int) -> Iterator[Reading[Pair]]:
+def _readings(folder: Path, number: int, keys: set[str]) -> Iterator[Reading[Pair]]:
     """One for each seed of a folder, and one for each file that does not belong."""
     images: dict[int, dict[str, Path]] = {}
     for path in sorted(folder.iterdir()):
@@ -127,7 +130,8 @@ def _readings(folder: Path, number: int) -> Iterator[Reading[Pair]]:
         elif path.name not in (PROMPT, METADATA) and not path.name.startswith("."):
             yield folder.name, path.name, partial(_refuse, path)
     for seed, files in sorted(images.items()):
-        yield folder.name, f"seed {seed}", partial(_read, folder, number, seed, files)
+        read = partial(_read, folder, number, seed, files, keys)
+        yield folder.name, f"seed {seed}", read
 
 
 def _refuse(path: Path) -> Pair:
@@ -137,7 +141,9 @@ def _refuse(path: Path) -> Pair:
     )
 
 
-def _read(folder: Path, number: int, seed: int, files: dict[str, Path]) -> Pair:
+def _read(
+    folder: Path, number: int, seed: int, files: dict[str, Path], keys: set[str]
+) -> Pair:
     if len(files) < 2:
         raise ValueError(f"There is no image beside {next(iter(files.values())).name}")
     before, after = (load(files[side]) for side in "01")
@@ -146,8 +152,12 @@ def _read(folder: Path, number: int, seed: int, files: dict[str, Path]) -> Pair:
     caption = prompt.get("input", prompt.get("caption", ""))  # the script's name
     # Other names than the released scripts' may hold what a key may not.
     name = folder.name if folder.name.isdecimal() else f"folder-{number:07d}"
+    key = line.get("key") or f"{name}-{seed}"
+    if key in keys:
+        raise ValueError(f"its key {key!r} occurs twice")
+    keys.add(key)
     return make_pair(
-        line.get("key") or f"{name}-{seed}",
+        key,
         (before, after),
         (caption, prompt.get("edit", ""), prompt.get("output", "")),
         seed=seed,
@@ -165,7 +175,9 @@ def _read_metadata(path: Path) -> dict[int, dict[str, Any]]:
     if not path.is_file():
         return {}
     rows = [_parse(path, line) for line in path.read_bytes().splitlines() if line]
-    return {row["seed"]: row for row in rows if "seed" in row}
+    if odd := [row for row in rows if type(row.get("seed")) is not int]:
+        raise ValueError(f"its {path.name} has a line without a whole seed: {odd[0]}")
+    return {row["seed"]: row for row in rows}
 
 
 def _parse(path: Path, data: bytes) -> dict[str, Any]:

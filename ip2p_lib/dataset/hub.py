@@ -129,10 +129,11 @@ def read_parquet(
         ValueError: there are several splits, and none was chosen.
         DatasetError: a row or file cannot be used.
     """
-    path = Path(path)
+    path, known = Path(path), {*COLUMNS, "input_image"}
+    if odd := (columns or {}).keys() - known:
+        raise ValueError(f"There is no column {min(odd)}; rename {sorted(known)}.")
     folder = path.parent if path.is_file() else path
-    paths = [path] if path.is_file() else sorted(folder.glob("data/*.parquet"))
-    paths = _select_split(paths or sorted(folder.glob("*.parquet")), split)
+    paths = [path] if path.is_file() else _select_split(folder, split)
     if not paths:
         which = f" of the split {split!r}" if split else ""
         raise FileNotFoundError(f"There is no Parquet file{which} in {path} or data/.")
@@ -141,19 +142,26 @@ def read_parquet(
     return read_each(readings, problems)
 
 
-def _select_split(paths: list[Path], split: str | None) -> list[Path]:
-    """The files of one split, by the words that ``datasets`` looks for in a name."""
+def _select_split(folder: Path, split: str | None) -> list[Path]:
+    """The files of one split: all names before ``-00000-of-00001`` are splits.
+
+    Other names are of the split whose word ``datasets`` would find, or of "train".
+    """
     splits: dict[str, list[Path]] = {}
-    for path in paths:
-        words = re.split(r"[^a-z]+", path.stem.lower())
-        names = (name for name, known in _SPLITS.items() if known & {*words})
-        splits.setdefault(next(names, "train"), []).append(path)
+    for path in sorted([*folder.glob("data/*.parquet"), *folder.glob("*.parquet")]):
+        words = {*re.split(r"[^a-z]+", path.stem.lower())}
+        numbered = re.fullmatch(r"(.+)-\d+-of-\d+", path.stem)
+        usual = (name for name, known in _SPLITS.items() if known & words)
+        name = next(usual, numbered[1] if numbered else "train")
+        if not path.name.startswith("."):  # macOS leaves such files
+            splits.setdefault(name, []).append(path)
     if split is None and len(splits) > 1:
         raise ValueError(
-            f"{paths[0].parent} holds the splits {', '.join(sorted(splits))}. Choose "
-            f"one: split={min(splits)!r}."
+            f"{folder} holds the splits {', '.join(sorted(splits))}. Choose one: "
+            f"split={min(splits)!r}."
         )
-    return splits.get(split, []) if split else paths
+    names = [n for n in splits if split in (None, n) or split in _SPLITS.get(n, ())]
+    return [path for name in names for path in splits[name]]
 
 
 def _read_records(path: Path) -> dict[str, dict[str, Any]]:
@@ -182,17 +190,26 @@ def _read_file(
         with ParquetFile(path) as table:
             for batch in table.iter_batches(batch_size=16):
                 for row in batch.to_pylist():
-                    row |= {n: row[c] for n, c in columns.items() if c in row}
+                    row |= {name: row.get(theirs) for name, theirs in columns.items()}
                     after = row.get("edited_image")
                     name = str(after.get("path")) if isinstance(after, Mapping) else ""
                     key = name.removesuffix(".after.webp")  # as _write_file names it
                     if key not in records:
-                        key = f"{path.stem}-{count:05d}"
+                        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)
+                        key = f"{stem}-{count:05d}"
+                    row = {n: _locate(value, path.parent) for n, value in row.items()}
                     read = partial(from_row, row, key, **records.get(key, {}))
                     yield path.name, f"row {count}", read
                     count += 1
     except (ArrowException, OSError, ValueError, TypeError) as error:
         yield path.name, f"rows from {count}", partial(_refuse, str(error))
+
+
+def _locate(value: Any, folder: Path) -> Any:
+    """An image that a row names by its path is beside the file."""
+    if isinstance(value, Mapping) and value.get("path") and not value.get("bytes"):
+        return {"path": folder / str(value["path"])}
+    return value
 
 
 def _refuse(reason: str) -> Pair:
@@ -213,7 +230,8 @@ def from_row(row: Mapping[str, Any], key: str, **metadata: Any) -> Pair:
         raise ValueError(f"it has no columns {', '.join(sorted(missing))}")
     images = _load(row[before]), _load(row["edited_image"])
     prompts = ("original_prompt", "edit_prompt", "edited_prompt")
-    return make_pair(key, images, [row.get(name, "") for name in prompts], **metadata)
+    texts = ["" if row.get(name) is None else row[name] for name in prompts]
+    return make_pair(key, images, texts, **metadata)
 
 
 def _load(value: Any) -> Image.Image:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from types import NoneType
 from typing import Any
 
 from PIL import Image
@@ -55,6 +56,9 @@ class Pair:
     def __post_init__(self) -> None:
         """Check key, seed, texts and sizes."""
         check_key_and_seed(self.key, self.seed)
+        numbers = [self.p, self.cfg_scale, *(self.scores or {}).values()]
+        if any(type(x) not in (int, float, NoneType) for x in numbers):
+            raise ValueError(f"p, guidance scale and scores are numbers, not {numbers}")
         if not all(isinstance(getattr(self, name), str) for name in TEXTS):
             raise ValueError("its instruction or a caption is no text")
         if not self.instruction.strip():

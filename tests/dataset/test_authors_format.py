@@ -179,3 +179,24 @@ def test_a_seed_or_key_that_is_a_path_writes_nothing_outside(seed):
     files = {name.replace(pair.key, "../x"): data for name, data in files.items()}
     with pytest.raises(ValueError, match="may hold letters"):
         from_files("../x", files)
+
+
+def test_what_is_missing_or_there_twice_costs_itself_alone(exported):
+    (exported / "0000001" / "prompt.json").unlink()
+    path = exported / "0000002" / METADATA
+    path.write_text(path.read_text().replace("000005", "000004"))
+    path = exported / "0000003" / METADATA
+    path.write_text(path.read_text().replace(f'"seed": {PAIRS[6].seed}', '"seed": "6"'))
+    problems = []
+    assert len(list(read_folders(exported, problems=problems))) == 3
+    assert [p.shard for p in problems] == [f"000000{i}" for i in (1, 1, 2, 3, 3)]
+    assert "occurs twice" in problems[2].reason and "whole seed" in problems[3].reason
+
+
+def test_any_seed_and_pairs_without_one_are_read_back(tmp_path):
+    texts = {"caption": "a cat", "edited_caption": "a dog", "instruction": "a hat"}
+    seeds = [-5, 0, None, 3, None]
+    pairs = [make_pair(i, seed=s, **texts) for i, s in enumerate(seeds)]
+    write_shards(pairs, tmp_path / "shards")
+    back = list(read_folders(export_folders(tmp_path / "shards", tmp_path / "out")))
+    assert sorted(p.key for p in back) == [p.key for p in pairs]

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pyarrow import Table
 
 from ip2p_lib.config import DATA
 from ip2p_lib.dataset import (
@@ -170,3 +171,33 @@ def test_damaged_records_are_named(exported):
     (exported / "records.jsonl").write_text("{}\n")
     with pytest.raises(DatasetError, match=r"records\.jsonl is damaged"):
         read_parquet(exported)
+
+
+def test_any_name_before_the_number_is_a_split_and_no_file_is_passed_over(exported):
+    data = exported / "data"
+    (data / "train-00000-of-00003.parquet").rename(data / "seen-00000-of-00001.parquet")
+    (data / "train-00001-of-00003.parquet").rename(exported / "dev-0.parquet")
+    (data / "._seen-00000-of-00001.parquet").write_bytes(b"of a Mac")
+    with pytest.raises(ValueError, match="the splits seen, train, validation"):
+        read_parquet(exported)
+    counts = [len(list(read_parquet(exported, split=s))) for s in ("seen", "dev")]
+    assert counts == [10, 10]
+
+
+def test_odd_names_nulls_and_paths_beside_the_file_are_read(exported, tmp_path):
+    rows = pq.read_table(exported / "data" / "train-00002-of-00003.parquet").to_pylist()
+    for row in rows:
+        name = row["edited_image"]["path"]
+        (tmp_path / name).write_bytes(row["edited_image"]["bytes"])
+        row |= {"edited_image": {"path": name}, "original_prompt": None}
+        row["edited_prompt"] = None
+    path = tmp_path / "my data (1).v2.parquet"
+    pq.write_table(Table.from_pylist(rows), path)
+    pairs = list(read_parquet(path))
+    assert np.array_equal(pairs[0].after, PAIRS[20].after) and pairs[0].caption == ""
+    with pytest.raises(ValueError, match="no column orig_image"):
+        read_parquet(path, columns={"orig_image": "source_img"})
+    problems = []
+    columns = {"original_image": "nope"}
+    assert not list(read_parquet(path, columns=columns, problems=problems))
+    assert len(problems) == len(rows)
