@@ -6,16 +6,20 @@ once: a folder in the authors' layout, Parquet files, or a CSV table of own imag
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import itertools
 import json
-import re
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ip2p_lib.dataset import read_folders, read_parquet, read_table, write_shards
 from ip2p_lib.dataset.dataset import MANIFEST, read_manifest
 from ip2p_lib.dataset.pairs import Pair, Problem
+
+_PARQUET = ("*.parquet", "data/*.parquet")
+_END = 2**16  # bytes
 
 
 def read_pairs(
@@ -38,7 +42,7 @@ def read_pairs(
     """
     if path.suffix.lower() in (".csv", ".tsv"):
         return read_table(path, problems=problems)
-    if path.suffix == ".parquet" or any(_files(path, "*.parquet", "data/*.parquet")):
+    if path.suffix == ".parquet" or any(_files(path, *_PARQUET)):
         return read_parquet(path, split=split, columns=columns, problems=problems)
     if any(_files(path, "*/prompt.json")):
         return read_folders(path, problems=problems)
@@ -62,26 +66,28 @@ def import_pairs(
 
     Raises:
         FileNotFoundError: there is nothing.
-        ValueError: as ``read_pairs``; or no pair can be used.
+        ValueError: as ``read_pairs``; or no pair can be used; or ``split`` or
+            ``columns`` are given for pairs that are not Parquet.
     """
     if not path.exists():
         raise FileNotFoundError(f"There is nothing at {path}.")
+    parquet = path.suffix == ".parquet" or any(_files(path, *_PARQUET))
+    if (split or columns) and not parquet:
+        raise ValueError(f"{path} is not Parquet: it has no splits and columns.")
     if (path / MANIFEST).is_file():
         return path
-    source = _fingerprint(path, split, columns)
+    source = fingerprint(path, split, columns)
     if (out / MANIFEST).is_file() and read_manifest(out).get("source") == source:
         return out
     problems = list[Problem]()
     pairs = read_pairs(path, problems, split=split, columns=columns)
     first = next(pairs, None)
+    if first is not None:
+        write_shards(itertools.chain([first], pairs), out, source=source)
     for problem in problems:
         print(f"left out: {problem}")
     if first is None:
         raise ValueError(f"No pair at {path} can be used.")
-    shown = len(problems)
-    write_shards(itertools.chain([first], pairs), out, source=source)
-    for problem in problems[shown:]:
-        print(f"left out: {problem}")
     return out
 
 
@@ -89,20 +95,36 @@ def _files(folder: Path, *patterns: str) -> Iterator[Path]:
     return itertools.chain.from_iterable(folder.glob(pattern) for pattern in patterns)
 
 
-def _fingerprint(
-    path: Path, split: str | None, columns: Mapping[str, str] | None
+def fingerprint(
+    path: Path,
+    split: str | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> str:
-    """A hash of names, sizes and times of the files, and of what is read of them."""
+    """A hash of the pairs at ``path``, wherever it is, and of what is read of them."""
     files = [path]
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file())
     elif path.suffix.lower() in (".csv", ".tsv"):  # and the images beside it
-        names = re.split(r"[,;\t\n]", path.read_bytes().decode("utf-8", "replace"))
-        images = (path.parent / name.strip('" \r') for name in names)
-        files += [image for image in images if _is_file(image)]
-    rows = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+        lines = path.read_bytes().decode("utf-8", "replace").splitlines()
+        cells = itertools.chain.from_iterable(
+            cell for d in ",;\t" for cell in csv.reader(lines, delimiter=d)
+        )
+        images = {path.parent / cell.strip() for cell in cells}
+        files += sorted(image for image in images if _is_file(image))
+    folder = path if path.is_dir() else path.parent
+    rows = [(os.path.relpath(f, folder), *digest(f)) for f in files]
     text = json.dumps([split, dict(columns or {}), rows])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def digest(path: Path) -> tuple[int, str]:
+    """Size of a file, and a hash of its first and last 64 KiB: fast for large ones."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        ends = file.read(_END)
+        file.seek(max(size - _END, 0))
+        ends += file.read(_END)
+    return size, hashlib.sha256(ends).hexdigest()
 
 
 def _is_file(path: Path) -> bool:

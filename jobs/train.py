@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +33,7 @@ from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_dif
 from ip2p_lib.distributed import broadcast_scalar, init, rank, shutdown, world_size
 from ip2p_lib.editing.editor import Editor, load_editor
 from ip2p_lib.evaluation.metrics import Examples
-from ip2p_lib.files import read_json, sha256_of, write_json
+from ip2p_lib.files import FolderInUseError, read_json, run_lock, write_json
 from ip2p_lib.results import provenance
 from ip2p_lib.training import train as training
 from ip2p_lib.training.compiled import compile_unet
@@ -48,8 +51,15 @@ from ip2p_lib.training.validation import (
     validate_every,
 )
 from jobs.latent_cache import cached_latents, crop_to_squares
-from jobs.pairs import import_pairs
-from jobs.training_plan import TrainingPlan, add_flags, make_plan, number, positive
+from jobs.pairs import digest, fingerprint, import_pairs
+from jobs.training_plan import (
+    TrainingPlan,
+    add_flags,
+    make_plan,
+    multiple_of_8,
+    number,
+    positive,
+)
 
 # Settings of the scale that the command line may replace.
 SETTINGS: dict[str, Callable[[str], Any]] = {
@@ -58,7 +68,7 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
     "warmup": number(int, 0),
     "learning_rate": number(float, 0, above=True),
     "ema_decay": number(float, 0, 1),
-    "resolution": positive,
+    "resolution": multiple_of_8,
 }
 VALIDATION_PAIRS = 4  # at most a quarter of the pairs
 LEGS = "run.json"  # the settings of each part of a run
@@ -111,13 +121,10 @@ def find_pairs(args: argparse.Namespace, device: torch.device) -> None:
     Raises:
         ValueError: there are too few pairs; the message names the option.
     """
-    columns = dict(text.split("=", 1) for text in args.columns if "=" in text)
-    if len(columns) < len(args.columns):
-        raise ValueError("--columns takes OURS=THEIRS, as original_image=source_img.")
     args.data = args.pairs.name
     target = args.out / "pairs"
     if rank() == 0:
-        import_pairs(args.pairs, target, split=args.split, columns=columns)
+        import_pairs(args.pairs, target, split=args.split, columns=args.columns)
     broadcast_scalar(0.0, device)  # the others wait until the pairs are there
     if not (args.pairs / MANIFEST).is_file():
         args.pairs = target
@@ -204,8 +211,11 @@ def training_steps(
 
 def read_validation(path: Path, up_to: int) -> list[ValidationResult]:
     """The results up to a step: a run that lost its last steps validates them again."""
-    rows = read_json(path) if path.is_file() else []
-    return [ValidationResult(**row) for row in rows if row["step"] <= up_to]
+    try:
+        rows = read_json(path) if path.is_file() else []
+        return [ValidationResult(**row) for row in rows if row["step"] <= up_to]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged; delete it to go on without.") from error
 
 
 def run_steps(
@@ -225,42 +235,94 @@ def run_steps(
     return results
 
 
-def check_settings(args: argparse.Namespace, scale: Scale, step: int) -> list[dict]:
-    """Compare the settings with those of the run that is resumed, and note them.
+def read_legs(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The settings of each leg so far of the run in ``--out`` or ``--backup-dir``.
+
+    Raises:
+        ValueError: there are checkpoints, and no legs or damaged ones; ``--changed``
+            goes on without.
+    """
+    folders = [folder for folder in (args.out, args.backup_dir) if folder]
+    for folder in folders:
+        if (folder / LEGS).is_file():
+            try:
+                legs = read_json(folder / LEGS)
+                return [{"after": 0, **leg} for leg in legs]
+            except (ValueError, TypeError) as error:
+                if args.changed:
+                    return []
+                advice = "--changed goes on without it"
+                raise ValueError(f"{folder / LEGS} is damaged; {advice}.") from error
+    stored = [path for f in folders for path in f.glob("step-*")]
+    if stored and not args.changed:
+        raise ValueError(
+            f"{stored[0].parent} has checkpoints and no {LEGS}, so nobody knows their "
+            "settings. Choose another --out, or pass --changed to go on."
+        )
+    return []
+
+
+def check_settings(args: argparse.Namespace, scale: Scale) -> list[dict[str, Any]]:
+    """Compare the settings with those of the run that is resumed.
+
+    Before anything is written: a command that is refused changes nothing.
 
     Returns:
-        The settings of each leg of the run, with the step ``after`` which it began.
+        All legs of the run; the last one has these settings, and its ``after`` is None
+        if it is new.
 
     Raises:
         ValueError: they differ, and ``--changed`` does not allow it.
     """
-    path = args.out / LEGS
+    columns = dict(text.split("=", 1) for text in args.columns if "=" in text)
+    if len(columns) < len(args.columns):
+        raise ValueError("--columns takes OURS=THEIRS, as original_image=source_img.")
+    args.columns = columns
+    if not args.pairs.exists():
+        raise FileNotFoundError(f"There is nothing at {args.pairs}.")
     settings: dict[str, Any] = {
-        "pairs": sha256_of(args.pairs / MANIFEST),
+        "pairs": f"{args.pairs.name} {fingerprint(args.pairs, args.split, columns):.8}",
         "validation_pairs": args.validation_pairs,
         "seed": args.seed,
         "loss_weighting": args.loss_weighting,
-        "backbone": Path(scale.backbone.path_or_id).name,
-        "editor": args.editor,
+        "lora_rank": args.lora_rank,
+        "backbone": _identify(scale.backbone),
+        "clip": _identify(scale.clip),
+        "editor": args.editor and _identify(Source(args.editor)),
         **vars(scale.training),
     }
-    legs = read_json(path) if step and path.is_file() else []
-    earlier = dict(legs[-1]) if legs else {}
-    after = earlier.pop("after", 0)
+    legs = read_legs(args)
+    if not legs:
+        return [{"after": 0, **settings}]
+    earlier = dict(legs[-1])
     if not settings["decay"] and settings["steps"] >= earlier.get("steps", 0):
-        earlier |= {"steps": settings["steps"]} if earlier else {}  # only longer
-    changes = {n for n, value in settings.items() if legs and earlier.get(n) != value}
+        earlier["steps"] = settings["steps"]  # only longer
+    changes = [name for name, value in settings.items() if earlier.get(name) != value]
     if changes and not args.changed:
         told = ", ".join(f"{n} {earlier.get(n)}, now {settings[n]}" for n in changes)
         raise ValueError(
             f"The run in {args.out} had {told}. Repeat its command, choose another "
             "--out, or pass --changed to go on with the new settings."
         )
-    leg = {"after": step if changes or not legs else after, **settings}
-    legs = [*legs, leg] if changes or not legs else [*legs[:-1], leg]
+    if changes:
+        return [*legs, {"after": None, **settings}]
+    return [*legs[:-1], {**legs[-1], **settings}]
+
+
+def _identify(source: Source) -> str:
+    """Name of networks, and a short hash of their weights or the revision."""
+    folder = Path(source.path_or_id)
+    files = sorted(folder.rglob("*.safetensors"))
+    weights = hashlib.sha256(str([digest(file) for file in files]).encode())
+    return f"{folder.name} {source.revision or weights.hexdigest()[:8]}"
+
+
+def write_legs(args: argparse.Namespace, legs: list[dict[str, Any]], step: int) -> None:
+    """Note the settings of every leg, in the backup folder too; process 0 does it."""
+    legs[-1]["after"] = step if legs[-1]["after"] is None else legs[-1]["after"]
     if rank() == 0:
-        write_json(path, legs)
-    return legs
+        for folder in filter(None, (args.out, args.backup_dir)):
+            write_json(folder / LEGS, legs)
 
 
 def save_outputs(
@@ -300,25 +362,37 @@ def save_outputs(
         print("saved", save_lora(averaged, args.out / "adapter", base))
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def run(args: argparse.Namespace) -> None:
     """Train, then save the editor with its card."""
-    args = arguments(words)
     device, scale = init(args.processes), get_scale(args)
-    find_pairs(args, device)
     plan = make_plan(args, scale.training.batch_size, device)
-    backbone, latents, state = prepare(args, scale, plan, device)
-    with resumable_run(state, args.out, backup_dir=args.backup_dir) as run:
-        legs = check_settings(args, scale, state.step)
-        state.micro_batch = plan.micro_batch or state.micro_batch
+    with nullcontext() if rank() else run_lock(args.out, args.out / ".job.lock"):
+        legs = check_settings(args, scale)
+        find_pairs(args, device)
+        backbone, latents, state = prepare(args, scale, plan, device)
+        with resumable_run(state, args.out, backup_dir=args.backup_dir) as resumed:
+            write_legs(args, legs, state.step)
+            state.micro_batch = plan.micro_batch or state.micro_batch
+            if rank() == 0:
+                print(f"{plan.options}; compiled: {plan.compile_mode}.")
+                counts = f"{len(latents)} pairs, {state.step} steps"
+                print(f"{world_size()} processes, {counts}")
+            steps = training_steps(args, scale, backbone, latents, state)
+            results = run_steps(resumed, steps, scale.training.steps)
         if rank() == 0:
-            print(f"{plan.options}; compiled: {plan.compile_mode}.")
-            print(f"{world_size()} processes, {len(latents)} pairs, {state.step} steps")
-        steps = training_steps(args, scale, backbone, latents, state)
-        results = run_steps(run, steps, scale.training.steps)
-    if rank() == 0:
-        save_outputs(args, scale, len(latents), run, results, legs)
+            save_outputs(args, scale, len(latents), resumed, results, legs)
     shutdown()
 
 
+def main(words: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    try:
+        run(arguments(words))
+    except (ValueError, FileNotFoundError, FolderInUseError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

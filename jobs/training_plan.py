@@ -48,6 +48,13 @@ def number(
 positive = number(int, 1)
 
 
+def multiple_of_8(text: str) -> int:
+    """Parse a side in pixels that a latent can have."""
+    if (side := positive(text)) % 8:
+        raise argparse.ArgumentTypeError(f"must be a multiple of 8, not {text}")
+    return int(side)
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags on memory and compiling."""
     add = parser.add_argument_group("memory and speed").add_argument

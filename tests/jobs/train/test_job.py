@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
 import yaml
 
-from ip2p_lib.files import read_json, write_json
+from ip2p_lib.dataset import write_shards
+from ip2p_lib.files import read_json, run_lock, write_json
 from ip2p_lib.training.validation import COLUMNS, ValidationResult
 from jobs import train
+from tests.support.pairs import make_pair, tree
 
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m")
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -87,28 +90,63 @@ def test_validation_reads_back_without_results_after_the_step_resumed_at(tmp_pat
     assert train.read_validation(tmp_path / "none.json", up_to=5) == []
 
 
+def refused(command, capsys):
+    """What a command that is refused says."""
+    assert train.main(command) == 2
+    return capsys.readouterr().err
+
+
 def test_a_resumed_run_has_the_settings_it_began_with(
-    words, tmp_path, stopped_after_two
+    words, pairs, tmp_path, stopped_after_two, capsys
 ):
     """Unless --changed allows others, and then the card tells every leg."""
     command = [*words, "--out", str(tmp_path / "run")]
     stopped_after_two(command)
+    before = tree(tmp_path / "run")
+    others = copytree(words[words.index("--backbone") + 1], tmp_path / "sd")
+    weights = next(others.glob("unet/*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    table = tmp_path / "pairs"  # other pairs of the same name
+    write_shards([make_pair(i, 48) for i in range(12)], table)
     for option, value in {
         "--learning-rate": "0.5",
         "--seed": "1",
         "--batch-size": "2",
         "--steps": "3",
         "--validation-pairs": "3",
+        "--backbone": str(others),
+        "--pairs": str(table),
     }.items():
         name = option.strip("-").replace("-", "_")
-        with pytest.raises(
-            ValueError, match=rf"had {name} .*, now {value}\..*--changed"
-        ):
-            train.main([*command, option, value])
+        said = refused([*command, option, value], capsys)
+        assert f"had {name} " in said and "--changed" in said
+    assert tree(tmp_path / "run") == before, "a refused command changes nothing"
     train.main([*command, "--learning-rate", "0.0002", "--changed"])
     card = (tmp_path / "run" / "editor" / "README.md").read_text()
     assert "| learning rate | 0.0002 |" in card
     assert "| until step 2 | {" in card and "'learning_rate': 0.0004" in card
+
+
+def test_a_run_that_goes_on_from_its_backup_has_its_settings_too(
+    words, tmp_path, stopped_after_two, capsys
+):
+    """After the machine was lost."""
+    backup = ["--backup-dir", str(tmp_path / "drive")]
+    stopped_after_two([*words, *backup, "--out", str(tmp_path / "lost")])
+    command = [*words, *backup, "--out", str(tmp_path / "new"), "--seed", "77"]
+    assert "had seed 0, now 77" in refused(command, capsys)
+    (tmp_path / "drive" / "run.json").unlink()
+    assert "nobody knows their settings" in refused(command, capsys)
+    (tmp_path / "drive" / "run.json").write_text("[1]")
+    assert "run.json is damaged; --changed" in refused(command, capsys)
+
+
+def test_a_second_command_changes_nothing_in_a_live_folder(words, tmp_path, capsys):
+    out = tmp_path / "run"
+    with run_lock(out, out / ".job.lock"):
+        before = tree(out)
+        assert "Another run" in refused([*words, "--out", str(out)], capsys)
+        assert tree(out) == before
 
 
 def test_training_goes_on_from_an_editor(alone, words, tmp_path):
@@ -116,7 +154,7 @@ def test_training_goes_on_from_an_editor(alone, words, tmp_path):
     train.main([*words, "--editor", str(alone / "editor"), "--out", str(out)])
     first, second = (read_json(run / "losses.json")[0] for run in (alone, out))
     assert first["loss"] != second["loss"]
-    assert read_json(out / "run.json")[0]["editor"] == str(alone / "editor")
+    assert read_json(out / "run.json")[0]["editor"].startswith("editor ")
 
 
 def test_a_validation_that_a_signal_falls_into_is_kept(words, tmp_path, monkeypatch):

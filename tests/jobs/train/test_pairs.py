@@ -1,10 +1,12 @@
 """--pairs takes every kind of pairs by looking, and says what it cannot take."""
 
+from shutil import copytree
+
 import pytest
 from PIL import Image
 
 from ip2p_lib.dataset import export_folders, export_parquet, read_shards
-from jobs.pairs import import_pairs
+from jobs.pairs import fingerprint, import_pairs
 from jobs.train import main
 
 KINDS = ("shards", "folders", "parquet", "file", "table")
@@ -75,11 +77,11 @@ def test_few_pairs_leave_most_of_them_to_train_on(
     assert ("directional similarity 0." not in card) and "nan" not in card
 
 
-def test_no_pair_to_train_on_names_the_option(pairs, words, tmp_path):
+def test_no_pair_to_train_on_names_the_option(pairs, words, tmp_path, capsys):
     few = few_pairs(tmp_path, pairs, 3)
     command = [*options(words, few), "--validation-pairs", "3"]
-    with pytest.raises(ValueError, match="3 pairs, and --validation-pairs takes 3"):
-        main([*command, "--out", str(tmp_path / "run")])
+    assert main([*command, "--out", str(tmp_path / "run")]) == 2
+    assert "3 pairs, and --validation-pairs takes 3" in capsys.readouterr().err
 
 
 def few_pairs(folder, pairs, count):
@@ -99,3 +101,21 @@ def options(words, pairs):
     given = dict(zip(words[::2], words[1::2], strict=True)) | {"--pairs": str(pairs)}
     del given["--validation-pairs"]
     return [word for item in given.items() for word in item]
+
+
+def test_the_same_pairs_elsewhere_are_the_same(pairs, tmp_path):
+    """A copy, another way to name the folder, or a file that was touched."""
+    path = as_kind("table", pairs, tmp_path)
+    first = fingerprint(path)
+    copy = copytree(tmp_path, tmp_path.parent / f"{tmp_path.name} copy")
+    assert fingerprint(copy / "pairs.csv") == first
+    image = next(copy.glob("*.png"))
+    image.touch()
+    assert fingerprint(copy / "pairs.csv") == first
+    image.write_bytes(image.read_bytes() + b"x")
+    assert fingerprint(copy / "pairs.csv") != first
+
+
+def test_a_split_is_refused_where_there_is_none(pairs, tmp_path):
+    with pytest.raises(ValueError, match="is not Parquet"):
+        import_pairs(pairs, tmp_path, split="train")

@@ -23,6 +23,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
         *((f"--{name}", "0", "at least 1") for name in ("steps", "batch-size")),
         *((f"--{name}", "0", "at least 1") for name in ("resolution", "processes")),
         ("--validate-every", "0", "at least 1"),
+        ("--resolution", "60", "multiple of 8"),
         ("--warmup", "-1", "at least 0"),
         ("--validation-pairs", "-1", "at least 0"),
         ("--learning-rate", "0", "above 0"),
