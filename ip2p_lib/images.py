@@ -147,6 +147,8 @@ def check_images(x: Tensor, multiple: int = 8) -> None:
     (B, 3, H, W) floats in [-1, 1], the sides multiples of ``multiple`` pixels: those of
     one element of a latent.
     """
+    if not isinstance(x, Tensor) or x.layout is not torch.strided:
+        raise ImageError(f"Images are one tensor, not {type(x).__name__}; use edit.")
     shape = tuple(x.shape)
     if len(shape) != 4 or shape[1] != 3 or 0 in shape:
         raise ImageError(f"Images have shape (B, 3, H, W), not {shape}.")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
@@ -24,14 +23,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 
 from ip2p_lib.config import SCALES, Scale, Source, preset
 from ip2p_lib.dataset.dataset import MANIFEST, PairDataset
 from ip2p_lib.diffusion.clip import load_clip
+from ip2p_lib.diffusion.loading import load_network, locate
 from ip2p_lib.diffusion.lora import save_lora
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
 from ip2p_lib.distributed import broadcast_scalar, init, rank, shutdown, world_size
-from ip2p_lib.editing.editor import Editor, load_editor
+from ip2p_lib.editing.editor import Editor, find_scale
 from ip2p_lib.evaluation.metrics import Examples
 from ip2p_lib.files import FolderInUseError, read_json, run_lock, write_json
 from ip2p_lib.results import provenance
@@ -51,10 +52,12 @@ from ip2p_lib.training.validation import (
     validate_every,
 )
 from jobs.latent_cache import cached_latents, crop_to_squares
-from jobs.pairs import digest, fingerprint, import_pairs
+from jobs.legs import check_settings, write_legs
+from jobs.pairs import import_pairs
 from jobs.training_plan import (
     TrainingPlan,
     add_flags,
+    assignment,
     make_plan,
     multiple_of_8,
     number,
@@ -71,7 +74,6 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
     "resolution": multiple_of_8,
 }
 VALIDATION_PAIRS = 4  # at most a quarter of the pairs
-LEGS = "run.json"  # the settings of each part of a run
 
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
@@ -82,7 +84,8 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     pairs = "shards, the authors' folders, Parquet files or a CSV table"
     add("--pairs", type=Path, required=True, help=pairs)
     add("--split", help="of Parquet files: train, validation or test")
-    add("--columns", nargs="*", default=[], metavar="OURS=THEIRS", help="of Parquet")
+    renamed = "of Parquet, such as original_image=source_img"
+    add("--columns", nargs="*", type=assignment, default=[], help=renamed)
     add("--out", type=Path, default=Path("runs/editor"))
     add("--backup-dir", type=Path, help="second folder for the checkpoints")
     add("--backbone", type=Path, help="a text-to-image pipeline in a folder")
@@ -99,7 +102,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--changed", action="store_true", help="resume although settings differ")
     add("--license", default="unknown", help="of the weights, for the card")
     add_flags(parser)
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    args.columns = dict(args.columns)
+    return args
 
 
 def get_scale(args: argparse.Namespace) -> Scale:
@@ -154,7 +159,10 @@ def prepare(
     )
     unet = backbone.unet
     if args.editor:
-        unet = load_editor(args.editor, device).backbone.unet
+        folder = Path(find_scale(args.editor).editor.path_or_id)
+        folder = folder if (folder / "config.json").is_file() else folder / "unet"
+        where = locate(folder, "config.json", "There is no editor in {folder}.")
+        unet = load_network(UNet2DConditionModel, where).to(device)
     if unet.config.in_channels == 4:  # with 8 it is an editor already
         unet = widen_conv_in(unet)
     unet = unet.float().requires_grad_(True)
@@ -233,96 +241,6 @@ def run_steps(
         if rank() == 0 and (step.step % CHECK_EVERY == 0 or step.step == last):
             print(f"step {step.step} of {last}: loss {step.loss:.4f}", flush=True)
     return results
-
-
-def read_legs(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The settings of each leg so far of the run in ``--out`` or ``--backup-dir``.
-
-    Raises:
-        ValueError: there are checkpoints, and no legs or damaged ones; ``--changed``
-            goes on without.
-    """
-    folders = [folder for folder in (args.out, args.backup_dir) if folder]
-    for folder in folders:
-        if (folder / LEGS).is_file():
-            try:
-                legs = read_json(folder / LEGS)
-                return [{"after": 0, **leg} for leg in legs]
-            except (ValueError, TypeError) as error:
-                if args.changed:
-                    return []
-                advice = "--changed goes on without it"
-                raise ValueError(f"{folder / LEGS} is damaged; {advice}.") from error
-    stored = [path for f in folders for path in f.glob("step-*")]
-    if stored and not args.changed:
-        raise ValueError(
-            f"{stored[0].parent} has checkpoints and no {LEGS}, so nobody knows their "
-            "settings. Choose another --out, or pass --changed to go on."
-        )
-    return []
-
-
-def check_settings(args: argparse.Namespace, scale: Scale) -> list[dict[str, Any]]:
-    """Compare the settings with those of the run that is resumed.
-
-    Before anything is written: a command that is refused changes nothing.
-
-    Returns:
-        All legs of the run; the last one has these settings, and its ``after`` is None
-        if it is new.
-
-    Raises:
-        ValueError: they differ, and ``--changed`` does not allow it.
-    """
-    columns = dict(text.split("=", 1) for text in args.columns if "=" in text)
-    if len(columns) < len(args.columns):
-        raise ValueError("--columns takes OURS=THEIRS, as original_image=source_img.")
-    args.columns = columns
-    if not args.pairs.exists():
-        raise FileNotFoundError(f"There is nothing at {args.pairs}.")
-    settings: dict[str, Any] = {
-        "pairs": f"{args.pairs.name} {fingerprint(args.pairs, args.split, columns):.8}",
-        "validation_pairs": args.validation_pairs,
-        "seed": args.seed,
-        "loss_weighting": args.loss_weighting,
-        "lora_rank": args.lora_rank,
-        "backbone": _identify(scale.backbone),
-        "clip": _identify(scale.clip),
-        "editor": args.editor and _identify(Source(args.editor)),
-        **vars(scale.training),
-    }
-    legs = read_legs(args)
-    if not legs:
-        return [{"after": 0, **settings}]
-    earlier = dict(legs[-1])
-    if not settings["decay"] and settings["steps"] >= earlier.get("steps", 0):
-        earlier["steps"] = settings["steps"]  # only longer
-    changes = [name for name, value in settings.items() if earlier.get(name) != value]
-    if changes and not args.changed:
-        told = ", ".join(f"{n} {earlier.get(n)}, now {settings[n]}" for n in changes)
-        raise ValueError(
-            f"The run in {args.out} had {told}. Repeat its command, choose another "
-            "--out, or pass --changed to go on with the new settings."
-        )
-    if changes:
-        return [*legs, {"after": None, **settings}]
-    return [*legs[:-1], {**legs[-1], **settings}]
-
-
-def _identify(source: Source) -> str:
-    """Name of networks, and a short hash of their weights or the revision."""
-    folder = Path(source.path_or_id)
-    files = sorted(folder.rglob("*.safetensors"))
-    weights = hashlib.sha256(str([digest(file) for file in files]).encode())
-    return f"{folder.name} {source.revision or weights.hexdigest()[:8]}"
-
-
-def write_legs(args: argparse.Namespace, legs: list[dict[str, Any]], step: int) -> None:
-    """Note the settings of every leg, in the backup folder too; process 0 does it."""
-    legs[-1]["after"] = step if legs[-1]["after"] is None else legs[-1]["after"]
-    if rank() == 0:
-        for folder in filter(None, (args.out, args.backup_dir)):
-            write_json(folder / LEGS, legs)
 
 
 def save_outputs(

@@ -55,6 +55,14 @@ def multiple_of_8(text: str) -> int:
     return int(side)
 
 
+def assignment(text: str) -> tuple[str, str]:
+    """Parse ``OURS=THEIRS``."""
+    ours, equals, theirs = text.partition("=")
+    if not (ours and equals and theirs):
+        raise argparse.ArgumentTypeError(f"must be OURS=THEIRS, not {text}")
+    return ours, theirs
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags on memory and compiling."""
     add = parser.add_argument_group("memory and speed").add_argument

@@ -81,7 +81,7 @@ def _one_per_image(name: str, values: Any, n: int) -> list[Any]:
     values = _plain(values)
     if isinstance(values, int | float):
         return [values] * n
-    if isinstance(values, str) or not hasattr(values, "__len__") or len(values) != n:
+    if not isinstance(values, list | tuple) or len(values) != n:
         raise ValueError(f"Give a list of {n} {name}, one an image.")
     return [_plain(value) for value in values]
 
@@ -103,6 +103,13 @@ class Editor:
         """Refuse a U-Net without channels for the input image."""
         if (channels := self.backbone.unet.config.in_channels) != 8:
             raise ValueError(f"An editor's U-Net has 8 channels, not {channels}.")
+        width = self.backbone.text_encoder.config.hidden_size
+        if (reads := self.backbone.unet.config.cross_attention_dim) != width:
+            raise ValueError(
+                f"This U-Net reads text vectors of {reads} numbers, the text encoder "
+                f"gives {width}: it was trained on another pipeline. Load it with "
+                "replace(preset(...), backbone=..., editor=...)."
+            )
 
     def edit(
         self,
@@ -243,17 +250,23 @@ def sample_edits(
     )
 
 
-def _scale_of(name: str | Path) -> Scale:
+def find_scale(name: str | Path) -> Scale:
     """The preset of this name, or the one that fits the networks in a folder."""
+    if not isinstance(name, str | Path):
+        raise ValueError(f"An editor is a scale or a folder, not {name!r}.")
     folder = Path(name).expanduser()
-    if name in SCALES or not (isinstance(name, Path) or folder.exists()):
+    is_path = isinstance(name, Path) or "/" in name or folder.exists()
+    if name in SCALES or not is_path:
         return preset(str(name))
     unet = folder if (folder / "config.json").is_file() else folder / "unet"
     if not (unet / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder} holds no editor: no config.json, nor a unet folder with one."
         )
-    text_width = read_json(unet / "config.json").get("cross_attention_dim")
+    config = read_json(unet / "config.json")
+    if not isinstance(config, dict) or "UNet" not in str(config.get("_class_name")):
+        raise ValueError(f"{unet} holds another network, or a damaged config.json.")
+    text_width = config.get("cross_attention_dim")
     size = preset("sd15" if text_width == _SD15_TEXT_WIDTH else "miniature")
     whole = (folder / "model_index.json").is_file()
     return replace(size, editor=Source(str(folder if whole else unet)))
@@ -277,7 +290,7 @@ def load_editor(
     """
     from diffusers import UNet2DConditionModel
 
-    size = scale if isinstance(scale, Scale) else _scale_of(scale)
+    size = scale if isinstance(scale, Scale) else find_scale(scale)
     folder = size.editor.path_or_id
     if size.editor.revision is not None or Path(folder, "model_index.json").is_file():
         backbone = load_stable_diffusion(size.editor, device=device)  # a whole pipeline

@@ -41,7 +41,10 @@ def read_prices() -> dict[str, Price]:
     try:
         table = read_json(path)
         checked, rows = table["checked"], table["models"].items()
-        return {model: Price(model, checked=checked, **row) for model, row in rows}
+        prices = {model: Price(model, checked=checked, **row) for model, row in rows}
+        if not all(0 <= x < 1e6 for p in prices.values() for x in (p.input, p.output)):
+            raise ValueError("a price is no number of dollars")
+        return prices
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         advice = "git checkout data/prices.json brings it back"
         raise ValueError(f"{path} is no price table ({error}); {advice}.") from error

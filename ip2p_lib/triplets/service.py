@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import threading
@@ -209,7 +210,7 @@ class ReplyFile:
         for number, line in enumerate(lines, start=1):
             try:
                 self._add(json.loads(line))
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, RecursionError):
                 self.close()
                 raise ServiceError(f"{path}:{number} is no reply; delete it.") from None
 
@@ -223,6 +224,8 @@ class ReplyFile:
             self._add(row)
 
     def _add(self, row: dict[str, Any]) -> None:
+        if not 0 <= row["cost"] < math.inf or ("text" in row and "reason" not in row):
+            raise ValueError(f"not a reply: {row}")
         self.cost += row["cost"]
         if "text" in row:
             self.rows[row["key"]] = row

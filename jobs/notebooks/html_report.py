@@ -37,10 +37,15 @@ class Run:
 
 
 def _to_mathml(formula: str, display: str) -> str:
+    """MathML; what cannot be set, or brings markup of its own, stays text."""
     try:
-        return to_mathml(formula, display=display)
-    except Exception:  # of many kinds; what cannot be set as a formula stays text
+        math = to_mathml(formula, display=display)
+    except Exception:  # of many kinds
+        math = ""
+    tags = set(re.findall(r"</?([^\s>/]+)", math))
+    if not math or any(tag[0] != "m" for tag in tags) or "href" in math:
         return html.escape(f"${formula}$")
+    return str(math)
 
 
 class _Renderer(IPythonRenderer):
@@ -49,7 +54,7 @@ class _Renderer(IPythonRenderer):
     def block_math(self, body: str) -> str:
         formula, *number = re.split(r"\\tag\{(.*?)\}", body)
         math = _to_mathml((formula + "".join(number[1:])).strip(), "block")
-        label = f"<span>({number[0]})</span>" if number else ""
+        label = f"<span>({html.escape(number[0])})</span>" if number else ""
         return f'<div class="equation">{math}{label}</div>'
 
     def inline_math(self, body: str) -> str:
@@ -59,15 +64,14 @@ class _Renderer(IPythonRenderer):
         return self.block_math(f"\\begin{{{name}}}{body}\\end{{{name}}}")
 
     def image(self, text: str, url: str, title: str | None = None) -> str:
-        if re.match(
-            r"//|(?!attachment:)[a-z][a-z0-9+.-]*:", url.strip(), re.IGNORECASE
-        ):
+        # Neither the network nor an attachment: our markdown cells have none.
+        if re.match(r"//|[a-z][a-z0-9+.-]*:", url.strip().lower()):
             return html.escape(text)
         return super().image(text, url, title)
 
     def link(self, text: str, url: str, title: str | None = None) -> str:
         # Anything else may run code (javascript:, data:) or name a file of the reader.
-        if re.match(r"https?://|#|[\w./-]+(#|$)", url.strip(), re.IGNORECASE):
+        if re.match(r"https?://|#|[\w.-][\w./-]*(#|$)", url.strip(), re.IGNORECASE):
             return super().link(text, url, title)
         return text
 

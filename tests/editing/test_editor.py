@@ -151,6 +151,9 @@ def test_numbers_of_numpy_and_torch_are_numbers(editor):
     ("change", "word"),
     [
         (lambda x: x[0], "shape"),
+        (lambda x: x.numpy(), "one tensor, not ndarray"),
+        (lambda x: [x[0]], "one tensor, not list"),
+        (lambda x: x.to_sparse(), "one tensor"),
         (lambda x: x[:, :1], "shape"),
         (lambda x: x[..., :-1], "multiples of"),
         (lambda x: (x * 127).to(torch.uint8), "uint8"),
@@ -214,9 +217,18 @@ def test_an_editor_is_loaded_from_a_folder(tmp_path):
         loaded = load_editor(folder, device="cpu")
         assert loaded.settings == editor.settings
         assert distance(edit, loaded.edit(smooth_image(), CAT, steps=1)) < 0.01
-    for folder in (models, str(models), tmp_path / "none"):
+    for folder in (models, str(models), tmp_path / "none", "none/here"):
         with pytest.raises(FileNotFoundError, match="holds no editor"):
             load_editor(folder)
+    for odd in (None, 5, preset("miniature").clip.path_or_id):
+        with pytest.raises(ValueError, match=r"not|another network"):
+            load_editor(odd)
+
+
+def test_an_editor_of_another_pipeline_is_refused_by_name(editor):
+    with pytest.raises(ValueError, match="trained on another pipeline"):
+        unet = load_editor("miniature", "cpu").backbone.unet
+        Editor(replace(editor.backbone, unet=unet), DEFAULTS, 64)
 
 
 def test_what_cannot_be_loaded_says_what_to_do(monkeypatch):

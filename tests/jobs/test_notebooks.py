@@ -148,6 +148,9 @@ def test_a_run_leaves_notebook_summary_and_report(tmp_path):
         (r"$\frac$", "$\\frac$"),
         (r"$$\left( x$$", "\\left( x"),
         ("[a](javascript:alert(1)) [b](DATA:text/html,x) [c](file:///etc/passwd)", ""),
+        ("[a](//evil.com/a) [b](/etc/passwd) ![x](attachment:no.png)", "x"),
+        (r"$\text{<img src=x onerror=alert(1)>}$", "&lt;img"),
+        (r"$\href{javascript:alert(1)}{x}$", "href"),
         ("![a](HTTP://a.b/c.png) ![b](//a.b/c.png) ![c](data:image/png;base64,x)", ""),
     ],
 )

@@ -103,7 +103,10 @@ def test_a_line_that_was_cut_off_is_removed(tmp_path) -> None:
     assert len(path.read_bytes().splitlines()) == 2
 
 
-@pytest.mark.parametrize("line", [b"{", b"[1]", b"{}", b"\xff"])
+COSTS = [json.dumps(ROW | {"cost": x}).encode() for x in (-1, float("nan"), None)]
+
+
+@pytest.mark.parametrize("line", [b"{", b"[1]", b"{}", b"\xff", b"[" * 9999, *COSTS])
 def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path, line) -> None:
     path = tmp_path / "r.jsonl"
     text = json.dumps(ROW).encode() + b"\n" + line + b"\n"

@@ -303,7 +303,13 @@ def test_the_price_table_is_well_formed() -> None:
 
 def test_a_damaged_price_table_is_named_with_a_remedy(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(pricing, "DATA", tmp_path)
-    for text in ("{", "[]", '{"models": {}}', '{"checked": "x", "models": {"m": 3}}'):
+    models = ['{"m": 3}', '{"m": {"input": "1", "output": 1}}']
+    models += [
+        '{"m": {"input": -1, "output": 1}}',
+        '{"m": {"input": NaN, "output": 1}}',
+    ]
+    tables = [f'{{"checked": "x", "models": {m}}}' for m in models]
+    for text in ("{", "[]", '{"models": {}}', *tables):
         (tmp_path / "prices.json").write_text(text)
         with pytest.raises(ValueError, match=r"git checkout data/prices\.json"):
             pricing.read_prices()

@@ -1,0 +1,111 @@
+"""The settings of a training run, leg by leg: a run is resumed with those it had.
+
+``run.json`` in the folder of a run has the settings of each leg, and the step ``after``
+which it began; a leg ends where ``--changed`` allowed other settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from ip2p_lib.config import Scale, Source
+from ip2p_lib.distributed import rank
+from ip2p_lib.files import read_json, write_json
+from jobs.pairs import digest, fingerprint
+
+LEGS = "run.json"
+
+
+def read_legs(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The settings of each leg so far of the run in ``--out`` or ``--backup-dir``.
+
+    Raises:
+        ValueError: there are checkpoints, and no legs or damaged ones; ``--changed``
+            goes on without.
+    """
+    folders = [folder for folder in (args.out, args.backup_dir) if folder]
+    for folder in folders:
+        if (folder / LEGS).is_file():
+            try:
+                legs = read_json(folder / LEGS)
+                return [{"after": 0, **leg} for leg in legs]
+            except (ValueError, TypeError) as error:
+                if args.changed:
+                    return []
+                advice = "--changed goes on without it"
+                raise ValueError(f"{folder / LEGS} is damaged; {advice}.") from error
+    stored = [path for f in folders for path in f.glob("step-*")]
+    if stored and not args.changed:
+        raise ValueError(
+            f"{stored[0].parent} has checkpoints and no {LEGS}, so nobody knows their "
+            "settings. Choose another --out, or pass --changed to go on."
+        )
+    return []
+
+
+def current_settings(args: argparse.Namespace, scale: Scale) -> dict[str, Any]:
+    """All that the steps of a run depend on, by name; data and weights by a hash."""
+    pairs = fingerprint(args.pairs, args.split, args.columns)
+    return {
+        "pairs": f"{args.pairs.name} {pairs:.8}",
+        "validation_pairs": args.validation_pairs,
+        "seed": args.seed,
+        "loss_weighting": args.loss_weighting,
+        "lora_rank": args.lora_rank,
+        "backbone": _identify(scale.backbone),
+        "clip": _identify(scale.clip),
+        "editor": args.editor and _identify(Source(args.editor)),
+        **vars(scale.training),
+    }
+
+
+def check_settings(args: argparse.Namespace, scale: Scale) -> list[dict[str, Any]]:
+    """Compare the settings with those of the run that is resumed.
+
+    Before anything is written: a command that is refused changes nothing.
+
+    Returns:
+        All legs of the run; the last one has these settings, and its ``after`` is None
+        if it is new.
+
+    Raises:
+        ValueError: they differ, and ``--changed`` does not allow it.
+    """
+    if not args.pairs.exists():
+        raise FileNotFoundError(f"There is nothing at {args.pairs}.")
+    settings = current_settings(args, scale)
+    legs = read_legs(args)
+    if not legs:
+        return [{"after": 0, **settings}]
+    earlier = dict(legs[-1])
+    if not settings["decay"] and settings["steps"] >= earlier.get("steps", 0):
+        earlier["steps"] = settings["steps"]  # only longer
+    changes = [name for name, value in settings.items() if earlier.get(name) != value]
+    if changes and not args.changed:
+        told = ", ".join(f"{n} {earlier.get(n)}, now {settings[n]}" for n in changes)
+        raise ValueError(
+            f"The run in {args.out} had {told}. Repeat its command, choose another "
+            "--out, or pass --changed to go on with the new settings."
+        )
+    if changes:
+        return [*legs, {"after": None, **settings}]
+    return [*legs[:-1], {**legs[-1], **settings}]
+
+
+def _identify(source: Source) -> str:
+    """Name of networks, and a short hash of their weights or the revision."""
+    folder = Path(source.path_or_id)
+    files = sorted(folder.rglob("*.safetensors"))
+    weights = hashlib.sha256(str([digest(file) for file in files]).encode())
+    return f"{folder.name} {source.revision or weights.hexdigest()[:8]}"
+
+
+def write_legs(args: argparse.Namespace, legs: list[dict[str, Any]], step: int) -> None:
+    """Note the settings of every leg, in the backup folder too; process 0 does it."""
+    legs[-1]["after"] = step if legs[-1]["after"] is None else legs[-1]["after"]
+    if rank() == 0:
+        for folder in filter(None, (args.out, args.backup_dir)):
+            write_json(folder / LEGS, legs)
