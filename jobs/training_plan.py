@@ -34,6 +34,7 @@ def number(
     """A type of ``argparse``: a number in [low, high), or in (low, high)."""
 
     def parse(text: str) -> Any:
+        """Convert the text, or say what range it must lie in."""
         value = kind(text)
         if not (low < value if above else low <= value) or not value < high:
             bound = "above" if above else "at least"

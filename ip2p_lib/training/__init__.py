@@ -3,7 +3,7 @@
 Read ``surgery`` (eight input channels), ``latents`` (the training set) and ``train``
 (the loss and the loop) first; then ``state``, ``ema`` and ``resume`` (what a run is,
 and how it survives a stop), ``validation``, ``progress`` and ``model_card``.
-``compiled`` is for a fast GPU; ``latent_cache`` and ``loss_weighting`` are options.
+``compiled`` is for a fast GPU; ``loss_weighting`` is an option.
 """
 
 from ip2p_lib.training.resume import resumable_run
