@@ -102,7 +102,8 @@ def run_clip(args: argparse.Namespace, budget: Budget, device: torch.device) -> 
     texts = [*corpus.captions, *corpus.edited_captions, *corpus.instructions]
     if args.warm:
         earlier = load_clip(saving.parts(args.out)["clip"], dtype=torch.float32)
-        clip, tokenizer = earlier.model.train(), earlier.tokenizer
+        clip = earlier.model.train().requires_grad_(True)
+        tokenizer = earlier.tokenizer
     else:
         tokenizer = models.train_tokenizer(texts[:: max(1, len(texts) // 60_000)])
         clip = models.new_clip(tokenizer)
