@@ -180,6 +180,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--scenes", type=int, default=200_000)
     parser.add_argument("--seconds", type=float, help="budget of each stage named")
+    parser.add_argument("--learning-rate", type=float, help="of each stage named")
     parser.add_argument("--batch", type=int, help="rows of a process, each stage named")
     parser.add_argument("--samples", type=int, default=1024, help="held-out scenes")
     parser.add_argument(
@@ -195,8 +196,13 @@ def main() -> None:
     run = {"vae": run_vae, "clip": run_clip, "unet": run_unet}
     for name in args.stages:
         if not args.measure:
-            seconds = args.seconds or STAGES[name].seconds
-            run[name](args, replace(STAGES[name], seconds=seconds), device)
+            budget = STAGES[name]
+            budget = replace(
+                budget,
+                seconds=args.seconds or budget.seconds,
+                learning_rate=args.learning_rate or budget.learning_rate,
+            )
+            run[name](args, budget, device)
         if rank() == 0:
             _report(name, args, device)
 
