@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ip2p_lib.miniature.parsing import find_difference, read_caption
 from ip2p_lib.miniature.render import encode
 from ip2p_lib.miniature.scenes import Edit, Scene
 from ip2p_lib.miniature.world import caption, sample_edit, sample_scene
@@ -105,21 +104,3 @@ def grammar_triplets(first_seed: int, n: int, wording: str = "train") -> list[Tr
 
     samples = sample_edits(range(first_seed, first_seed + n), wording, language)
     return [sample.triplet for sample in samples if sample.is_in_captions]
-
-
-def subsample_scene_edits(triplets: Sequence[Triplet], share: float) -> list[Triplet]:
-    """Leave out some edits of the whole scene: its medium, place, time or weather.
-
-    Args:
-        triplets: the same ones are left out whenever they come in the same order.
-        share: of these edits that stays, from 0 to 1.
-    """
-
-    def stays(index: int, triplet: Triplet) -> bool:
-        before = read_caption(triplet.caption)
-        difference = find_difference(before, read_caption(triplet.edited_caption))
-        # Attributes of the scene have names of their own, not those of an object.
-        of_scene = difference is not None and difference.attribute in vars(before)
-        return not of_scene or random.Random(f"whole {index}").random() < share
-
-    return [t for index, t in enumerate(triplets) if stays(index, t)]

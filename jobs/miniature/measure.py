@@ -157,7 +157,8 @@ class HeldOutEdits:
         """The first ``n``; ``sd`` has the autoencoder."""
         corpus = held_out(n)
         before, truth = (render(c, sd.device) for c in (corpus.before, corpus.after))
-        return cls(corpus, before, truth, reconstruct(sd.vae, truth))
+        decoded = reconstruct(sd.vae, truth.to(sd.dtype)).float()
+        return cls(corpus, before, truth, decoded)
 
     def groups(self) -> dict[str, Tensor]:
         """(n,) bool of each group that has a row of its own in a result file."""

@@ -56,7 +56,7 @@ CONTEXT = 192
 VOCABULARY = 2048
 _STOP = "<|endoftext|>"
 _SPECIALS = ("bos_token", "eos_token", "unk_token", "pad_token")
-_WRITTEN = 2e-4  # learning rate of stage 2: at 5e-4 copying a caption is forgotten
+_WRITTEN = 1e-4  # learning rate of stage 2: at 2e-4 copying a caption is forgotten
 
 
 def train_tokenizer(texts: Iterable[str], size: int = VOCABULARY) -> GPT2TokenizerFast:

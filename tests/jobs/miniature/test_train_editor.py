@@ -11,8 +11,7 @@ from ip2p_lib.config import DATA, MODELS, preset
 from ip2p_lib.dataset.dataset import read_shards
 from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
 from ip2p_lib.editing.editor import load_editor
-from ip2p_lib.miniature.corpus import subsample_scene_edits
-from ip2p_lib.triplets.record import Triplet, read_jsonl
+from ip2p_lib.triplets.record import read_jsonl
 from jobs.miniature import make_pairs
 from jobs.miniature.make_pairs import world_captions
 from jobs.miniature.train_editor import first_unet, read_pairs
@@ -22,9 +21,7 @@ def test_pairs_are_generated_and_read_back_for_training(tmp_path: Path) -> None:
     """All of ``make_pairs`` and ``train_editor`` with the shipped models, in small."""
     scale, out = preset("smoke"), tmp_path / "data"
     both = {"out": out, "work": tmp_path}
-    args = Namespace(
-        captions=6, batch=6, part="0/1", seconds=0.0, scene_edits=1, **both
-    )
+    args = Namespace(captions=6, batch=6, part="0/1", seconds=0.0, **both)
     out.mkdir()
     (out / "models").symlink_to(MODELS)
     make_pairs.run_write(args)
@@ -37,18 +34,6 @@ def test_pairs_are_generated_and_read_back_for_training(tmp_path: Path) -> None:
     assert counts["kept"] == len(latents) > 0
     sample = list(read_shards(out / "pairs" / "sample"))
     assert sample[0].instruction in {t.instruction for t in triplets}
-
-
-def test_some_edits_of_a_whole_scene_are_left_out_and_none_of_an_object() -> None:
-    first, second = "a sunflower on a beach", "a rose on a beach at night"
-    scene = Triplet(first, "make it night", f"{first} at night")
-    thing = Triplet(f"{first} at night", "turn it into a rose", second)
-    both = Triplet(first, "a rose at night", second)
-    left = subsample_scene_edits([scene, thing, both] * 400, 0.25)
-    assert left.count(thing) == left.count(both) == 400
-    assert 60 < left.count(scene) < 140
-    assert subsample_scene_edits([scene, thing], 0.0) == [thing]
-    assert subsample_scene_edits([scene, thing], 1.0) == [scene, thing]
 
 
 def test_an_editor_begins_as_the_widened_unet_or_as_an_earlier_editor() -> None:
