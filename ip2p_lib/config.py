@@ -124,7 +124,7 @@ _MINIATURE = Scale(
         steps=12, cfg_min=2.0, cfg_max=4.0, candidates=4, sampler="dpm_solver_pp"
     ),
     # Calibrated in notebook 03 on pairs whose ground truth is known.
-    filtering=Filtering(image=0.55, text=0.75, direction=0.6, keep=3),
+    filtering=Filtering(image=0.6, text=0.775, direction=0.75, keep=3),
     # In two minutes on a laptop the first edits should show: small batches, a high rate
     # that falls, and an average short enough for so few steps.
     training=Training(
@@ -136,7 +136,7 @@ _MINIATURE = Scale(
         ema_decay=0.9,
         resolution=128,
     ),
-    editing=Editing(steps=20, text_scale=3.0, image_scale=1.3),
+    editing=Editing(steps=8, text_scale=2.0, image_scale=2.0),
     evaluation=Evaluation(samples=32, image_scales=(1.0, 1.4, 1.8, 2.2)),
 )
 _SMOKE = replace(
