@@ -4,7 +4,7 @@
 
 This is section 3.1 end to end. ``write`` leaves triplets in ``--work``; ``generate``
 turns them into filtered pairs, stored as latents, from which ``train_editor`` trains,
-and a sample of images for readers. Several GPUs generate side by side, each its own
+and a sample of images for readers. Several GPUs work side by side, each with another
 ``--part``. No pair is stored mirrored: instructions name left and right.
 """
 
@@ -157,47 +157,48 @@ def generate_filtered(
 
 
 def run_write(args: argparse.Namespace) -> None:
-    """Let the language model write a triplet for each of ``--captions`` captions."""
+    """Let the language model write a triplet for each caption of this part."""
     folder = args.out / "models" / "miniature-lm"
     writer = load_language_model(folder, folder / "adapter")
-    began, captions = time.monotonic(), world_captions(0, args.captions)
+    began, n = time.monotonic(), args.captions
+    captions = world_captions(args.part * n, n)
     # One sample: the likelier of two is the more usual edit, and an editor needs all.
     replies = list(
         generate_triplets(writer, captions, max_tokens=96, batch_size=args.batch)
     )
     triplets = dict.fromkeys(reply.triplet for reply in replies if reply.triplet)
-    write_jsonl(args.work / "triplets.jsonl", triplets)
+    write_jsonl(args.work / f"triplets-{args.part}.jsonl", triplets)
     seconds, outcomes = round(time.monotonic() - began, 1), count_outcomes(replies)
-    run: dict[str, Any] = {"captions": args.captions, "distinct": len(triplets)}
-    path = args.work / "write.json"
+    run: dict[str, Any] = {"captions": n, "distinct": len(triplets)}
+    path = args.work / f"write-{args.part}.json"
     write_results(path, [outcomes], seed=0, seconds=seconds, **run)
     print(run, outcomes, f"{seconds} s", flush=True)
 
 
 def run_generate(args: argparse.Namespace, scale: Scale) -> None:
-    """Generate and filter this part of the triplets; store the pairs as latents."""
-    part, parts = (int(number) for number in args.part.split("/"))
+    """Generate and filter this part's triplets; store the pairs as latents."""
     models = args.out / "models"
     clip = load_clip(models / "miniature-clip")
     sd = load_stable_diffusion(models / "miniature-sd")
     if sd.device.type == "cuda":  # on a CPU it takes longer than it saves
         compile_unet(sd.unet, "blocks")
-    written = read_jsonl(args.work / "triplets.jsonl")[part::parts]
-    triplets = readable(sd, written)
+    triplets = readable(sd, read_jsonl(args.work / f"triplets-{args.part}.jsonl"))
     began, size = time.monotonic(), args.batch
     pairs = generate_filtered(sd, clip, triplets, scale, size, args.seconds)
     seconds = round(time.monotonic() - began, 1)
     counts = {"generated": pairs.generated, "kept": len(pairs)}
     print(counts, f"in {seconds:.0f} s", flush=True)
     run: dict[str, Any] = {**counts, "seconds": seconds}
-    if part == 0:
+    if args.part == 0:
         every = max(1, len(pairs) // SAMPLE)
         rows = range(0, len(pairs), every)[:SAMPLE]
         sample = pairs.pairs(rows, scale.rendering.steps)
         write_shards(sample, args.out / "pairs" / "sample", **run)
     texts = [candidate.triplet.instruction for candidate in pairs.candidates]
     latents = encode_pairs(sd, pairs.batches(), flips=False)
-    checkpoint.save(args.work / f"part-{part}", latents, {**run, "instructions": texts})
+    checkpoint.save(
+        args.work / f"part-{args.part}", latents, {**run, "instructions": texts}
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -205,7 +206,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("stages", nargs="+", choices=["write", "generate"])
     parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, default=Path("runs/editor"))
-    parser.add_argument("--captions", type=int, default=48_000)
+    parser.add_argument("--captions", type=int, default=48_000, help="of this part")
     parser.add_argument(
         "--candidates", type=int, default=CANDIDATES, help="of one triplet"
     )
@@ -213,7 +214,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=512, help="replies or candidates")
     parser.add_argument("--seconds", type=float, default=120, help="of generating")
     parser.add_argument(
-        "--part", default="0/1", help="k/n: the k-th of n parts, from 0"
+        "--part", type=int, default=0, help="number of this process's captions"
     )
     return parser.parse_args()
 

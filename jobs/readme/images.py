@@ -9,14 +9,14 @@ from ip2p_lib.config import ROOT, preset
 
 EDITS = ROOT / "docs" / "edits.png"
 AUTOENCODER = ROOT / "docs" / "autoencoder.png"
+# Written down, with the scene and the seed 0, before any of them was drawn.
 INSTRUCTIONS = (
     "replace the sunflower with a rose",
     "make it night",
-    "turn it into a snowy winter",
+    "让它下雨",
     "have the sunflower wear sunglasses",
+    "把背景换成海滩",
     "turn it into a watercolour",
-    "change the background to a beach",
-    "make it rain",
 )
 
 
@@ -27,7 +27,7 @@ def draw_images() -> None:
 
 
 def draw_edits() -> None:
-    """Edit one scene by seven instructions; the input comes first."""
+    """Edit one scene by six instructions; the input comes first."""
     from PIL import Image
 
     from ip2p_lib.editing.editor import load_editor

@@ -21,11 +21,11 @@ def test_pairs_are_generated_and_read_back_for_training(tmp_path: Path) -> None:
     """All of ``make_pairs`` and ``train_editor`` with the shipped models, in small."""
     scale, out = preset("smoke"), tmp_path / "data"
     both = {"out": out, "work": tmp_path}
-    args = Namespace(captions=6, batch=6, part="0/1", seconds=0.0, **both)
+    args = Namespace(captions=6, batch=6, part=0, seconds=0.0, **both)
     out.mkdir()
     (out / "models").symlink_to(MODELS)
     make_pairs.run_write(args)
-    triplets = read_jsonl(tmp_path / "triplets.jsonl")
+    triplets = read_jsonl(tmp_path / "triplets-0.jsonl")
     assert {t.caption for t in triplets} <= set(world_captions(0, 6))
     easy = replace(scale.filtering, image=-1.0, text=-1.0, direction=-1.0)
     make_pairs.run_generate(args, replace(scale, filtering=easy))
