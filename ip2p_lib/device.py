@@ -11,8 +11,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 BF16_CAPABILITY = (8, 0)  # older cards emulate bfloat16, and still claim to support it
-# CPU features that multiply bfloat16, in the names of get_capabilities (torch 2.13).
-CPU_FEATURES = ("avx512_bf16", "amx_bf16", "avx10_2", "bf16", "sve_bf16")
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
@@ -55,8 +53,7 @@ def pick_dtype(device: torch.device, dtype: torch.dtype | None = None) -> torch.
         if dtype in (torch.float16, torch.bfloat16):
             raise ValueError(f"{dtype} is for GPUs; leave dtype out on a CPU.")
         return dtype or torch.float32
-    old = torch.cuda.get_device_capability(device) < BF16_CAPABILITY
-    if dtype is torch.bfloat16 and old:
+    if dtype is torch.bfloat16 and half_precision(device) is not dtype:
         raise ValueError("This GPU has no bfloat16; use torch.float16.")
     return dtype or torch.float16
 
@@ -85,39 +82,16 @@ def without_cudnn_attention() -> ContextDecorator:
     return decorator
 
 
-def pick_autocast(
-    device: str | torch.device | None = None, dtype: torch.dtype | None = None
-) -> torch.dtype | None:
-    """Choose the autocast dtype for training on a device, or check a given one.
+def pick_autocast(device: str | torch.device | None = None) -> torch.dtype | None:
+    """The autocast dtype for training on a device; None is float32 throughout.
 
-    Args:
-        device: None is the GPU where there is one.
-        dtype: None chooses bfloat16 on GPUs from Ampere on (it has float32's range, so
-            no loss is scaled), float16 on older ones, and float32 elsewhere.
-
-    Returns:
-        The dtype for ``torch.autocast``; None for float32 throughout.
-
-    Raises:
-        ValueError: there is no such device, or it has no hardware for ``dtype``.
+    ``device`` None is the GPU where there is one; errors as ``pick_device``.
     """
-    device = pick_device(device)
-    if dtype is torch.float32 or (dtype is None and device.type != "cuda"):
-        return None
-    if device.type == "cuda":
-        if torch.cuda.get_device_capability(device) >= BF16_CAPABILITY:
-            return dtype or torch.bfloat16
-        if dtype is torch.bfloat16:
-            raise ValueError(
-                f"{torch.cuda.get_device_name(device)} is older than Ampere and would "
-                "emulate bfloat16. Leave dtype out: float16 is used, its loss scaled."
-            )
-        return torch.float16
-    features: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    native = any(features.get(name) for name in CPU_FEATURES)
-    if device.type != "cpu" or dtype is torch.float16 or not native:
-        raise ValueError(
-            f"Training in {dtype} is not supported on this {device.type}: it would be "
-            "emulated, many times slower than float32. Leave dtype out, or use a GPU."
-        )
-    return dtype
+    picked = pick_device(device)
+    return half_precision(picked) if picked.type == "cuda" else None
+
+
+def half_precision(gpu: torch.device) -> torch.dtype:
+    """bfloat16 from Ampere on (it has the range of float32), float16 on older cards."""
+    new = torch.cuda.get_device_capability(gpu) >= BF16_CAPABILITY
+    return torch.bfloat16 if new else torch.float16

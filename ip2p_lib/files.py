@@ -31,7 +31,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
     Until then ``path`` is as before. Missing parent folders are created.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         with partial.open("xb") as file:  # with the permissions of any new file
@@ -42,6 +42,16 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents; NotADirectoryError if a file is in the way."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f"{folder} cannot be a folder, since a file is there. Choose another."
+        ) from error
 
 
 def remove_partials(folder: Path) -> None:
@@ -68,17 +78,21 @@ def write_json(path: str | Path, value: Any) -> Path:
 def decode_text(data: bytes, path: str | Path, line: int = 1) -> str:
     """Decode UTF-8, with or without a byte-order mark; ``line`` is the data's first.
 
-    Raises ValueError, naming file and line, for other encodings such as Latin-1: they
-    cannot be told apart, and guessing would change letters.
+    Raises ValueError, naming file and line, for other encodings such as Latin-1 and
+    UTF-16: they cannot be told apart, and guessing would change letters.
     """
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line += data.count(b"\n", 0, error.start)
         raise ValueError(
             f"{path}:{line}: byte {data[error.start]:#x} is not UTF-8. Save the file "
             "as UTF-8."
         ) from error
+    if (end := text.find("\0")) >= 0:
+        line += text.count("\n", 0, end)
+        raise ValueError(f"{path}:{line}: a NUL is no text. Save the file as UTF-8.")
+    return text
 
 
 def read_text(path: str | Path) -> str:
@@ -112,7 +126,7 @@ def run_lock(folder: Path, path: Path | None = None) -> Iterator[None]:
     holds it.
     """
     path = path or folder / ".lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)

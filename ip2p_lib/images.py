@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF tags
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # first bytes; + is BigTIFF
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
 
@@ -42,20 +44,20 @@ def load(source: str | Path | bytes | Image.Image) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             if isinstance(file, Image.Image):
-                return _to_rgb(_upright(file), None, False)
+                return _to_rgb(file)
             with Image.open(file, formats=FORMATS) as opened:
-                tags = getattr(opened, "tag_v2", {})
-                (bits, *_) = tags.get(_BITS_PER_SAMPLE, (None,))
-                inverted = tags.get(_PHOTOMETRIC) == 0  # zero is white
-                return _to_rgb(_upright(opened), bits, inverted)
+                return _to_rgb(opened)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no image at {name}.") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"{name} has too many pixels; make it smaller.") from error
     except UnidentifiedImageError as error:
-        raise ImageError(
-            f"{name} is not an image of a known format; use {', '.join(FORMATS)}."
-        ) from error
+        reason = f"is not an image of a known format; use {', '.join(FORMATS)}."
+        with file if isinstance(file, io.BytesIO) else Path(name).open("rb") as start:
+            start.seek(0)
+            if start.read(9).startswith(_TIFF):
+                reason = "is a damaged TIFF, or of a rare kind; save it as 8-bit RGB."
+        raise ImageError(f"{name} {reason}") from error
     except ImageError as error:
         raise ImageError(f"{name}: {error}") from error
     except Exception as error:  # decoders raise errors of any kind for damaged data
@@ -70,9 +72,12 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _to_rgb(image: Image.Image, bits: int | None, inverted: bool) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # PIL would clip these to white
-        image = _to_eight_bits(image, bits, inverted)
+def _to_rgb(image: Image.Image) -> Image.Image:
+    tags = getattr(image, "tag_v2", {})  # of a TIFF
+    image = _upright(image)
+    signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
+    if signed or image.mode.startswith("I") or image.mode == "F":
+        image = _to_eight_bits(image, tags, signed)  # PIL would clip these to white
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")
@@ -80,21 +85,29 @@ def _to_rgb(image: Image.Image, bits: int | None, inverted: bool) -> Image.Image
     return Image.alpha_composite(white, layer).convert("RGB")
 
 
-def _to_eight_bits(image: Image.Image, bits: int | None, inverted: bool) -> Image.Image:
+def _to_eight_bits(
+    image: Image.Image, tags: Mapping[int, Any], signed: bool
+) -> Image.Image:
     """Scale one channel of integers or floats by the range that it is stored in.
 
-    That is what ``bits`` says; without it, 16 bits for PIL's 16-bit modes and otherwise
-    the smallest usual range that holds every value. A tenth more is clipped, and a
-    range of which a twentieth is not used was another one.
+    That is what ``tags`` say of up to 16 bits; without them, 16 bits for PIL's 16-bit
+    modes and otherwise the smallest usual range that holds every value. A tenth more is
+    clipped, and a range of which a twentieth is not used was another one.
     """
-    values = np.asarray(image).astype(np.float64)
+    bits, inverted = tags.get(_BITS_PER_SAMPLE, (None,))[0], tags.get(_PHOTOMETRIC) == 0
+    stored = np.asarray(image)
+    if bits == 8:  # PIL takes all 8-bit numbers for unsigned and all of 32 for signed
+        stored = stored.view(np.int8)
+    elif bits == 32 and image.mode == "I" and not signed:
+        stored = stored.view(np.uint32)
+    values = stored.astype(np.float64)
     most = values.max()
     if not np.isfinite(values).all() or values.min() < 0:
         raise ImageError("it has values that are negative, infinite or no numbers")
     ranges = [1.0] if image.mode == "F" else []
     ranges += [2.0**n - 1 for n in (8, 12, 16, 31, 32)]
-    if bits in (12, 16) or image.mode.startswith("I;16"):
-        ranges = [2.0 ** (bits or 16) - 1]
+    if bits in (8, 12, 16) or image.mode.startswith("I;16"):
+        ranges = [2.0 ** ((bits or 16) - signed) - 1]
     elif image.mode == "F":
         ranges = [top for top in ranges if most >= top / 20 or not most]
     top = next((top for top in ranges if most <= 1.1 * top), None)

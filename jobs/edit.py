@@ -114,7 +114,7 @@ def edit_images(
         row["error"] = ""
         try:
             row["modified"] = str(image.stat().st_mtime_ns)
-            if row != table.get(str(name)) or not (out / name).is_file():
+            if row != table.get(str(name)) or not _is_image(out / name):
                 edited, file = editor.edit(load(image), **arguments), io.BytesIO()
                 edited.save(file, "PNG")
                 write_bytes(out / name, file.getvalue())
@@ -123,6 +123,14 @@ def edit_images(
         table[str(name)] = row
         write_table(out / TABLE, table.values())
         yield row
+
+
+def _is_image(path: Path) -> bool:
+    """Whether the file is whole: a crash or a full disk may leave an empty one."""
+    try:
+        return bool(load(path))
+    except (ImageError, OSError):
+        return False
 
 
 def _weights_of(editor: Editor) -> str:

@@ -11,9 +11,12 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from ip2p_lib.checkpoint import MANIFEST
 from ip2p_lib.config import Scale, Source
+from ip2p_lib.diffusion.loading import locate
 from ip2p_lib.distributed import rank
-from ip2p_lib.files import read_json, write_json
+from ip2p_lib.editing.editor import find_scale
+from ip2p_lib.files import make_folder, read_json, write_json
 from jobs.pairs import digest, fingerprint
 
 LEGS = "run.json"
@@ -22,11 +25,18 @@ LEGS = "run.json"
 def read_legs(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The settings of each leg so far of the run in ``--out`` or ``--backup-dir``.
 
+    None if it left no checkpoint: then it begins anew, with any settings.
+
     Raises:
         ValueError: there are checkpoints, and no legs or damaged ones; ``--changed``
             goes on without.
     """
     folders = [folder for folder in (args.out, args.backup_dir) if folder]
+    for folder in folders:
+        make_folder(folder)
+    stored = [path for f in folders for path in f.glob(f"step-*/{MANIFEST}")]
+    if not stored:
+        return []
     for folder in folders:
         if (folder / LEGS).is_file():
             try:
@@ -37,17 +47,23 @@ def read_legs(args: argparse.Namespace) -> list[dict[str, Any]]:
                     return []
                 advice = "--changed goes on without it"
                 raise ValueError(f"{folder / LEGS} is damaged; {advice}.") from error
-    stored = [path for f in folders for path in f.glob("step-*")]
-    if stored and not args.changed:
+    if not args.changed:
         raise ValueError(
-            f"{stored[0].parent} has checkpoints and no {LEGS}, so nobody knows their "
-            "settings. Choose another --out, or pass --changed to go on."
+            f"{stored[0].parents[1]} has checkpoints and no {LEGS}, so nobody knows "
+            "their settings. Choose another --out, or pass --changed to go on."
         )
     return []
 
 
 def current_settings(args: argparse.Namespace, scale: Scale) -> dict[str, Any]:
-    """All that the steps of a run depend on, by name; data and weights by a hash."""
+    """All that the steps of a run depend on, by name; data and weights by a hash.
+
+    Raises FileNotFoundError for networks that are not there, before any is loaded.
+    """
+    locate(scale.backbone, "model_index.json", "There is no model in {folder}.")
+    locate(scale.clip, "config.json", "There is no CLIP in {folder}.")
+    if args.editor:
+        find_scale(args.editor)
     pairs = fingerprint(args.pairs, args.split, args.columns)
     return {
         "pairs": f"{args.pairs.name} {pairs:.8}",

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from ip2p_lib.dataset import read_folders, read_parquet, read_table, write_shards
 from ip2p_lib.dataset.dataset import MANIFEST, read_manifest
+from ip2p_lib.dataset.hub import PATTERNS
 from ip2p_lib.dataset.pairs import Pair, Problem
 
-_PARQUET = ("*.parquet", "data/*.parquet")
 _END = 2**16  # bytes
 
 
@@ -42,9 +42,9 @@ def read_pairs(
     """
     if path.suffix.lower() in (".csv", ".tsv"):
         return read_table(path, problems=problems)
-    if path.suffix == ".parquet" or any(_files(path, *_PARQUET)):
+    if _is_parquet(path):
         return read_parquet(path, split=split, columns=columns, problems=problems)
-    if any(_files(path, "*/prompt.json")):
+    if any(path.glob("*/prompt.json")):
         return read_folders(path, problems=problems)
     raise ValueError(
         f"{path} holds no pairs: no {MANIFEST}, Parquet file or folder with a "
@@ -71,8 +71,7 @@ def import_pairs(
     """
     if not path.exists():
         raise FileNotFoundError(f"There is nothing at {path}.")
-    parquet = path.suffix == ".parquet" or any(_files(path, *_PARQUET))
-    if (split or columns) and not parquet:
+    if (split or columns) and not _is_parquet(path):
         raise ValueError(f"{path} is not Parquet: it has no splits and columns.")
     if (path / MANIFEST).is_file():
         return path
@@ -91,8 +90,8 @@ def import_pairs(
     return out
 
 
-def _files(folder: Path, *patterns: str) -> Iterator[Path]:
-    return itertools.chain.from_iterable(folder.glob(pattern) for pattern in patterns)
+def _is_parquet(path: Path) -> bool:
+    return path.suffix == ".parquet" or any(any(path.glob(p)) for p in PATTERNS)
 
 
 def fingerprint(
@@ -106,10 +105,12 @@ def fingerprint(
         files = sorted(p for p in path.rglob("*") if p.is_file())
     elif path.suffix.lower() in (".csv", ".tsv"):  # and the images beside it
         lines = path.read_bytes().decode("utf-8", "replace").splitlines()
-        cells = itertools.chain.from_iterable(
-            cell for d in ",;\t" for cell in csv.reader(lines, delimiter=d)
-        )
-        images = {path.parent / cell.strip() for cell in cells}
+        images = {
+            path.parent / cell.strip()
+            for line in lines  # each alone: an open quote swallows no line
+            for delimiter in ",;\t"
+            for cell in _split(line, delimiter)
+        }
         files += sorted(image for image in images if _is_file(image))
     folder = path if path.is_dir() else path.parent
     rows = [(os.path.relpath(f, folder), *digest(f)) for f in files]
@@ -125,6 +126,14 @@ def digest(path: Path) -> tuple[int, str]:
         file.seek(max(size - _END, 0))
         ends += file.read(_END)
     return size, hashlib.sha256(ends).hexdigest()
+
+
+def _split(line: str, delimiter: str) -> list[str]:
+    """The cells of a line of a table; none if one is too long for a name."""
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
 
 
 def _is_file(path: Path) -> bool:

@@ -120,13 +120,13 @@ def get_scale(args: argparse.Namespace) -> Scale:
     )
 
 
-def find_pairs(args: argparse.Namespace, device: torch.device) -> None:
-    """Make ``--pairs`` a folder of shards, and choose how many validate; in ``args``.
+def find_pairs(args: argparse.Namespace, device: torch.device) -> argparse.Namespace:
+    """Arguments with ``--pairs`` as shards, their first name, and how many validate.
 
     Raises:
         ValueError: there are too few pairs; the message names the option.
     """
-    args.data = args.pairs.name
+    args = argparse.Namespace(**vars(args), data=args.pairs.name)
     target = args.out / "pairs"
     if rank() == 0:
         import_pairs(args.pairs, target, split=args.split, columns=args.columns)
@@ -141,6 +141,7 @@ def find_pairs(args: argparse.Namespace, device: torch.device) -> None:
             f"{args.data} has {count} pairs, and --validation-pairs takes "
             f"{args.validation_pairs} of them: none is left to train on."
         )
+    return args
 
 
 def prepare(
@@ -286,7 +287,7 @@ def run(args: argparse.Namespace) -> None:
     plan = make_plan(args, scale.training.batch_size, device)
     with nullcontext() if rank() else run_lock(args.out, args.out / ".job.lock"):
         legs = check_settings(args, scale)
-        find_pairs(args, device)
+        args = find_pairs(args, device)
         backbone, latents, state = prepare(args, scale, plan, device)
         with resumable_run(state, args.out, backup_dir=args.backup_dir) as resumed:
             write_legs(args, legs, state.step)
@@ -306,7 +307,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     try:
         run(arguments(words))
-    except (ValueError, FileNotFoundError, FolderInUseError) as error:
+    except (ValueError, OSError, FolderInUseError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -38,7 +38,7 @@ def number(
         value = kind(text)
         if not (low < value if above else low <= value) or not value < high:
             bound = "above" if above else "at least"
-            limit = f" and below {high}" if high < math.inf else ""
+            limit = f" and below {high}" if high < math.inf else " and finite"
             message = f"must be {bound} {low}{limit}, not {text}"
             raise argparse.ArgumentTypeError(message)
         return value

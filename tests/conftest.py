@@ -1,7 +1,5 @@
 """Fixtures of many rooms: tiny models, and diffusers' schedulers in float64."""
 
-from __future__ import annotations
-
 import json
 import signal
 from pathlib import Path
@@ -12,11 +10,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from jobs.miniature.saving import name_as_the_hub
-from tests.support.models import (
-    publish_tokenizer,
-    text_settings,
-    tiny_pipeline,
-)
+from tests.support.models import publish_tokenizer, text_settings, tiny_pipeline
 
 torch.set_num_threads(1)
 # A shell that starts the tests in the background lets them, and what they start,
@@ -79,6 +73,14 @@ def tiny_clip_folder(tiny_sd_folder: Path, tiny_tokenizer) -> Path:
 
 
 @pytest.fixture(scope="session")
+def clip(tiny_clip_folder: Path):
+    """That CLIP as the library loads it; tests must leave it as it is."""
+    from ip2p_lib.diffusion.clip import load_clip
+
+    return load_clip(tiny_clip_folder, device="cpu")
+
+
+@pytest.fixture(scope="session")
 def tiny_backbone(tiny_sd_folder: Path):
     """The pipeline as the library loads it; tests must leave it as it is."""
     from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
@@ -114,10 +116,7 @@ def float64_schedulers(monkeypatch: pytest.MonkeyPatch):
         scheduling_euler_ancestral_discrete,
     )
 
-    for module in (
-        scheduling_dpmsolver_multistep,
-        scheduling_euler_ancestral_discrete,
-    ):
-        monkeypatch.setattr(module, "np", WideNumpy())
+    monkeypatch.setattr(scheduling_dpmsolver_multistep, "np", WideNumpy())
+    monkeypatch.setattr(scheduling_euler_ancestral_discrete, "np", WideNumpy())
     with InFloat64():
         yield

@@ -1,7 +1,5 @@
 """The presets."""
 
-import pytest
-
 from ip2p_lib.config import MODELS, SCALES, preset
 
 
@@ -21,8 +19,3 @@ def test_hub_models_are_pinned_to_a_commit():
         for source in (scale.backbone, scale.clip, scale.editor):
             local = source.path_or_id.startswith(str(MODELS))
             assert len(source.revision or "") == (0 if local else 40)
-
-
-def test_a_misspelt_scale_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'miniature'"):
-        preset("minature")

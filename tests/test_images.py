@@ -38,6 +38,9 @@ def test_every_allowed_format_is_read_and_no_other(tmp_path, suffix):
     image.save(tmp_path / "picture.ppm")
     with pytest.raises(ImageError, match=r"picture.ppm is not an image of a known"):
         load(tmp_path / "picture.ppm")
+    image.save(tmp_path / "floats.tiff", tiffinfo={339: (3, 3, 3)})  # PIL knows none
+    with pytest.raises(ImageError, match="of a rare kind; save it as 8-bit RGB"):
+        load(tmp_path / "floats.tiff")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -132,6 +135,29 @@ def test_a_transparent_grey_of_sixteen_bits_is_white(tmp_path):
     grey = Image.fromarray(np.array([[0, 30000]], "u2"))
     grey.save(tmp_path / "hole.png", transparency=0)
     assert pixels(load(tmp_path / "hole.png"))[0, :, 0].tolist() == [255, 117]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored", "top"),
+    [("i1", "u1", 127), ("i2", "u2", 32767), ("u4", "i4", 2**32 - 1)],
+)
+def test_a_tiff_says_whether_its_integers_have_a_sign(tmp_path, kind, stored, top):
+    """PIL does not ask, and would show these half as bright, or as negative."""
+    path, has_sign = tmp_path / "deep.tiff", 2 if kind[0] == "i" else 1
+
+    def save(*values):
+        image = Image.fromarray(np.array([values]).astype(kind).view(stored))
+        image.save(path, tiffinfo={339: has_sign})
+        entries = (struct.pack("<HHIH", 339, 3, 1, n) for n in (2, has_sign))
+        path.write_bytes(path.read_bytes().replace(*entries))
+
+    save(0, top // 4, top // 2, top)
+    for source in (path, Image.open(path)):
+        assert np.abs(pixels(load(source))[0, :, 0] - [0, 64, 127, 255]).max() <= 2
+    save(-1, top)
+    if has_sign == 2:
+        with pytest.raises(ImageError, match="negative"):
+            load(path)
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), 1e20])

@@ -15,39 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import (
-    EulerAncestralDiscreteScheduler,
-    StableDiffusionInstructPix2PixPipeline,
-)
+from diffusers import StableDiffusionInstructPix2PixPipeline
 from PIL.Image import Image
 
-from ip2p_lib.config import RESULTS, preset
+from ip2p_lib.config import RESULTS
 from ip2p_lib.editing.editor import Editor, load_editor
 from ip2p_lib.images import to_pil
 from ip2p_lib.miniature.render import render
 from ip2p_lib.miniature.world import sample_scene
 from ip2p_lib.results import ReadmeRow, write_results
+from tests.support.pipelines import stock_pipeline
 
 INSTRUCTION, STEPS, RUNS = "make it night", 20, 7
-
-
-def stock_pipeline(editor: Editor) -> StableDiffusionInstructPix2PixPipeline:
-    """The same networks in diffusers' pipeline."""
-    folder, parts = preset("miniature").backbone.path_or_id, editor.backbone
-    pipeline = StableDiffusionInstructPix2PixPipeline(
-        vae=parts.vae,
-        text_encoder=parts.text_encoder,
-        tokenizer=parts.tokenizer,
-        unet=parts.unet,
-        scheduler=EulerAncestralDiscreteScheduler.from_pretrained(
-            folder, subfolder="scheduler"
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def edit_ours(editor: Editor, image: Image) -> tuple[float, Image]:
@@ -79,7 +58,9 @@ def edit_stock(pipeline: Any, editor: Editor, image: Image) -> tuple[float, Imag
 def main() -> None:
     """Edit one held-out scene in turns; the first turn is a warm-up."""
     began, editor = time.monotonic(), load_editor("miniature")
-    image, pipeline = to_pil(render([sample_scene(10**9)]))[0], stock_pipeline(editor)
+    (image,) = to_pil(render([sample_scene(10**9)]))
+    kind = StableDiffusionInstructPix2PixPipeline
+    pipeline = stock_pipeline(editor.backbone, kind, "euler_ancestral")
     turns = [
         (edit_ours(editor, image), edit_stock(pipeline, editor, image))
         for _ in range(RUNS + 1)

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from torch import Tensor
 
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
@@ -92,24 +91,3 @@ def _run_pipeline(
         callback_on_step_end=callback,
     ).images
     return GeneratedPair(candidate, *(images.float() * 2 - 1))
-
-
-def stock_pipeline(backbone: StableDiffusion) -> Any:
-    """The networks in diffusers' text-to-image pipeline."""
-    pipeline = StableDiffusionPipeline(
-        vae=backbone.vae,
-        text_encoder=backbone.text_encoder,
-        tokenizer=backbone.tokenizer,
-        unet=backbone.unet,
-        scheduler=DPMSolverMultistepScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            steps_offset=1,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline

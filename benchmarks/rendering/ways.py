@@ -6,12 +6,9 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 
 import torch
+from diffusers import StableDiffusionPipeline
 
-from benchmarks.rendering.of_diffusers import (
-    materialise_maps,
-    one_by_one,
-    stock_pipeline,
-)
+from benchmarks.rendering.of_diffusers import materialise_maps, one_by_one
 from ip2p_lib.config import preset
 from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
@@ -23,6 +20,7 @@ from ip2p_lib.rendering import (
     generate_pairs,
 )
 from ip2p_lib.rendering.shared_attention import share_self_attention
+from tests.support.pipelines import stock_pipeline
 
 SAMPLER = "dpm_solver_pp"
 Way = Callable[[Sequence[Candidate]], Iterator[list[GeneratedPair]]]
@@ -32,8 +30,10 @@ def ways_of(
     backbone: StableDiffusion, plain: StableDiffusion, steps: int, batch: int
 ) -> dict[str, Way]:
     """The ways to generate by name; ``plain`` is never compiled."""
-    both = (backbone, plain)
-    loop, plain_loop = (partial(one_by_one, stock_pipeline(b), b) for b in both)
+    loop, plain_loop = (
+        partial(one_by_one, stock_pipeline(b, StableDiffusionPipeline, SAMPLER), b)
+        for b in (backbone, plain)
+    )
     options = {"steps": steps, "sampler": SAMPLER}
     return {
         "released": partial(plain_loop, materialise_maps, steps),

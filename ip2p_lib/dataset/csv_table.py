@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import csv
 import difflib
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from ip2p_lib.files import read_text
 from ip2p_lib.images import ImageError, load
 
 REQUIRED = ("before", "after", "instruction")
+_MAX_LINES = 20  # of one row
 ASPECT_ERROR = 0.02  # the aspect ratios of two images of a pair may differ this much
 
 
@@ -37,27 +40,30 @@ def read_table(
     """Read pairs from a CSV file in its order; the images are upright and RGB.
 
     Args:
-        path: UTF-8, a pair on each line, with comma, semicolon or tab between columns.
+        path: UTF-8, a row for each pair, with comma, semicolon or tab between columns.
         resolution: side in pixels of the centre square to which each image is resized
             and cropped. None leaves the images as they are.
         problems: as in ``dataset.read_shards``.
 
     Raises:
         FileNotFoundError: there is no such table.
-        ValueError: it is not UTF-8, or a column is missing or there twice.
+        ValueError: it is not UTF-8, has no rows, or a column is missing or there twice.
         DatasetError: a row cannot be used.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no table at {path}.")
-    head, *lines = read_text(path).split("\n")
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
+    head, *lines = text.split("\n")
     delimiter = max(",;\t", key=head.count)
     columns = _read_head(path, head, delimiter)
-    rows = [(n, line) for n, line in enumerate(lines, start=2) if line.strip()]
+    widths = len(columns), head.count(delimiter) + 1
+    split = partial(_split, delimiter=delimiter, widths=widths)
+    if not (rows := list(_join_lines(lines, split))):
+        raise ValueError(f"{path} has no rows below the names of its columns.")
 
     def read(index: int, line: str) -> Pair:
-        cells = dict.fromkeys(TEXTS, "")
-        cells |= zip(columns, _split(line, delimiter, len(columns)), strict=True)
+        cells = dict(zip(columns, split(line), strict=True))
         return _to_pair(f"{index:07d}", cells, path.parent, resolution)
 
     readings = (
@@ -70,6 +76,8 @@ def read_table(
 def _read_head(path: Path, line: str, delimiter: str) -> list[str]:
     columns = [name.strip().lower() for name in line.split(delimiter)]
     columns = [name.strip('"') for name in columns]
+    while columns[-1:] == [""]:  # spreadsheets leave delimiters at the end
+        columns.pop()
     missing = [name for name in REQUIRED if name not in columns]
     if missing or len(set(columns)) < len(columns):
         reason = f"no column {' and '.join(missing)}" if missing else "a column twice"
@@ -84,20 +92,48 @@ def _read_head(path: Path, line: str, delimiter: str) -> list[str]:
     return columns
 
 
-def _split(line: str, delimiter: str, columns: int) -> list[str]:
-    """Split one line into cells; ValueError if it could be split in several ways."""
+def _join_lines(
+    lines: Sequence[str], split: Callable[[str], object]
+) -> Iterator[tuple[int, str]]:
+    """Yield each row that is not blank, and the number of its first line in the file.
+
+    Lines are one row if they can be split together and none of them could be split
+    alone: an open quote swallows no row.
+    """
+
+    def is_row(first: int, last: int) -> bool:
+        with suppress(ValueError):
+            return bool(split("\n".join(lines[first : last + 1])))
+        return False
+
+    last = -1
+    for first, line in enumerate(lines):
+        if first > last and line.strip():
+            following = range(first + 1, min(first + _MAX_LINES, len(lines)))
+            more = itertools.takewhile(lambda i: not is_row(i, i), following)
+            longer = (i for i in more if is_row(first, i))
+            last = first if is_row(first, first) else next(longer, first)
+            yield first + 2, "\n".join(lines[first : last + 1])
+
+
+def _split(line: str, delimiter: str, widths: tuple[int, int]) -> list[str]:
+    """Split a row into cells; ValueError if it could be split in several ways."""
+    columns, widest = widths  # without and with those at the end that have no name
     try:
         dialect: dict[str, Any] = {"delimiter": delimiter, "skipinitialspace": True}
-        cells = next(csv.reader([line.rstrip("\r")], strict=True, **dialect))
+        cells = next(csv.reader([line], strict=True, **dialect))
     except csv.Error as error:
         raise ValueError(f"{error}; close each quote on its line") from error
+    cells = [cell.strip() for cell in cells]
+    if len(cells) == widest and not any(cells[columns:]):
+        cells = cells[:columns]
     if len(cells) != columns:
         # Any guess which of the delimiters belong to a text would lose words.
         raise ValueError(
             f"it has {len(cells)} cells and the first line {columns}; put quotes "
             f'around a text with a delimiter: "old, and grey"'
         )
-    return [cell.strip() for cell in cells]
+    return cells
 
 
 def _to_pair(
@@ -112,4 +148,4 @@ def _to_pair(
             raise ImageError(f"its images' aspect ratios differ: {ratios}")
         square, method = (resolution, resolution), Image.Resampling.LANCZOS
         before, after = (ImageOps.fit(i, square, method) for i in (before, after))
-    return make_pair(key, (before, after), [cells[name] for name in TEXTS])
+    return make_pair(key, (before, after), [cells.get(name, "") for name in TEXTS])

@@ -14,6 +14,7 @@ import itertools
 import os
 import shutil
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -57,18 +58,24 @@ def write_shard(pairs: Iterable[Pair], path: str | Path) -> dict[str, Any]:
 
     Equal pairs give equal bytes. Raises ValueError if a key occurs twice.
     """
-    buffer, keys = io.BytesIO(), set()
+    buffer, keys = io.BytesIO(), set[str]()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for pair in pairs:
-            if pair.key in keys:
-                raise ValueError(f"The key {pair.key!r} occurs twice.")
-            keys.add(pair.key)
+        for pair in _distinct(pairs, keys):
             for name, data in to_files(encode_pair(pair)).items():
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     path = write_bytes(path, buffer.getvalue())
     return {"name": path.name, "pairs": len(keys), "sha256": sha256_of(path)}
+
+
+def _distinct(pairs: Iterable[Pair], keys: set[str]) -> Iterator[Pair]:
+    """Yield the pairs and collect their keys; ValueError for one that occurs twice."""
+    for pair in pairs:
+        if pair.key in keys:
+            raise ValueError(f"The key {pair.key!r} occurs twice.")
+        keys.add(pair.key)
+        yield pair
 
 
 def write_manifest(
@@ -94,10 +101,10 @@ def write_shards(
 ) -> Path:
     """Write pairs as shards of ``shard_size`` pairs, then the manifest; its path.
 
-    Only one shard's pairs are in memory at a time. Raises OSError if the disk is full
-    or write-protected; no partial file remains.
+    Only one shard's pairs are in memory at a time. Raises ValueError if a key occurs
+    twice, OSError if the disk is full or write-protected; no partial file remains.
     """
-    stream, entries = iter(pairs), list[dict[str, Any]]()
+    stream, entries = _distinct(pairs, set()), list[dict[str, Any]]()
     new = Path(folder) / ".new"  # the pairs may come from the shards to be replaced
     shutil.rmtree(new, ignore_errors=True)
     try:
@@ -126,9 +133,12 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         manifest: dict[str, Any] = read_json(path)
         if (version := manifest.get("format", FORMAT)) != FORMAT:
             raise ValueError(f"format {version}, this version reads {FORMAT}")
-        for entry in manifest["shards"]:
-            if Path(entry["name"]).name != entry["name"]:
-                raise ValueError(f"{entry['name']!r} is no file of its folder")
+        names = Counter(entry["name"] for entry in manifest["shards"])
+        for name, times in names.items():
+            if Path(name).name != name:
+                raise ValueError(f"{name!r} is no file of its folder")
+            if times > 1:
+                raise ValueError(f"it lists {name} {times} times")
         if sum(entry["pairs"] for entry in manifest["shards"]) != manifest["pairs"]:
             raise ValueError("the shards do not add up to its number of pairs")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -151,16 +161,18 @@ def verify_shard(folder: Path, entry: dict[str, Any]) -> Path:
     return path
 
 
-def index_shard(path: Path) -> dict[str, Spans]:
-    """Find the pairs of a shard by key; a truncated file gives those before the cut."""
-    index: dict[str, Spans] = {}
+def index_shard(path: Path) -> list[tuple[str, Spans]]:
+    """Find a shard's pairs, with their keys; a truncated file gives those it holds."""
+    index: list[tuple[str, Spans]] = []
     with (
         contextlib.suppress(tarfile.TarError, FileNotFoundError, ValueError),
         tarfile.open(path, "r:") as tar,
     ):
         for member in tar:
-            spans = index.setdefault(member.name.partition(".")[0], {})
-            spans[member.name] = member.offset_data, member.size
+            key = member.name.partition(".")[0]
+            if not index or index[-1][0] != key or member.name in index[-1][1]:
+                index.append((key, {}))
+            index[-1][1][member.name] = member.offset_data, member.size
     return index
 
 
@@ -174,15 +186,28 @@ def _read_pair(path: Path, key: str, spans: Spans) -> EncodedPair:
 
 
 def _read_shard(
-    folder: Path, entry: dict[str, Any], problems: list[Problem] | None
+    folder: Path,
+    entry: dict[str, Any],
+    shard_of_key: dict[str, str],
+    problems: list[Problem] | None,
 ) -> Iterator[EncodedPair]:
     """Read a shard's pairs in order, if it is the one that was written."""
     name = entry["name"]
-    for path in read_each([(name, "", partial(verify_shard, folder, entry))], problems):
-        readings = (
-            (name, key, partial(_read_pair, path, key, spans))
-            for key, spans in index_shard(path).items()
-        )
+
+    def index() -> list[tuple[str, Spans]]:
+        pairs = index_shard(verify_shard(folder, entry))
+        if len(pairs) != entry["pairs"]:
+            raise ValueError(f"it has {len(pairs)} pairs, not {entry['pairs']}")
+        return pairs
+
+    def read(key: str, spans: Spans) -> EncodedPair:
+        if key in shard_of_key:
+            raise ValueError(f"its key is also in {shard_of_key[key]}")
+        shard_of_key[key] = name
+        return _read_pair(folder / name, key, spans)
+
+    for pairs in read_each([(name, "", index)], problems):
+        readings = ((name, key, partial(read, key, spans)) for key, spans in pairs)
         yield from read_each(readings, problems)
 
 
@@ -190,8 +215,9 @@ def read_encoded_shards(
     folder: str | Path, *, problems: list[Problem] | None = None
 ) -> Iterator[EncodedPair]:
     """As ``read_shards``, with the images still encoded: for copying them."""
+    keys: dict[str, str] = {}
     entries = read_manifest(folder)["shards"]
-    shards = (_read_shard(Path(folder), entry, problems) for entry in entries)
+    shards = (_read_shard(Path(folder), entry, keys, problems) for entry in entries)
     return itertools.chain.from_iterable(shards)
 
 
@@ -245,11 +271,13 @@ class PairDataset(Dataset[Pair]):
         self._rows = [
             (entry, key, spans)
             for entry in manifest["shards"]
-            for key, spans in index_shard(self._folder / entry["name"]).items()
+            for key, spans in index_shard(self._folder / entry["name"])
         ]
         if len(self._rows) != manifest["pairs"]:
             counts = f"{manifest['pairs']} pairs but has {len(self._rows)}"
             raise DatasetError(f"{folder} should hold {counts}. Copy it again.")
+        if len({key for _, key, _ in self._rows}) < len(self._rows):
+            raise DatasetError(f"{folder} has a key twice; validate lists which.")
 
     def __len__(self) -> int:
         """The number of pairs."""
@@ -272,17 +300,17 @@ def validate(folder: str | Path) -> list[Problem]:
     """Read every byte of a data set and list what is wrong; empty if nothing is."""
     folder = Path(folder)
     try:
-        entries = {entry["name"]: entry for entry in read_manifest(folder)["shards"]}
+        entries = read_manifest(folder)["shards"]
     except (FileNotFoundError, DatasetError) as error:
         return [Problem(MANIFEST, "", str(error))]
-    unknown = {path.name for path in folder.glob("*.tar")} - entries.keys()
+    names = {entry["name"] for entry in entries}
+    unknown = {path.name for path in folder.glob("*.tar")} - names
     reason = f"it is not in {MANIFEST}; no reader uses it"
     problems = [Problem(name, "", reason) for name in sorted(unknown)]
-    shard_of_key: dict[str, str] = {}
-    for name, entry in entries.items():
-        encoded = _read_shard(folder, entry, problems)
-        readings = ((name, p.key, partial(decode_pair, p)) for p in encoded)
-        for pair in read_each(readings, problems):
-            if (first := shard_of_key.setdefault(pair.key, name)) != name:
-                problems.append(Problem(name, pair.key, f"its key is also in {first}"))
+    keys: dict[str, str] = {}
+    for entry in entries:
+        encoded = _read_shard(folder, entry, keys, problems)
+        readings = ((entry["name"], p.key, partial(decode_pair, p)) for p in encoded)
+        for _ in read_each(readings, problems):
+            pass
     return problems

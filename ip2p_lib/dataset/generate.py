@@ -42,6 +42,7 @@ from ip2p_lib.rendering import (
 from ip2p_lib.triplets.record import Triplet
 
 PROGRESS = "progress.json"
+_COUNTS = ("too_long", "rendered", "kept")  # of triplets and pairs in a block
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,7 @@ def generate_dataset(
             write_json(folder / PROGRESS, {"run": run, "blocks": blocks})
             yield blocks[-1]
         shards = [block["shard"] for block in blocks if block["shard"]]
-        numbers = ("too_long", "rendered", "kept")
-        counts = {name: sum(b[name] for b in blocks) for name in numbers}
+        counts = {name: sum(b[name] for b in blocks) for name in _COUNTS}
         dropped = dict(sum((Counter(b["dropped"]) for b in blocks), Counter()))
         write_manifest(folder, shards, **counts, dropped=dropped, **asdict(config))
 
@@ -126,19 +126,29 @@ def _resume(folder: Path, run: str) -> list[dict[str, Any]]:
     try:
         progress = read_json(folder / PROGRESS)
         blocks: list[dict[str, Any]] = progress["blocks"]
-        shards = [block["shard"] for block in blocks if block["shard"]]
+        for block in blocks:
+            _check_block(block)
         same = progress["run"] == run
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DatasetError(f"{PROGRESS} is damaged. {advice}") from error
     if not same:
         reason = "pairs of another run: its models, triplets or configuration differ"
         raise DatasetError(f"{folder} holds {reason}. Choose another folder.")
-    for shard in shards:
+    for shard in (block["shard"] for block in blocks if block["shard"]):
         try:
             verify_shard(folder, shard)
         except ValueError as error:
             raise DatasetError(f"{shard['name']}: {error}. {advice}") from error
     return blocks
+
+
+def _check_block(block: dict[str, Any]) -> None:
+    """Raise KeyError, TypeError or such unless it has all that is read of it."""
+    shard = block["shard"] or {"name": "", "sha256": "", "pairs": 0}
+    numbers = [shard["pairs"], *block["dropped"].values(), *(block[n] for n in _COUNTS)]
+    texts = shard["name"], shard["sha256"]
+    if {*map(type, numbers)} != {int} or {*map(type, texts)} != {str}:
+        raise TypeError(f"not a block: {block}")
 
 
 def _generate_block(

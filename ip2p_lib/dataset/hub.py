@@ -40,6 +40,8 @@ COLUMNS = (  # of the authors' data, timbrooks/instructpix2pix-clip-filtered
     "edited_image",
 )
 RECORDS = "records.jsonl"
+# Of a data set's own files, and of the Hub's conversion, <name>/<split>/0000.parquet.
+PATTERNS = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
 PAIRS_PER_FILE = 500  # in memory at once
 _SPLITS = {  # words in the name of a file
     "train": {"train", "training"},
@@ -111,22 +113,22 @@ def read_parquet(
     columns: Mapping[str, str] | None = None,
     problems: list[Problem] | None = None,
 ) -> Iterator[Pair]:
-    """Read pairs from a Parquet file, ``path/data/*.parquet`` or ``path/*.parquet``.
+    """Read pairs from a Parquet file, or from those in a folder (``PATTERNS``).
 
     From ``export_parquet`` every field of a pair comes back; a data set downloaded from
     the Hub has only texts and images.
 
     Args:
         path: the file, or a folder whose files are read by name.
-        split: "train", "validation" or "test", as the files' names say; needed where a
-            folder holds several, which must not be mixed.
+        split: "train", "validation" or "test", as names of files or folders say; needed
+            where a folder holds several, which must not be mixed.
         columns: the data set's name of any of ``COLUMNS`` that it calls otherwise, such
             as MagicBrush's ``{"original_image": "source_img", ...}``.
         problems: as in ``dataset.read_shards``.
 
     Raises:
         FileNotFoundError: there is no Parquet file, or none of this split.
-        ValueError: there are several splits, and none was chosen.
+        ValueError: there are several splits, and none was chosen; or several folders.
         DatasetError: a row or file cannot be used.
     """
     path, known = Path(path), {*COLUMNS, "input_image"}
@@ -136,7 +138,7 @@ def read_parquet(
     paths = [path] if path.is_file() else _select_split(folder, split)
     if not paths:
         which = f" of the split {split!r}" if split else ""
-        raise FileNotFoundError(f"There is no Parquet file{which} in {path} or data/.")
+        raise FileNotFoundError(f"There is no Parquet file{which} in {path}.")
     records = _read_records(folder / RECORDS)
     readings = (r for p in paths for r in _read_file(p, records, columns or {}))
     return read_each(readings, problems)
@@ -145,23 +147,33 @@ def read_parquet(
 def _select_split(folder: Path, split: str | None) -> list[Path]:
     """The files of one split: all names before ``-00000-of-00001`` are splits.
 
-    Other names are of the split whose word ``datasets`` would find, or of "train".
+    So is the name of a folder that holds ``0000.parquet``. Other names are of the split
+    whose word ``datasets`` would find in the file's name or its folders', or "train".
     """
     splits: dict[str, list[Path]] = {}
-    for path in sorted([*folder.glob("data/*.parquet"), *folder.glob("*.parquet")]):
-        words = {*re.split(r"[^a-z]+", path.stem.lower())}
+    for path in sorted(path for pattern in PATTERNS for path in folder.glob(pattern)):
+        *folders, _ = path.relative_to(folder).parts
+        names = [path.stem, *reversed(folders)]
+        words = ({*re.split(r"[^a-z]+", name.lower())} for name in names)
+        usual = (s for w in words for s, known in _SPLITS.items() if known & w)
         numbered = re.fullmatch(r"(.+)-\d+-of-\d+", path.stem)
-        usual = (name for name, known in _SPLITS.items() if known & words)
-        name = next(usual, numbered[1] if numbered else "train")
-        if not path.name.startswith("."):  # macOS leaves such files
-            splits.setdefault(name, []).append(path)
+        own = path.stem.isdigit() and folders[-1:] not in ([], ["data"])
+        rare = numbered[1] if numbered else folders[-1] if own else "train"
+        if not any(name.startswith(".") for name in names):  # macOS leaves such files
+            splits.setdefault(next(usual, rare), []).append(path)
     if split is None and len(splits) > 1:
         raise ValueError(
             f"{folder} holds the splits {', '.join(sorted(splits))}. Choose one: "
             f"split={min(splits)!r}."
         )
     names = [n for n in splits if split in (None, n) or split in _SPLITS.get(n, ())]
-    return [path for name in names for path in splits[name]]
+    paths = [path for name in names for path in splits[name]]
+    if len(homes := sorted({str(path.parent) for path in paths})) > 1:
+        raise ValueError(
+            f"There are Parquet files of one split in {' and in '.join(homes)}; name "
+            "the folder to read."
+        )
+    return paths
 
 
 def _read_records(path: Path) -> dict[str, dict[str, Any]]:

@@ -59,7 +59,7 @@ class Pair:
         numbers = [self.p, self.cfg_scale, *(self.scores or {}).values()]
         if any(type(x) not in (int, float, NoneType) for x in numbers):
             raise ValueError(f"p, guidance scale and scores are numbers, not {numbers}")
-        if not all(isinstance(getattr(self, name), str) for name in TEXTS):
+        if not all(_is_text(getattr(self, name)) for name in TEXTS):
             raise ValueError("its instruction or a caption is no text")
         if not self.instruction.strip():
             raise ValueError("its instruction is empty")
@@ -68,6 +68,11 @@ class Pair:
         if self.before.size != self.after.size:
             sizes = [f"{i.width} x {i.height}" for i in (self.before, self.after)]
             raise ImageError(f"its images differ in size: {' and '.join(sizes)}")
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it can be stored: half a surrogate pair, as JSON may hold, cannot."""
+    return isinstance(value, str) and value == value.encode(errors="replace").decode()
 
 
 # The names of a pair's fields in its record.

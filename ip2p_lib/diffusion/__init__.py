@@ -5,21 +5,17 @@ Read ``schedule`` (how noise is added), ``samplers`` (how it is removed), ``guid
 ``loading`` reads weights safely. Notebooks 04 and 06 teach them; LoRA is in 05.
 """
 
-from ip2p_lib.diffusion.clip import ClipScorer, load_clip
+from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.diffusion.guidance import combine
-from ip2p_lib.diffusion.samplers import sample, trajectory
-from ip2p_lib.diffusion.schedule import Schedule, add_noise, predict_x0
-from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
+from ip2p_lib.diffusion.samplers import sample
+from ip2p_lib.diffusion.schedule import add_noise, predict_x0
+from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
 
 __all__ = [
-    "ClipScorer",
-    "Schedule",
-    "StableDiffusion",
     "add_noise",
     "combine",
     "load_clip",
     "load_stable_diffusion",
     "predict_x0",
     "sample",
-    "trajectory",
 ]

@@ -50,6 +50,8 @@ class EditOptions:
         for text in self.instructions:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"The instruction is {text!r}: say what to change.")
+            if text != text.encode(errors="replace").decode():
+                raise ValueError(f"The instruction {text!r} is no Unicode text.")
         _check("steps", [self.steps], int, 1)
         _check("text_scale", self.text_scale, float, 0)
         _check("image_scale", self.image_scale, float, 0)
@@ -78,8 +80,7 @@ def _plain(value: Any) -> Any:
 
 
 def _one_per_image(name: str, values: Any, n: int) -> list[Any]:
-    values = _plain(values)
-    if isinstance(values, int | float):
+    if isinstance(values := _plain(values), int | float):
         return [values] * n
     if not isinstance(values, list | tuple) or len(values) != n:
         raise ValueError(f"Give a list of {n} {name}, one an image.")
@@ -106,9 +107,8 @@ class Editor:
         width = self.backbone.text_encoder.config.hidden_size
         if (reads := self.backbone.unet.config.cross_attention_dim) != width:
             raise ValueError(
-                f"This U-Net reads text vectors of {reads} numbers, the text encoder "
-                f"gives {width}: it was trained on another pipeline. Load it with "
-                "replace(preset(...), backbone=..., editor=...)."
+                f"The U-Net takes text vectors of {reads} numbers, not {width}: it was "
+                "trained on another pipeline. Use replace(preset(...), backbone=...)."
             )
 
     def edit(

@@ -8,25 +8,3 @@ and edits of one attribute), ``phrasings`` (the wordings in ``data/phrasings``) 
 it in bulk). ``judge`` reads images back into attributes. Only ``jobs``, notebooks and
 tests import this room; the rest of the library never does.
 """
-
-from ip2p_lib.miniature.world import (
-    KINDS,
-    Edit,
-    Scene,
-    SceneObject,
-    caption,
-    possible_kinds,
-    sample_edit,
-    sample_scene,
-)
-
-__all__ = [
-    "KINDS",
-    "Edit",
-    "Scene",
-    "SceneObject",
-    "caption",
-    "possible_kinds",
-    "sample_edit",
-    "sample_scene",
-]

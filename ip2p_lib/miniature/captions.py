@@ -30,7 +30,6 @@ def caption(
     """Describe a scene in one sentence.
 
     Args:
-        scene: the scene to describe.
         seed: chooses the phrasing and the synonyms; equal seeds describe two scenes
             alike, so that captions before and after an edit differ where scenes do.
         language: ``"en"`` or ``"zh"``.

@@ -73,7 +73,6 @@ def build_corpus(first_seed: int, n: int, wording: str = "train") -> Corpus:
 
     Args:
         first_seed: seeds ``first_seed`` to ``first_seed + n - 1`` are used.
-        n: number of edits.
         wording: phrasings of the instructions, as in ``world.sample_edit``.
     """
 

@@ -166,8 +166,7 @@ def could_ask(
     Args:
         instruction: in English or Chinese; capitals and punctuation do not matter.
         scene: the scene before the edit, or what its caption says.
-        kind: the edit type.
-        change: as in ``instruct``; without ``side`` any side will do.
+        kind, change: as in ``instruct``; without ``side`` any side will do.
         wordings: of the phrasings to compare with.
     """
     language = "zh" if _CHINESE.search(instruction) else "en"

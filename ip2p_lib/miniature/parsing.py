@@ -75,11 +75,7 @@ def _to_object(match: re.Match[str]) -> ObjectWords:
 
 
 def read_caption(caption: str) -> ParsedCaption:
-    """Read a caption in English or Chinese.
-
-    Args:
-        caption: any text; what is not of this world is left in ``rest``.
-    """
+    """Read a caption in English or Chinese; other words are left in ``rest``."""
     matches, attributes = list(_OBJECT.finditer(caption)), dict[str, Any]()
     related = len(matches) == 2 and _RELATION.search(caption)
     if related and _REVERSED.search(caption):
@@ -170,11 +166,6 @@ def names_difference(
     value must be among them, an object that is meant must not be another one, and no
     other edit may be mentioned. A free wording ("surprise me") is not understood and
     counts as no.
-
-    Args:
-        instruction: in English or Chinese.
-        before: what the caption says.
-        after: what the edited caption says.
     """
     difference = find_difference(before, after)
     if difference is None:

@@ -191,7 +191,6 @@ def render(
     """Render scenes.
 
     Args:
-        scenes: any number of scenes.
         device: where to render; the images stay there.
         sprites: other artwork, (4, sprites, 4, 64, 64) in [0, 1] with premultiplied
             alpha in the order of ``vocabulary.SPRITES``, or one such (sprites, ...)

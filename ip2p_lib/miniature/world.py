@@ -56,12 +56,7 @@ def _draw_value(rng: random.Random, table: dict, usual: float) -> str:
 
 
 def sample_scene(seed: int) -> Scene:
-    """Draw one scene.
-
-    Args:
-        seed: any integer; the same seed always gives the same scene. Models are
-            trained on seeds below ``config.HELD_OUT`` only.
-    """
+    """Draw the scene of any integer; ``config.HELD_OUT`` and above train no model."""
     rng = random.Random(f"scene {seed}")
     return Scene(
         things=_draw_objects(rng),
@@ -147,7 +142,6 @@ def sample_edit(
     """Draw one edit of a scene, with its instruction and its ground truth.
 
     Args:
-        scene: the scene to edit.
         seed: any integer; decides the change, the language and the phrasing.
         kind: one of ``KINDS``; ``None`` draws among those the scene allows.
         wording: ``"train"``, or ``"held-out"`` for phrasings no model was trained on.

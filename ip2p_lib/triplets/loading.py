@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ip2p_lib.config import Source
-from ip2p_lib.device import BF16_CAPABILITY, pick_device
+from ip2p_lib.device import half_precision, pick_device
 from ip2p_lib.diffusion.loading import explain_missing, load_network, locate
 from ip2p_lib.diffusion.lora import load_lora
 
@@ -78,8 +78,7 @@ def _prepare_model(model: Any, device: torch.device) -> Any:
 def _precision(parameters: int, device: torch.device) -> torch.dtype:
     if device.type != "cuda" or parameters < LARGE:
         return torch.float32
-    has_bf16 = torch.cuda.get_device_capability(device) >= BF16_CAPABILITY
-    return torch.bfloat16 if has_bf16 else torch.float16
+    return half_precision(device)
 
 
 def _prepare_tokenizer(tokenizer: Any, model: Any) -> Any:

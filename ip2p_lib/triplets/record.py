@@ -198,7 +198,9 @@ def read_jsonl(path: str | Path) -> list[Triplet]:
 def read_lines(path: str | Path, parse: Callable[[str], T]) -> Iterator[T]:
     """Parse a file's lines that are not blank, one at a time; errors name the line."""
     with Path(path).open("rb") as lines:
-        for number, data in enumerate(lines, start=1):
+        # Lines may end in CR alone, which only splitlines knows.
+        rows = (row for line in lines for row in line.splitlines())
+        for number, data in enumerate(rows, start=1):
             line = decode_text(data, path, number)
             try:
                 values = [parse(line)] if line.strip() else []

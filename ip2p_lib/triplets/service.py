@@ -24,7 +24,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from ip2p_lib.files import make_folder
 from ip2p_lib.triplets.chat_format import (
     SCHEMA,
     EditReply,
@@ -197,7 +198,7 @@ class ReplyFile:
         if path is None:
             return
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
         try:
             self._lock.acquire(timeout=0)
@@ -206,13 +207,19 @@ class ReplyFile:
         self._file = path.open("a+b", buffering=0)
         self._file.seek(0)
         *lines, rest = self._file.read().split(b"\n")
-        self._file.truncate(self._file.tell() - len(rest))
+        with suppress(ValueError, RecursionError):
+            json.loads(rest)
+            lines.append(rest)  # complete, but for its line end
         for number, line in enumerate(lines, start=1):
             try:
                 self._add(json.loads(line))
             except (ValueError, TypeError, KeyError, RecursionError):
                 self.close()
                 raise ServiceError(f"{path}:{number} is no reply; delete it.") from None
+        if rest in lines:
+            self._file.write(b"\n")
+        else:
+            self._file.truncate(self._file.tell() - len(rest))
 
     def append(self, row: dict[str, Any]) -> None:
         """Store a reply, or the cost of a request without one."""

@@ -23,6 +23,9 @@ from ip2p_lib.notebook.lesson import (
     check_value,
 )
 
+_SETTING = re.compile(  # a value in quotes, or all up to the next name
+    r"""\s*\w+=(?:"[^"]*"|'[^']*')(?=\s|$)|.+?(?=\s+[A-Z][A-Z0-9_]*=|\s*$)""", re.DOTALL
+)
 _NAMES: dict[str, Allowed] = {
     "str": str,
     "bool": bool,
@@ -57,19 +60,24 @@ def allowed_values(path: Path) -> dict[str, Allowed]:
 def parse_settings(texts: Sequence[str]) -> dict[str, str]:
     """Read ``NAME=value`` texts; one may hold several settings, a value several words.
 
+    Quotes around a whole value do not belong to it.
+
     Raises:
-        ParameterError: a text has no name and equals sign.
+        ParameterError: a text has no name and equals sign, a quote is open, or a name
+            has two values.
     """
-    settings = {}
-    for text in texts:
-        for part in filter(None, re.split(r"\s+(?=[A-Z][A-Z0-9_]*=)", text.strip())):
-            name, equals, value = part.partition("=")
-            if not equals:
-                raise ParameterError(
-                    f"{part!r} sets nothing. Write NAME=value in one pair of quotes, "
-                    "such as 'INSTRUCTION=make it night'."
-                )
-            settings[name] = value
+    settings: dict[str, str] = {}
+    for part in (part.strip() for text in texts for part in _SETTING.findall(text)):
+        name, equals, value = part.partition("=")
+        quoted = value[:1] in ("'", '"') and value[:1] == value[1:][-1:]
+        value = value[1:-1] if quoted else value
+        if part and (not equals or value.startswith('"')):
+            raise ParameterError(
+                f"{part!r} sets nothing. Write NAME=value in one pair of quotes, "
+                "such as 'INSTRUCTION=make it night'."
+            )
+        if part and settings.setdefault(name, value) != value:
+            raise ParameterError(f"{name} has two values; give it once.")
     return settings
 
 

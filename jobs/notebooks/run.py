@@ -27,7 +27,7 @@ import psutil
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 
-from ip2p_lib.files import write_bytes, write_json
+from ip2p_lib.files import make_folder, write_bytes, write_json
 from ip2p_lib.notebook.lesson import ParameterError
 from jobs.notebooks.html_report import Run, report_page
 from jobs.notebooks.parameters import check_settings, parse_settings
@@ -55,7 +55,7 @@ def prepare_papermill(out: Path) -> None:
     on, and now and then waits for ever (jupyter/nbclient issue 312). Only a live front
     end needs the answer, so here there is none.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ["IP2P_GENERATED"] = str(out.resolve() / "generated")
@@ -208,11 +208,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=FOLDER.parent / "runs")
     parser.add_argument("--timeout", type=int, default=1200, help="seconds a cell")
     options = parser.parse_args(arguments)
+    if options.timeout < 1:
+        parser.error(f"--timeout must be at least 1 second, not {options.timeout}")
     try:
         settings = parse_settings(options.set)
         paths = find(options.names)
         runs = run_all(paths, options.out, settings, options.timeout)
-    except (ParameterError, FileNotFoundError) as error:
+    except (ParameterError, FileNotFoundError, NotADirectoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     total, peak = sum(r.seconds for r in runs), max(r.peak_mib for r in runs)

@@ -53,6 +53,18 @@ def test_tables_are_read_as_spreadsheets_write_them(folder, encoding, delimiter)
     assert pair.instruction == "make it bluer"
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_rows_may_end_in_commas_and_texts_have_lines(folder, end):
+    rows = ["before,after,instruction,,", "0.png,1.png,one", "", "0.png,1.png,two,,"]
+    rows += ['0.png,1.png,"three, with', "", 'a ""second"" line"', "0.png,1.png,four"]
+    rows += ['0.png,1.png,"open', '0.png,1.png,five"', "0.png,1.png,six, too,"]
+    (folder / "pairs.csv").write_text(end.join(rows), newline="")
+    problems = []
+    texts = [p.instruction for p in read_table(folder / "pairs.csv", problems=problems)]
+    assert texts == ["one", "two", 'three, with a "second" line', "four", 'five"']
+    assert [p.key for p in problems] == ["line 9", "line 11"]
+
+
 def test_each_bad_row_is_reported_with_its_line_and_reason(folder):
     Image.new("RGB", (30, 16)).save(folder / "wide.png")
     head = "before,after,instruction,caption,edited_caption"
@@ -96,6 +108,7 @@ def test_images_become_squares_of_one_size(folder):
         ("before,after\n0.png,1.png", "no column instruction;"),
         ("", "no column before and after and instruction;"),
         ("plus de fumée", "not UTF-8"),
+        ("before,after,instruction\n\n", "no rows below"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused(folder, text, message):

@@ -137,7 +137,7 @@ def test_webdataset_reads_our_shards_and_the_shipped_one(tmp_path):
         ({"key": "über"}, "letters, digits"),
         ({"instruction": " "}, "instruction is empty"),
         ({"caption": ""}, "both captions"),
-        ({"caption": None}, "no text"),
+        *(({"caption": caption}, "no text") for caption in (None, "\ud800")),
         ({"after": Image.new("RGB", (8, 8))}, "differ in size: 16 x 16 and 8 x 8"),
     ],
 )
@@ -147,8 +147,11 @@ def test_a_pair_that_no_reader_could_use_cannot_be_built(changes, reason):
 
 
 def test_a_key_occurs_once(tmp_path):
+    twice = [PAIRS[1], PAIRS[1]]
     with pytest.raises(ValueError, match="'000001' occurs twice"):
-        write_shard([PAIRS[1], PAIRS[1]], tmp_path / "a.tar")
+        write_shard(twice, tmp_path / "a.tar")
+    with pytest.raises(ValueError, match="'000001' occurs twice"):
+        write_shards(twice, tmp_path, shard_size=1)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,6 +200,23 @@ def test_a_key_in_two_shards_is_listed(folder):
     write_manifest(folder, shards)
     reason = "its key is also in pairs-00000.tar"
     assert listed(folder) == [(NAME, f"{i:06d}", reason) for i in range(15, 20)]
+    assert keys(read_shards(folder, problems=[])) == [*range(25), *range(40, 50)]
+    with pytest.raises(DatasetError, match="000015: its key is also in"):
+        list(read_shards(folder))
+    with pytest.raises(DatasetError, match="has a key twice"):
+        PairDataset(folder)
+
+
+def test_a_key_twice_in_a_shard_is_listed(folder):
+    """Whether or not the manifest counts the pair once."""
+    data = (folder / NAME).read_bytes()
+    first = data[: data.index(b"000021.before.webp")]  # the pair 000020
+    (folder / NAME).write_bytes(first + data)
+    shards = read_manifest(folder)["shards"]
+    for count, reason in ((20, "it has 21 pairs, not 20"), (21, f"also in {NAME}")):
+        shards[1] |= {"sha256": sha256_of(folder / NAME), "pairs": count}
+        write_manifest(folder, shards)
+        assert [reason in problem.reason for problem in validate(folder)] == [True]
 
 
 def test_pairs_that_cannot_be_used_are_listed(folder):
@@ -237,6 +257,9 @@ def test_pairs_that_cannot_be_used_are_listed(folder):
 MANIFESTS = {
     "format 2, this version reads 1": lambda m: m | {"format": 2},
     "'shards'": lambda m: {"pairs": 3},
+    "lists pairs-00000.tar 2 times": lambda m: (
+        m | {"shards": m["shards"][:1] * 2, "pairs": 40}
+    ),
     "do not add up": lambda m: m | {"pairs": 51},
     "no file of its folder": lambda m: (
         m | {"shards": [m["shards"][0] | {"name": "../x.tar"}], "pairs": 20}

@@ -182,6 +182,19 @@ def test_a_shard_that_was_changed_is_named(models, undisturbed, tmp_path):
         next(generate_dataset(models, TRIPLETS, CONFIG, tmp_path))
 
 
+@pytest.mark.parametrize("name", ["kept", "rendered", "dropped", "shard"])
+@pytest.mark.parametrize("value", [None, "x", {"name": "a"}])
+def test_a_block_that_lacks_something_is_named(
+    models, undisturbed, tmp_path, name, value
+):
+    progress = json.loads((undisturbed[1] / PROGRESS).read_bytes())
+    block = next(block for block in progress["blocks"] if block["kept"])
+    block.update({name: value}) if value else block.pop(name)
+    (tmp_path / PROGRESS).write_text(json.dumps(progress))
+    with pytest.raises(DatasetError, match=r"progress\.json is damaged\. Remove"):
+        next(generate_dataset(models, TRIPLETS, CONFIG, tmp_path))
+
+
 def test_a_triplet_listed_twice_is_generated_once(models, undisturbed, tmp_path):
     blocks = list(generate_dataset(models, TRIPLETS + TRIPLETS[:3], CONFIG, tmp_path))
     assert blocks == undisturbed[0]

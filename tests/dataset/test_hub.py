@@ -184,6 +184,26 @@ def test_any_name_before_the_number_is_a_split_and_no_file_is_passed_over(export
     assert counts == [10, 10]
 
 
+def test_folders_of_the_hubs_conversion_are_splits(exported, tmp_path):
+    """As ``refs/convert/parquet`` has them; two configurations are not mixed."""
+    splits = {"partial-train": 0, "test": 1, "seen": 2}
+    for split, i in splits.items():
+        new = tmp_path / "hub" / "default" / split / "0000.parquet"
+        new.parent.mkdir(parents=True)
+        (exported / "data" / f"train-0000{i}-of-00003.parquet").rename(new)
+    with pytest.raises(ValueError, match="the splits seen, test, train"):
+        read_parquet(tmp_path / "hub")
+    for split, i in splits.items():
+        pairs = list(
+            read_parquet(tmp_path / "hub", split=split.removeprefix("partial-"))
+        )
+        assert np.array_equal(pairs[0].after, PAIRS[10 * i].after)
+    (tmp_path / "hub" / "other" / "test").mkdir(parents=True)
+    (tmp_path / "hub" / "other" / "test" / "0000.parquet").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"default/test and in .*other/test; name"):
+        read_parquet(tmp_path / "hub", split="test")
+
+
 def test_odd_names_nulls_and_paths_beside_the_file_are_read(exported, tmp_path):
     rows = pq.read_table(exported / "data" / "train-00002-of-00003.parquet").to_pylist()
     for row in rows:

@@ -5,14 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.images import to_tensor
-from tests.support.clip import clip_reference, smooth_images
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip_folder):
-    return load_clip(tiny_clip_folder, device="cpu")
+from tests.support.images import clip_reference, smooth_images
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (90, 64), (48, 70)])
@@ -33,8 +27,3 @@ def test_the_released_range_skips_the_step_to_0_1(clip):
     mean, std = clip.mean[:, None, None], clip.std[:, None, None]
     assert torch.allclose(slip.preprocess(x), (small - mean) / std, atol=1e-6)
     assert not torch.allclose(slip.embed_images(x), clip.embed_images(x), atol=1e-2)
-
-
-def test_a_folder_without_clip_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no CLIP in"):
-        load_clip(tmp_path)

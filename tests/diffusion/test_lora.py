@@ -1,12 +1,10 @@
 """LoRA against its formula and against peft; its files know the base they belong to."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.func import functional_call
@@ -21,6 +19,7 @@ from ip2p_lib.diffusion.lora import (
     merge_lora,
     save_lora,
 )
+from ip2p_lib.rng import key, uniform
 from ip2p_lib.triplets.finetuning import completion_loss, fine_tune, tokenize_triplets
 from ip2p_lib.triplets.loading import load_language_model
 from tests.support.open_models import (
@@ -29,12 +28,27 @@ from tests.support.open_models import (
     new_tokenizer,
     save_open_model,
 )
-from tests.support.some_lora import outputs, with_some_b, wraps
 
+# peft's own wrapper asks transformers for an attribute by its old name.
+wraps = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 LAYER = {
     "gpt2": "transformer.h.1.mlp.c_fc",  # holds its weight as (in, out)
     "llama": "model.layers.1.self_attn.q_proj",
 }
+
+
+def with_some_b(model):
+    """Move B away from zero, as training does."""
+    for name, weight in lora_weights(model).items():
+        ids = torch.arange(len(weight))
+        draw = uniform(key("test", name), ids, tuple(weight.shape[1:])) - 0.5
+        weight.data += 0.2 * draw.to(weight) * (".lora_B." in name)
+    return model
+
+
+def outputs(model, rows):
+    with torch.no_grad():
+        return model(input_ids=rows[0]).logits
 
 
 @pytest.fixture(scope="module", params=["gpt2", "llama"])
@@ -52,7 +66,7 @@ def model(kind):
     return new_model(kind, len(new_tokenizer(kind)))
 
 
-def test_it_changes_nothing_before_the_first_step(kind, model, rows) -> None:
+def test_it_changes_nothing_before_the_first_step(kind, model, rows):
     before, state = outputs(model, rows), torch.random.get_rng_state()
     adapted = add_lora(model)
     assert adapted is model
@@ -60,7 +74,7 @@ def test_it_changes_nothing_before_the_first_step(kind, model, rows) -> None:
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_the_loss_and_its_gradients_are_those_of_the_formula(kind, model, rows) -> None:
+def test_the_loss_and_its_gradients_are_those_of_the_formula(kind, model, rows):
     """W + (alpha / r) B A, written out in float64 on one layer of the plain network."""
     plain = new_model(kind, len(new_tokenizer(kind))).double()
     add_lora(model, rank=3, alpha=5, targets=[LAYER[kind]])
@@ -88,7 +102,7 @@ def test_the_loss_and_its_gradients_are_those_of_the_formula(kind, model, rows) 
 
 
 @wraps
-def test_it_is_what_peft_makes_of_the_same_matrices(kind, model, rows) -> None:
+def test_it_is_what_peft_makes_of_the_same_matrices(kind, model, rows):
     """Layers chosen, scale and merging, against ``get_peft_model``."""
     plain, transposed = new_model(kind, len(new_tokenizer(kind))), kind == "gpt2"
     config = LoraConfig(
@@ -105,22 +119,13 @@ def test_it_is_what_peft_makes_of_the_same_matrices(kind, model, rows) -> None:
     for name, weight in ours.items():
         pairs[name].data.copy_(weight.data)
     torch.testing.assert_close(outputs(model, rows), outputs(theirs, rows))
-    merged = theirs.merge_and_unload()
+    merged, plain = theirs.merge_and_unload(), new_model(kind, model.config.vocab_size)
     torch.testing.assert_close(outputs(merge_lora(model), rows), outputs(merged, rows))
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert {*map(type, model.modules())} == {*map(type, plain.modules())}
 
 
-def test_merged_it_is_a_plain_network_of_the_same_output(kind, model, rows) -> None:
-    names, classes = set(model.state_dict()), {type(m) for m in model.modules()}
-    before = outputs(with_some_b(add_lora(model)), rows)
-    merge_lora(model)
-    torch.testing.assert_close(outputs(model, rows), before, rtol=1e-5, atol=1e-5)
-    assert set(model.state_dict()) == names
-    assert {type(m) for m in model.modules()} == classes
-    trained, everything = count_parameters(model)
-    assert trained == everything
-
-
-def test_a_begins_as_a_linear_layer_does_and_follows_the_seed(kind) -> None:
+def test_a_begins_as_a_linear_layer_does_and_follows_the_seed(kind):
     def matrices(**settings) -> dict[str, torch.Tensor]:
         fresh = add_lora(new_model(kind, 300), rank=64, **settings)
         return {name: w.detach() for name, w in lora_weights(fresh).items()}
@@ -139,19 +144,6 @@ def test_a_begins_as_a_linear_layer_does_and_follows_the_seed(kind) -> None:
         assert not torch.equal(weight, other[name])
 
 
-def test_only_the_matrices_are_trained(kind, model, rows) -> None:
-    add_lora(model)
-    before = {name: w.clone() for name, w in model.state_dict().items()}
-    list(fine_tune(model, *rows, learning_rate=1e-2, epochs=2))
-    changed = {
-        n for n, w in model.state_dict().items() if not torch.equal(w, before[n])
-    }
-    learnt = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert changed == learnt
-    sizes = [w.numel() for w in lora_weights(model).values()]
-    assert count_parameters(model)[0] == sum(sizes)
-
-
 # ------------------------------------------------------------------------- files
 
 
@@ -167,9 +159,7 @@ def trained(base):
     return with_some_b(add_lora(model, rank=4, alpha=6))
 
 
-def test_an_adapter_is_small_and_brings_everything_back(
-    base, trained, rows, tmp_path
-) -> None:
+def test_an_adapter_is_small_and_brings_everything_back(base, trained, rows, tmp_path):
     folder = save_lora(trained, tmp_path / "adapter", base)
     assert {path.name for path in folder.iterdir()} == {WEIGHTS, CONFIG}
     stored = load_file(folder / WEIGHTS)
@@ -180,17 +170,7 @@ def test_an_adapter_is_small_and_brings_everything_back(
     assert not torch.equal(outputs(back, rows), outputs(trained, rows))
 
 
-@wraps
-def test_peft_opens_an_adapter_as_its_own(base, trained, rows, tmp_path) -> None:
-    folder = save_lora(trained, tmp_path, base)
-    plain = load_language_model(base, device="cpu").model
-    theirs = PeftModel.from_pretrained(plain, folder)
-    assert torch.equal(outputs(theirs, rows), outputs(trained, rows))
-
-
-def test_a_base_is_known_by_its_weights_wherever_they_are(
-    base, trained, tmp_path
-) -> None:
+def test_a_base_is_known_by_its_weights_wherever_they_are(base, trained, tmp_path):
     moved = shutil.copytree(base, tmp_path / "moved")
     adapter = save_lora(trained, tmp_path / "adapter", base)
     load_language_model(moved, adapter, device="cpu")
@@ -201,7 +181,7 @@ def test_a_base_is_known_by_its_weights_wherever_they_are(
         load_language_model(other, adapter, device="cpu")
 
 
-def test_an_adapter_that_is_not_whole_is_refused(base, trained, tmp_path) -> None:
+def test_an_adapter_that_is_not_whole_is_refused(base, trained, tmp_path):
     def load():
         return load_language_model(base, tmp_path / "adapter", device="cpu")
 
@@ -213,6 +193,6 @@ def test_an_adapter_that_is_not_whole_is_refused(base, trained, tmp_path) -> Non
         load()
 
 
-def test_an_adapter_is_not_saved_where_it_would_do_harm(base, trained) -> None:
+def test_an_adapter_is_not_saved_where_it_would_do_harm(base, trained):
     with pytest.raises(FileExistsError):
         save_lora(trained, base, base)

@@ -5,15 +5,11 @@ import shutil
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import logging as diffusers_logging
+from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel
-from transformers.utils import logging as transformers_logging
 
 from ip2p_lib import rng
 from ip2p_lib.config import Source
-from ip2p_lib.diffusion.loading import load_network
 from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
 
 TEXTS = ["a photo of the cat", "", "a horse by the river, 猫!"]
@@ -107,14 +103,6 @@ def test_half_precision_files_are_read_as_float32_on_a_cpu(copied, tiny_backbone
     torch.testing.assert_close(backbone.encode_text(TEXTS), full, rtol=0, atol=1e-2)
 
 
-def test_float64_is_kept_and_nothing_is_said(tiny_sd_folder, caplog, capsys):
-    source = Source(str(tiny_sd_folder))
-    model = load_stable_diffusion(source, device="cpu", dtype=torch.float64)
-    assert model.dtype == model.encode_text(["a"]).dtype == torch.float64
-    assert model.decode(model.encode(IMAGES)).dtype == torch.float64
-    assert "float32" not in caplog.text + capsys.readouterr().err
-
-
 def test_a_long_text_is_refused_or_cut(tiny_backbone, pipeline):
     long = "a photo of the cat with " + "a dog and " * 40
     with pytest.raises(ValueError, match=r"a photo of the cat.* tokens long.*reads 77"):
@@ -140,16 +128,3 @@ def test_missing_weights_are_an_error_not_a_random_layer(copied, part):
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ValueError, match=rf"model/{part} lacks 1 weights"):
         load_stable_diffusion(copied, device="cpu")
-
-
-@pytest.mark.parametrize("part", ["text_encoder", "unet"])
-def test_loading_shows_no_bar(tiny_sd_folder, capsys, part):
-    network = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}[part]
-    libraries = diffusers_logging, transformers_logging
-    for library in libraries:
-        library.enable_progress_bar()
-    where = {"pretrained_model_name_or_path": tiny_sd_folder, "subfolder": part}
-    load_network(network, where)
-    assert "Loading" not in capsys.readouterr().err
-    for library in libraries:
-        assert library.is_progress_bar_enabled(), "the setting is as it was"

@@ -9,6 +9,7 @@ from ip2p_lib.evaluation.sdedit import preprocess, text_to_image
 from ip2p_lib.images import to_tensor
 from ip2p_lib.rng import integers, key, normal
 from tests.support.images import smooth_image
+from tests.support.models import BETAS
 
 NONE, FEW = Stage(0, 1e-2), Stage(2, 1e-2)
 CAPTION, IMAGE = "a photo of the dog", smooth_image()
@@ -42,8 +43,7 @@ def test_untrained_it_is_text_to_image_at_the_images_own_aspect(tiny_backbone):
 
 def test_a_loss_is_that_of_denoising_by_diffusers(tiny_backbone):
     fitted = fit_imagic(tiny_backbone, IMAGE, CAPTION, embedding=FEW, unet=NONE)
-    betas = {"beta_start": 0.00085, "beta_end": 0.012}
-    scheduler = DDPMScheduler(beta_schedule="scaled_linear", **betas)
+    scheduler = DDPMScheduler(**BETAS)
     latent = tiny_backbone.vae.encode(preprocess(tiny_backbone, IMAGE)).latent_dist
     rows = (tiny_backbone.vae.config.scaling_factor * latent.mode()).repeat(4, 1, 1, 1)
     ids = torch.arange(4)

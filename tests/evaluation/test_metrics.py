@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.evaluation.metrics import Examples, measure, summarise, sweep
 from ip2p_lib.filtering.clip_filter import score_pairs
 from ip2p_lib.images import ImageError
@@ -23,11 +22,6 @@ PARTS = [
     Examples(*(getattr(EXAMPLES, name)[rows] for name in vars(EXAMPLES)))
     for rows in (slice(0, 2), slice(2, 3))
 ]
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip_folder):
-    return load_clip(tiny_clip_folder, device="cpu")
 
 
 def test_the_similarities_are_those_of_the_filter(clip):

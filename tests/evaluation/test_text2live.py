@@ -22,11 +22,6 @@ FEW = LayerTraining(steps=3, crops=2)
 IMAGE = smooth_image(32, 32)
 
 
-@pytest.fixture(scope="module")
-def clip(tiny_clip_folder):
-    return load_clip(tiny_clip_folder, device="cpu")
-
-
 def test_sparsity_is_none_without_a_layer_and_counts_what_is_barely_covered():
     faint, half, full = (float(sparsity(torch.full((1,), a))) for a in (0.1, 0.5, 1.0))
     assert float(sparsity(torch.zeros(3))) == 0

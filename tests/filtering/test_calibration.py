@@ -72,9 +72,6 @@ def test_the_interval_is_wilsons(n, part):
             deviation = math.sqrt(end * (1 - end) / n)
             assert abs(value - end) / deviation == pytest.approx(1.96, rel=1e-6)
     assert 0 <= low <= value <= high <= 1
-
-
-def test_the_proportion_of_nothing_is_unknown():
     value, low, high = proportion_ci(torch.zeros(0, dtype=torch.bool))
     assert math.isnan(value) and (low, high) == (0.0, 1.0)
 

@@ -8,7 +8,6 @@ import torch
 from torch.nn.functional import cosine_similarity as cosine
 
 from ip2p_lib.config import Filtering
-from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.filtering.clip_filter import (
     Scores,
     drop_reasons,
@@ -20,14 +19,9 @@ from ip2p_lib.filtering.clip_filter import (
 from ip2p_lib.images import to_tensor
 from ip2p_lib.rendering import Candidate, GeneratedPair
 from ip2p_lib.triplets.record import Triplet
-from tests.support.clip import clip_reference, smooth_images
+from tests.support.images import clip_reference, smooth_images
 
 LIMITS = Filtering(image=0.75, text=0.2, direction=0.2, keep=2)
-
-
-@pytest.fixture(scope="module")
-def clip(tiny_clip_folder):
-    return load_clip(tiny_clip_folder, device="cpu")
 
 
 def columns(scores):
@@ -91,6 +85,8 @@ def test_each_threshold_drops_and_is_named():
         (0.8, 0.3, 0.1, 0.1), (0.8, 0.3, 0.3, 0.1), (math.nan, 0.3, 0.3, 0.3),
     )  # fmt: skip
     assert passes(table, LIMITS).tolist() == [True] + [False] * 5
+    exact = Filtering(image=0.5, text=0.25, direction=0.125)
+    assert passes(scores((0.5, 0.25, 0.25, 0.125)), exact).item()
     assert drop_reasons(table, LIMITS) == [
         None,
         "image 0.700 < 0.750",
@@ -102,11 +98,6 @@ def test_each_threshold_drops_and_is_named():
     assert (
         drop_reasons(table, replace(LIMITS, image=0.5))[4] == "direction 0.100 < 0.200"
     )
-
-
-def test_a_threshold_itself_passes():
-    exact = Filtering(image=0.5, text=0.25, direction=0.125)
-    assert passes(scores((0.5, 0.25, 0.25, 0.125)), exact).item()
 
 
 def test_of_each_triplet_the_best_by_direction_remain():

@@ -36,12 +36,3 @@ def test_a_moved_slider_draws_what_the_plain_call_draws(panel, name, value):
     assert panel.plot.value == moved != expected(START)
     still = panel._repr_mimebundle_()["image/png"]  # for a page without widgets
     assert base64.b64decode(still) == moved
-
-
-def test_an_error_is_shown_in_the_panel(panel, monkeypatch):
-    def fail(*_):
-        raise RuntimeError("<b>no room</b>")
-
-    monkeypatch.setattr("ip2p_lib.filtering.panel.funnel", fail)
-    panel.sliders["image"].value = 0.9
-    assert "RuntimeError: &lt;b&gt;no room" in panel.message.value

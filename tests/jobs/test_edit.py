@@ -65,8 +65,12 @@ def test_the_same_command_makes_only_what_is_missing(editor, photos, monkeypatch
     run(photos)
     assert len(done) == 2
     assert (out / "more/a.png").stat().st_mtime_ns == first[out / "more/a.png"]
+    for size in (0, 300):
+        (out / "b.png").write_bytes((out / "b.png").read_bytes()[:size])
+        run(photos)
+    assert len(done) == 4 and Image.open(out / "b.png").convert("RGB")
     run(photos, "--seed", "1")
-    assert len(done) == 5 and len(table(out)) == 3
+    assert len(done) == 7 and len(table(out)) == 3
 
 
 def test_an_image_that_cannot_be_read_costs_only_itself(editor, photos, capsys):
@@ -82,6 +86,8 @@ def test_an_image_that_cannot_be_read_costs_only_itself(editor, photos, capsys):
     [
         (["--steps", "0"], "steps must be at least 1"),
         (["--text-scale", "-1"], "text_scale must be"),
+        (["--instruction", "\udce9"], "is no Unicode text"),
+        (["--out", __file__], "test_edit.py cannot be a folder"),
     ],
 )
 def test_what_concerns_every_image_is_said_once(editor, photos, capsys, words, says):

@@ -188,8 +188,36 @@ def test_settings_may_hold_several_words_and_come_in_one_text():
     expected = {"SCALE": "smoke", "SEED": "3"}
     expected["INSTRUCTION"] = "don't make a=b  night"
     assert run.parse_settings(texts) == expected
-    with pytest.raises(ParameterError, match="'it' sets nothing"):
-        run.parse_settings(["INSTRUCTION=make", "it"])
+    quoted = [
+        "SCALE='smoke'",
+        'INSTRUCTION="don\'t make a=b  night" SEED="3"',
+        "SEED=3",
+    ]
+    assert run.parse_settings(quoted) == expected
+    mixed = run.parse_settings(['A=write "hi" on a 5" pipe B="C=4 or D=5" C=6'])
+    assert mixed == {"A": 'write "hi" on a 5" pipe', "B": "C=4 or D=5", "C": "6"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        (["INSTRUCTION=make", "it"], "'it' sets nothing"),
+        (['INSTRUCTION="make it'], "sets nothing"),
+        (['INSTRUCTION="make" it "night"'], "sets nothing"),
+        (["SEED=1", "STEPS=2 SEED=3"], "SEED has two values"),
+    ],
+)
+def test_settings_that_could_mean_two_things_are_refused(texts, says):
+    with pytest.raises(ParameterError, match=says):
+        run.parse_settings(texts)
+
+
+def test_options_that_cannot_be_used_are_named(capsys):
+    with pytest.raises(SystemExit):
+        run.main(["00", "--timeout", "-1"])
+    assert run.main(["00", "--out", __file__]) == 2
+    said = capsys.readouterr().err
+    assert "at least 1 second" in said and "cannot be a folder" in said
 
 
 @pytest.mark.parametrize("given", ["mine/a cat.png", "~/a cat.png", "/x/a cat.png"])

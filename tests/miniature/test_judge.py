@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.judge.model import Judge, load_judge, save_judge
+from ip2p_lib.miniature.judge.model import load_judge, save_judge
 from ip2p_lib.miniature.judge.readings import (
     ANSWERS,
     NONE,
@@ -33,7 +33,7 @@ def perfect(codes: torch.Tensor) -> list[Reading]:
     return list(readings_of(logits | {"left.where": where, "right.where": where}))
 
 
-def test_labels_are_the_attributes_of_every_scene_and_edit() -> None:
+def test_labels_are_the_attributes_of_every_scene_and_edit():
     scenes = [sample_scene(seed) for seed in range(200)]
     scenes += [sample_edit(scene, i).target for i, scene in enumerate(scenes)]
     for scene, reading in zip(scenes, perfect(encode(scenes)), strict=True):
@@ -47,7 +47,7 @@ def test_labels_are_the_attributes_of_every_scene_and_edit() -> None:
         assert reading.best("left.finish") == shown[0][1]
 
 
-def test_agreement_counts_what_is_wrong() -> None:
+def test_agreement_counts_what_is_wrong():
     def agree(shown: list[Scene], read: list[Scene]) -> dict[str, float]:
         return agreement(labels(encode(read)), encode(shown))
 
@@ -67,25 +67,15 @@ def test_agreement_counts_what_is_wrong() -> None:
     assert "finish" not in agree([LONE], [LONE]), "a drawing shows no colours"
 
 
-def test_the_tables_are_probabilities() -> None:
-    reading = small_judge().read(render([PAIR]))[0]
-    for attribute, answers in ANSWERS.items():
-        owner, _, name = attribute.rpartition(".")
-        table = getattr(getattr(reading, owner) if owner else reading, name)
-        assert tuple(table) == answers
-        assert min(table.values()) >= 0
-        assert sum(table.values()) == pytest.approx(1, abs=1e-12)
-
-
-def test_a_reading_depends_on_its_image_alone() -> None:
+def test_a_reading_depends_on_its_image_alone():
     judge, images = small_judge(), render([PAIR, LONE, PAIR])
-    together, apart = judge.read(images), judge.read(images, batch=1)
-    for a, b in zip(together, apart, strict=True):
-        assert a.left.name == pytest.approx(b.left.name, rel=1e-4)
-    assert together[0].place != pytest.approx(together[1].place, rel=1e-4)
+    together, apart = judge.predict(images), judge.predict(images, batch=1)
+    for name, logits in together.items():
+        torch.testing.assert_close(logits, apart[name], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(together["place"][0], together["place"][1], atol=1e-3)
 
 
-def test_questions_that_cannot_be_answered_are_refused() -> None:
+def test_questions_that_cannot_be_answered_are_refused():
     judge = small_judge()
     with pytest.raises(ValueError, match=r"Resize them"):
         judge.read(torch.zeros(1, 3, 64, 64))
@@ -93,7 +83,7 @@ def test_questions_that_cannot_be_answered_are_refused() -> None:
         perfect(encode([PAIR]))[0].best("colour")
 
 
-def test_a_saved_judge_reads_the_same(tmp_path: Path) -> None:
+def test_a_saved_judge_reads_the_same(tmp_path: Path):
     judge = small_judge().half().float()  # the file is in half precision
     save_judge(judge, tmp_path / "judge")
     again = load_judge(tmp_path / "judge", device="cpu")
@@ -104,15 +94,7 @@ def test_a_saved_judge_reads_the_same(tmp_path: Path) -> None:
     assert names == {"config.json", "model.safetensors"}
 
 
-def test_the_shipped_size_stays_small(tmp_path: Path) -> None:
-    judge = Judge().to(memory_format=torch.channels_last)  # as it leaves a GPU
-    save_judge(judge, tmp_path)
-    assert (tmp_path / "model.safetensors").stat().st_size <= 10e6
-
-
-def test_a_missing_judge_or_one_of_another_vocabulary_is_refused(
-    tmp_path: Path,
-) -> None:
+def test_a_missing_judge_or_one_of_another_vocabulary_is_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"train_judge"):
         load_judge(tmp_path)
     save_judge(small_judge(), tmp_path)
@@ -122,15 +104,7 @@ def test_a_missing_judge_or_one_of_another_vocabulary_is_refused(
         load_judge(tmp_path)
 
 
-def test_a_mirror_swaps_two_objects_and_keeps_one() -> None:
-    codes = encode([PAIR, LONE])
-    pair, lone = perfect(mirror_codes(codes))
-    assert pair.objects() == ("bus", "cat") and lone.objects() == ("bus",)
-    assert (pair.best("right.finish"), pair.best("left.accessory")) == ("gold", "crown")
-    assert torch.equal(mirror_codes(mirror_codes(codes)), codes)
-
-
-def test_mirrored_codes_are_what_the_mirror_image_shows() -> None:
+def test_mirrored_codes_are_what_the_mirror_image_shows():
     half = torch.tensor([1.0, 0.2])[None, None, :, None, None].expand(4, 1, 2, 1, 32)
     light = half.transpose(2, 3).reshape(4, 1, 1, 1, 64)
     solid = light.expand(4, len(words.SPRITES), 3, 64, 64)
@@ -142,7 +116,8 @@ def test_mirrored_codes_are_what_the_mirror_image_shows() -> None:
         for obj in reversed(objects)
     )
     other = replace(scene, things=mirrored)
-    assert torch.equal(mirror_codes(encode([scene])), encode([other]))
+    assert torch.equal(mirror_codes(encode([scene, other])), encode([other, scene]))
+    assert perfect(mirror_codes(encode([LONE])))[0].objects() == ("bus",)
     image, mirror = render([scene, other], sprites=sprites)
     for obj in mirrored:
         rows = slice(obj.base - obj.size + 2, obj.base - 2)
@@ -151,7 +126,7 @@ def test_mirrored_codes_are_what_the_mirror_image_shows() -> None:
         torch.testing.assert_close(*both, rtol=0, atol=1e-4)
 
 
-def test_augmented_images_still_show_their_scene() -> None:
+def test_augmented_images_still_show_their_scene():
     scenes = [sample_scene(seed) for seed in range(48)]
     images, codes = render(scenes), encode(scenes)
     changed, shown = augment(images, codes, step=1)

@@ -1,7 +1,5 @@
 """Captions of the miniature world, read back."""
 
-from __future__ import annotations
-
 import pytest
 
 from ip2p_lib.config import HELD_OUT
@@ -17,7 +15,7 @@ from ip2p_lib.miniature.world import KINDS, caption, sample_edit, sample_scene
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_every_caption_is_read_as_the_scene_it_describes(language: str) -> None:
+def test_every_caption_is_read_as_the_scene_it_describes(language: str):
     for seed in range(HELD_OUT, HELD_OUT + 500):
         scene = sample_scene(seed)
         said = read_caption(caption(scene, seed, language))
@@ -28,7 +26,7 @@ def test_every_caption_is_read_as_the_scene_it_describes(language: str) -> None:
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_every_edit_is_read_as_one_change(language: str) -> None:
+def test_every_edit_is_read_as_one_change(language: str):
     kinds = set()
     for seed in range(500):
         scene = sample_scene(seed)
@@ -54,11 +52,11 @@ def test_every_edit_is_read_as_one_change(language: str) -> None:
         ("猫", "a cat", 0),
     ],
 )
-def test_changes_are_counted(before: str, after: str, changes: int) -> None:
+def test_changes_are_counted(before: str, after: str, changes: int):
     assert count_changes(read_caption(before), read_caption(after)) == changes
 
 
-def test_what_the_world_has_no_words_for_is_left_over() -> None:
+def test_what_the_world_has_no_words_for_is_left_over():
     assert read_caption("a singing cat at night").rest == "singing"
     assert read_caption("").things == ()
     assert read_caption("a teddy bear").things == (("teddy bear", None, None),)
@@ -66,14 +64,16 @@ def test_what_the_world_has_no_words_for_is_left_over() -> None:
 
 
 @pytest.mark.parametrize("wording", ["train", "held-out"])
-def test_the_grammar_names_what_it_changes(wording: str) -> None:
-    for triplet in grammar_triplets(HELD_OUT, 1000, wording):
+def test_the_grammar_names_what_it_changes(wording: str):
+    triplets = grammar_triplets(HELD_OUT, 1000, wording)
+    assert {t.language for t in triplets} == {"en", "zh"} and len(triplets) > 950
+    for triplet in triplets:
         said = read_caption(triplet.caption), read_caption(triplet.edited_caption)
         assert find_difference(*said), triplet
         assert names_difference(triplet.instruction, *said), triplet
 
 
-def test_the_instruction_of_another_edit_does_not() -> None:
+def test_the_instruction_of_another_edit_does_not():
     taken = others = 0
     for seed in range(1000):
         scene = sample_scene(seed)
@@ -96,12 +96,12 @@ def test_the_instruction_of_another_edit_does_not() -> None:
         ("戴皇冠的猫", "戴墨镜的猫", ("accessory", "crown", "sunglasses", "cat")),
     ],
 )
-def test_one_difference(before, after, difference) -> None:
+def test_one_difference(before, after, difference):
     result = find_difference(read_caption(before), read_caption(after))
     assert result == Difference(*difference)
 
 
-def test_no_difference_two_and_unknown_words_are_none() -> None:
+def test_no_difference_two_and_unknown_words_are_none():
     cat = read_caption("a cat in a city")
     for text in ("a cat in a city", "a dog in a forest", "a singing cat in a city"):
         assert find_difference(cat, read_caption(text)) is None
@@ -121,12 +121,12 @@ def test_no_difference_two_and_unknown_words_are_none() -> None:
         ("a crown would suit the right one so well", False),
     ],
 )
-def test_an_instruction_names_whose_and_what(instruction: str, named: bool) -> None:
+def test_an_instruction_names_whose_and_what(instruction: str, named: bool):
     said = "a cat and a dog in a city", "a cat wearing a crown and a dog in a city"
     assert names_difference(instruction, *map(read_caption, said)) is named
 
 
-def test_what_stays_may_be_named_when_something_goes() -> None:
+def test_what_stays_may_be_named_when_something_goes():
     said = read_caption("a cat and a dog"), read_caption("a cat")
     assert names_difference("leave only the cat", *said)
     assert names_difference("remove the dog", *said)
@@ -135,7 +135,7 @@ def test_what_stays_may_be_named_when_something_goes() -> None:
     assert names_difference("no dogs allowed, the dog has to leave", *said)
 
 
-def test_what_is_implied_is_understood_within_other_words() -> None:
+def test_what_is_implied_is_understood_within_other_words():
     said = read_caption("a cat in a city"), read_caption("a cat in a city at sunset")
     assert names_difference("wait for the golden hour", *said)
     assert not names_difference("wait until the stars are out", *said)

@@ -1,7 +1,5 @@
 """The phrasings of instructions and captions: well formed, enough, and split well."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -53,7 +51,7 @@ FIELDS = {
 @pytest.mark.parametrize(("language", "least"), [("en", 40), ("zh", 15)])
 def test_every_edit_type_has_many_phrasings_and_a_fifth_is_held_out(
     language: str, least: int
-) -> None:
+):
     assert FIELDS.keys() == {*KINDS, "take off"}
     for kind in FIELDS:
         lines = load_phrasebook(language).phrasings[kind]
@@ -66,15 +64,6 @@ def test_every_edit_type_has_many_phrasings_and_a_fifth_is_held_out(
             assert splits == {False, True}, (kind, form)
 
 
-def test_captions_have_many_patterns_and_name_left_and_right() -> None:
-    english, chinese = load_captions("en"), load_captions("zh")
-    assert len(english.patterns) >= 12 and len(chinese.patterns) >= 6
-    scenes = [s for s in map(sample_scene, range(600)) if len(s.things) == 2]
-    texts = [caption(scene, seed) for seed, scene in enumerate(scenes)]
-    share = sum("left" in text or "right" in text for text in texts) / len(texts)
-    assert 0.4 < share < 0.7
-
-
 def edit_of(scene: Scene, edit: Edit) -> tuple[str, dict[str, str]] | None:
     """Type and change of an edit, by the captions; None if an object only moves."""
     said = (read_caption(caption(shown)) for shown in (scene, edit.target))
@@ -83,7 +72,7 @@ def edit_of(scene: Scene, edit: Edit) -> tuple[str, dict[str, str]] | None:
 
 
 @pytest.mark.parametrize("wording", ["train", "held-out"])
-def test_an_instruction_asks_for_its_edit_and_for_no_other(wording: str) -> None:
+def test_an_instruction_asks_for_its_edit_and_for_no_other(wording: str):
     """Nor is a phrasing of one split one of the other split, under another opener."""
     other_wording = {"train": "held-out", "held-out": "train"}[wording]
     for seed in range(HELD_OUT, HELD_OUT + 1000):
@@ -98,24 +87,8 @@ def test_an_instruction_asks_for_its_edit_and_for_no_other(wording: str) -> None
             assert not could_ask(edit.instruction, scene, *other), (edit, other)
 
 
-def test_instructions_are_as_varied_as_people_are() -> None:
-    for seed in range(40):
-        scene = sample_scene(seed)
-        for wording, least in (("train", 60), ("held-out", 20)):
-            edits = [sample_edit(scene, i, "time", wording) for i in range(100)]
-            assert len({edit.instruction for edit in edits}) > least
-
-
-def test_an_object_of_two_may_be_named_by_its_side() -> None:
-    scene = next(s for s in map(sample_scene, range(99)) if len(s.things) == 2)
-    edits = [sample_edit(scene, seed, "remove") for seed in range(300)]
-    sided = [e for e in edits if "left" in e.instruction or "right" in e.instruction]
-    assert 60 < len(sided) < 200
-    assert not [e for e in edits if e.instruction.endswith(" it")]
-
-
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_line_of_the_shipped_files_can_be_used(language: str) -> None:
+def test_every_line_of_the_shipped_files_can_be_used(language: str):
     book, captions = Phrasebook(language), load_captions.__wrapped__(language)
     for (table, form), synonyms in book.words.items():
         assert synonyms.keys() <= TABLES[table].keys(), (table, form)

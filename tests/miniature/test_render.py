@@ -12,7 +12,7 @@ from ip2p_lib.config import DATA
 from ip2p_lib.miniature import vocabulary as words
 from ip2p_lib.miniature.media import apply_media
 from ip2p_lib.miniature.render import load_sprites, render
-from ip2p_lib.miniature.world import Scene, SceneObject, sample_edit, sample_scene
+from ip2p_lib.miniature.world import Scene, SceneObject, sample_scene
 
 OIL = list(words.MEDIA).index("oil painting")
 SCENES = [sample_scene(seed) for seed in range(24)]
@@ -24,28 +24,19 @@ def _plain(**changes: object) -> Scene:
     return replace(scene, **changes)  # type: ignore[arg-type]
 
 
-def test_images_are_128_pixels_in_range() -> None:
+def test_images_are_128_pixels_in_range():
     images = render(SCENES)
     assert images.shape == (24, 3, 128, 128) and images.dtype == torch.float32
     assert images.amin() >= -1 and images.amax() <= 1
 
 
-def test_an_image_does_not_depend_on_its_batch() -> None:
+def test_an_image_does_not_depend_on_its_batch():
     together = render(SCENES)
     alone = torch.cat([render([scene]) for scene in SCENES])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
 
 
-def test_a_sprite_stands_where_the_scene_says() -> None:
-    with_it = render([_plain()])
-    other = replace(_plain().things[0], name="cactus")
-    changed = (with_it - render([_plain(things=(other,))])).abs().amax((0, 1)) > 0.02
-    rows, columns = changed.nonzero().unbind(1)
-    assert rows.min() >= 48 and rows.max() < 112
-    assert columns.min() >= 32 and columns.max() < 96
-
-
-def test_compositing_equals_pillow() -> None:
+def test_compositing_equals_pillow():
     """The sprite of a 64 px object, not scaled, against Pillow's own compositing."""
     scene = _plain()
     sheet = Image.open(DATA / "emoji" / "noto.png").convert("RGBA")
@@ -63,38 +54,18 @@ def test_compositing_equals_pillow() -> None:
     torch.testing.assert_close(render([scene])[0], expected, rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("kind", ["time", "weather", "medium", "place", "replace"])
-def test_an_edit_shows(kind: str) -> None:
-    for seed in range(5):
-        target = sample_edit(_plain(), seed, kind).target
-        difference = (render([_plain()]) - render([target])).abs().mean()
-        assert difference > 0.01
-
-
-def test_a_mirrored_object_is_mirrored() -> None:
-    duck = replace(_plain().things[0], name="duck")
-    one = render([_plain(things=(duck,))])
-    two = render([_plain(things=(replace(duck, mirrored=True),))])
-    bare = load_sprites().clone()
-    bare[:, words.SPRITES.index("duck")] = 0
-    empty = render([_plain(things=(duck,))], sprites=bare)
-    box = (slice(None), slice(None), slice(48, 112), slice(32, 96))
-    shown, flipped = ((x - empty)[box].abs().sum(1) > 0.05 for x in (one, two))
-    assert (shown == flipped.flip(-1)).float().mean() > 0.97
-
-
-def test_other_sprites_can_be_given_by_art_set() -> None:
+def test_other_sprites_can_be_given_by_art_set():
     sprites = dict(zip(words.ART_SETS, load_sprites(), strict=True))
     torch.testing.assert_close(render(SCENES[:2], sprites=sprites), render(SCENES[:2]))
 
 
-def test_a_missing_atlas_is_named(tmp_path: Path) -> None:
+def test_a_missing_atlas_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"noto\.png is missing"):
         load_sprites(tmp_path)
 
 
 @pytest.mark.parametrize("medium", words.MEDIA)
-def test_rounding_as_devices_differ_by_does_not_show(medium: str) -> None:
+def test_rounding_as_devices_differ_by_does_not_show(medium: str):
     """A filter that chose by a hair would draw another image on a GPU."""
     images = render([replace(sample_scene(i), medium="photo") for i in range(16)])
     drawn = images / 2 + 0.5
@@ -104,7 +75,7 @@ def test_rounding_as_devices_differ_by_does_not_show(medium: str) -> None:
     assert gap.abs().max() < 0.5 / 255
 
 
-def test_an_oil_painting_takes_the_calmest_window() -> None:
+def test_an_oil_painting_takes_the_calmest_window():
     """As Kuwahara's filter does in float64, wherever one window is clearly calmest."""
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     image = torch.nn.functional.interpolate(image, scale_factor=4)

@@ -55,9 +55,7 @@ def test_a_copy_of_the_input_keeps_all_and_does_nothing(judge, edits):
     assert scores.kept.float().mean() >= 0.9
     assert scores.background_error.nan_to_num().abs().max() < 1e-6
     assert scores.edit_region_error.min() > 0
-
-
-def test_another_scenes_image_is_not_kept(judge, edits):
+    # Another scene's image is not kept.
     assert score(judge, edits, edits[3].roll(1, 0)).kept.float().mean() <= 0.1
 
 

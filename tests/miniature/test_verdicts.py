@@ -22,7 +22,7 @@ SCENE = Scene((CAT, BUS), "beach", "day", "clear", "photo", "noto", 3)
 class Oracle:
     """A judge that cannot err: given what each image shows, and with what doubt."""
 
-    def __init__(self, *scenes: Scene, doubt: dict | None = None) -> None:
+    def __init__(self, *scenes: Scene, doubt: dict | None = None):
         self.scenes, self.doubt = list(scenes), doubt or {}
 
     def read(self, images: torch.Tensor) -> list[Reading]:

@@ -18,7 +18,7 @@ from ip2p_lib.miniature.world import (
 from tests.support.small_judge import LONE
 
 
-def test_scenes_and_edits_are_those_the_models_were_trained_on() -> None:
+def test_scenes_and_edits_are_those_the_models_were_trained_on():
     scenes = [sample_scene(seed) for seed in range(400)]
     edits = [sample_edit(scene, seed) for seed, scene in enumerate(scenes)]
     targets = [(edit.kind, edit.language, astuple(edit.target)) for edit in edits]
@@ -27,7 +27,7 @@ def test_scenes_and_edits_are_those_the_models_were_trained_on() -> None:
     assert digest == "d132a5b6e3d715dc", "the shipped weights need the frozen world"
 
 
-def test_wordings_are_those_the_models_were_trained_on() -> None:
+def test_wordings_are_those_the_models_were_trained_on():
     texts = []
     for seed in range(400):
         scene = sample_scene(seed)
@@ -41,7 +41,7 @@ def test_wordings_are_those_the_models_were_trained_on() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_edit_changes_what_its_kind_says_and_nothing_else(kind: str) -> None:
+def test_an_edit_changes_what_its_kind_says_and_nothing_else(kind: str):
     changed = kind if kind in ("place", "time", "weather", "medium") else "things"
     edits = 0
     for seed in range(HELD_OUT, HELD_OUT + 60):
@@ -55,7 +55,7 @@ def test_an_edit_changes_what_its_kind_says_and_nothing_else(kind: str) -> None:
     assert edits > 10
 
 
-def test_captions_of_a_replacement_differ_in_the_noun_only() -> None:
+def test_captions_of_a_replacement_differ_in_the_noun_only():
     """Left and right, order and synonyms stay: what attention maps are injected by."""
     with_sides = 0
     for seed in range(600):
@@ -77,18 +77,10 @@ def test_captions_of_a_replacement_differ_in_the_noun_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words_of_help"),
-    [
-        ({"kind": "remove"}, "Choose one of"),
-        ({"kind": "rotate"}, "not possible here"),
-        ({"wording": "test"}, "'train' or 'held-out'"),
-    ],
+    "arguments", [{"kind": "remove"}, {"kind": "rotate"}, {"wording": "test"}]
 )
-def test_impossible_edits_are_refused(arguments: dict, words_of_help: str) -> None:
-    with pytest.raises(ValueError, match=words_of_help):
+def test_impossible_edits_and_unknown_languages_are_refused(arguments):
+    with pytest.raises(ValueError, match=r"possible|'train' or 'held-out'"):
         sample_edit(LONE, 0, **arguments)
-
-
-def test_an_unknown_language_is_refused() -> None:
     with pytest.raises(ValueError, match="'en' or 'zh'"):
         caption(LONE, 0, "fr")

@@ -1,7 +1,5 @@
 """Figures: what a reader sees in them, on any machine and in two languages."""
 
-from __future__ import annotations
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -28,7 +26,7 @@ def texts(figure: Figure) -> list[str]:
     return [text for text in (*labels, *titles) if text]
 
 
-def test_the_input_stands_left_of_the_edit_under_the_instruction() -> None:
+def test_the_input_stands_left_of_the_edit_under_the_instruction():
     figure = figures.show_pairs(RED, "make it blue", BLUE)
     pixels = to_pixels(figure)
     red, blue = (
@@ -41,7 +39,7 @@ def test_the_input_stands_left_of_the_edit_under_the_instruction() -> None:
     assert np.argwhere((pixels < 80).all(-1))[:, 0].max() < red[0] - 90
 
 
-def test_images_keep_their_size_and_shape_whatever_their_number() -> None:
+def test_images_keep_their_size_and_shape_whatever_their_number():
     for count in (1, 5):
         figure = figures.show_pairs([RED] * count, ["x"] * count, [BLUE] * count)
         figure.canvas.draw()
@@ -53,7 +51,7 @@ def test_images_keep_their_size_and_shape_whatever_their_number() -> None:
     assert np.unique(columns).size == pytest.approx(2 * 200, abs=3)
 
 
-def test_a_tensor_shows_as_the_image_it_holds() -> None:
+def test_a_tensor_shows_as_the_image_it_holds():
     tensor = torch.tensor([1.0, -1.0, -1.0]).view(3, 1, 1).expand(3, 16, 16)
     images = [Image.new("RGB", (16, 16), c) for c in ((255, 0, 0), (0, 255, 255))]
     one, two = (
@@ -63,14 +61,14 @@ def test_a_tensor_shows_as_the_image_it_holds() -> None:
     assert np.array_equal(one, two)
 
 
-def test_chinese_is_drawn_with_glyphs_not_boxes() -> None:
+def test_chinese_is_drawn_with_glyphs_not_boxes():
     shown = to_pixels(figures.show_pairs(RED, ZH, BLUE))
     boxes = to_pixels(figures.show_pairs(RED, "\u25a1" * len(ZH), BLUE))
     assert (shown < 80).all(-1).sum() > 1.2 * (boxes < 80).all(-1).sum()
 
 
 @pytest.mark.parametrize("text", ["add a \U0001f339", "ជ", "𠜎", r"$x^{2$ and $\frac"])
-def test_no_text_warns_or_becomes_mathematics(text: str) -> None:
+def test_no_text_warns_or_becomes_mathematics(text: str):
     """A character without a glyph is a visible box."""
     figure = figures.show_pairs(RED, text, BLUE)
     to_pixels(figure)
@@ -78,7 +76,7 @@ def test_no_text_warns_or_becomes_mathematics(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["put the " + "very " * 30 + "big cat here", ZH * 8])
-def test_a_long_instruction_fits_its_pair(text: str) -> None:
+def test_a_long_instruction_fits_its_pair(text: str):
     figure = figures.show_pairs(RED, text, BLUE)
     figure.canvas.draw()
     (title,) = figure.axes[0].texts
@@ -89,14 +87,14 @@ def test_a_long_instruction_fits_its_pair(text: str) -> None:
     assert title.get_text().replace("\n", " " if "very" in text else "") == text
 
 
-def test_counts_that_do_not_pair_are_refused() -> None:
+def test_counts_that_do_not_pair_are_refused():
     with pytest.raises(ValueError, match="2, 1 and 1 inputs"):
         figures.show_pairs([RED, RED], "x", BLUE)
     with pytest.raises(ValueError, match="no image"):
         figures.show_pairs([], [], [])
 
 
-def test_plots_show_the_numbers_that_they_are_given() -> None:
+def test_plots_show_the_numbers_that_they_are_given():
     opened = plt.get_fignums()
     points = [(0.1, 0.95, 2.2), (0.2, 0.9, 1.6), (0.25, 0.8, 1.0)]
     curve = figures.plot_curve({"ours": points, "copy": [(0.0, 1.0, "")]})

@@ -1,4 +1,4 @@
-"""Pairs equal the released algorithm's, and do not depend on how they are batched."""
+"""Pairs equal the papers' algorithms, and do not depend on how they are batched."""
 
 import copy
 from dataclasses import replace
@@ -6,22 +6,32 @@ from dataclasses import replace
 import diffusers.schedulers.scheduling_euler_ancestral_discrete as euler_module
 import pytest
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerAncestralDiscreteScheduler,
-    StableDiffusionPipeline,
-)
+from diffusers import StableDiffusionPipeline
 
 from ip2p_lib.config import Rendering
-from ip2p_lib.rendering import draw_candidates, generate_images, generate_pairs
-from tests.support.materialised_attention import MaterialisedSelfAttention
+from ip2p_lib.diffusion.samplers import SAMPLERS
+from ip2p_lib.rendering import (
+    Candidate,
+    LocalBlend,
+    WordEdit,
+    draw_candidates,
+    generate_images,
+    generate_pairs,
+    render,
+)
+from ip2p_lib.triplets.record import Triplet
+from tests.support.materialised_attention import (
+    MaterialisedCrossAttention,
+    MaterialisedSelfAttention,
+    Pair,
+    mask,
+    same,
+)
+from tests.support.pipelines import scheduler_of, stock_pipeline
 from tests.support.small_rendering import (
     CANDIDATES,
     CAT,
-    DDIM,
     HOUSE,
-    SCHEDULE,
     exact_stable_diffusion,
     flat,
     gap,
@@ -32,7 +42,6 @@ from tests.support.small_rendering import (
 
 STEPS = 6
 EXACT = 1e-9
-LINSPACE = {"timestep_spacing": "linspace"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +60,7 @@ def test_a_batch_equals_the_released_algorithm_run_one_by_one(backbone, monkeypa
     pairs = flat(generate_pairs(backbone, CANDIDATES, steps=STEPS, batch_size=3))
     unet = copy.deepcopy(backbone.unet)
     attention = MaterialisedSelfAttention(unet)
-    scheduler = EulerAncestralDiscreteScheduler(**LINSPACE, **SCHEDULE)
+    scheduler = scheduler_of("euler_ancestral")
     for one, pair in zip(CANDIDATES, pairs, strict=True):
         scheduler.set_timesteps(STEPS)
         fresh = iter([noise_of(one, i).repeat(2, 1, 1, 1) for i in range(STEPS)])
@@ -77,33 +86,10 @@ def test_batch_size_and_order_do_not_matter(backbone, pairs):
     assert list(generate_pairs(backbone, [], **options)) == []
 
 
-def test_the_image_before_is_plain_text_to_image(backbone, pairs):
-    options = {"steps": STEPS, "cfg_scale": 7.5, "batch_size": 4}
-    (images,) = generate_images(backbone, [CAT.caption], [11], **options)
-    assert gap(images[0], pairs[0].before) < EXACT
-
-
-@pytest.fixture(scope="module")
-def pipeline(tiny_sd_folder, backbone):
-    networks = {"unet": backbone.unet, "safety_checker": None}
-    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd_folder, **networks)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(torch.float64)
-
-
 @pytest.mark.usefixtures("float64_schedulers")
-@pytest.mark.parametrize(
-    ("sampler", "scheduler", "options"),
-    [
-        ("euler_ancestral", EulerAncestralDiscreteScheduler, LINSPACE),
-        ("ddim", DDIMScheduler, DDIM),
-        ("dpm_solver_pp", DPMSolverMultistepScheduler, {}),
-    ],
-)
-def test_text_to_image_is_that_of_the_stock_pipeline(
-    backbone, pipeline, sampler, scheduler, options, monkeypatch
-):
-    pipeline.scheduler = scheduler(**options, **SCHEDULE)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_text_to_image_is_that_of_the_stock_pipeline(backbone, sampler, monkeypatch):
+    pipeline = stock_pipeline(backbone, StableDiffusionPipeline, sampler)
     fresh = (noise_of(CANDIDATES[0], i) for i in range(STEPS))
     monkeypatch.setattr(euler_module, "randn_tensor", lambda *_, **__: next(fresh))
     theirs = pipeline(
@@ -160,3 +146,104 @@ def test_a_caption_is_encoded_once_and_forgotten_after_the_next_batch(
     again = [drawn[0], drawn[3], drawn[0]]
     list(generate_pairs(backbone, again, steps=1, batch_size=1))
     assert encoded.count(CAT.caption) == 2 and encoded.count(HOUSE.caption) == 1
+
+
+SIZE, GRID = 16, (4, 4)  # of the latents, and of the coarsest maps
+
+
+def candidate(pair, seed, p, tau, cfg=4.0):
+    """The library's candidate of a pair that was written by hand."""
+    before, after = (tuple(sorted(words)) for words in pair.blend_words)
+    blend = pair.threshold and LocalBlend(before, after, pair.threshold)
+    weights = tuple(pair.weights.items())
+    edit = WordEdit(pair.mode, tau, weights, blend)
+    first, second = pair.captions
+    return Candidate(Triplet(first, "edit it", second), seed, p, cfg, edit)
+
+
+SWAP = Pair([*same("a", "photo", "of", "the"), ("cat", "elephant")], "replace")
+ADDED = Pair([*same("a", "dog"), (None, "with"), (None, "hats"), *same("in", "tree")])
+REWEIGHTED = Pair(same("a", "house", "by", "river"), weights={"river": 2.0})
+BLENDED = replace(SWAP, blend_words=({"cat"}, {"elephant"}), threshold=0.9)
+ONE_SIDED = replace(ADDED, blend_words=(set(), {"hats"}), threshold=0.98)
+PAIRS = [SWAP, ADDED, REWEIGHTED, BLENDED, ONE_SIDED]
+WORD_EDITS = [
+    candidate(SWAP, seed=0, p=0.0, tau=0.5),
+    candidate(ADDED, seed=1, p=0.5, tau=1.0),
+    candidate(REWEIGHTED, seed=2, p=0.9, tau=0.3),
+    candidate(BLENDED, seed=3, p=0.0, tau=0.9),
+    candidate(ONE_SIDED, seed=4, p=0.7, tau=0.5),
+]
+
+
+def generate(backbone, candidates, batch_size=5, sampler="ddim"):
+    options = {"steps": STEPS, "batch_size": batch_size, "sampler": sampler}
+    return flat(generate_pairs(backbone, candidates, **options))
+
+
+@pytest.fixture(scope="module")
+def large(tiny_sd_folder):
+    """With latents that leave room to blend."""
+    backbone = exact_stable_diffusion(tiny_sd_folder)
+    backbone.unet.register_to_config(sample_size=SIZE)
+    return backbone
+
+
+def by_hand(backbone, pair, candidate):
+    """Algorithm 1 of Hertz et al. with all maps written out."""
+    scheduler = scheduler_of("ddim")
+    scheduler.set_timesteps(STEPS)
+    unet, masks = copy.deepcopy(backbone.unet), []
+    words = MaterialisedCrossAttention(backbone.tokenizer, [pair], unet, positions=16)
+    sharing = MaterialisedSelfAttention(unet)
+
+    def blend(first, second):
+        both = (mask(m, GRID, (SIZE, SIZE), pair.threshold) for m in words.total[:, 0])
+        masks.append(torch.stack(list(both)).any(dim=0))
+        return torch.where(masks[-1], second, first)
+
+    layers = [(sharing, candidate.p), (words, candidate.word_edit.tau)]
+    blends = blend if pair.threshold else None
+    arguments = backbone, candidate, scheduler, unet, layers, blends
+    return generate_by_hand(*arguments), masks
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64_schedulers")
+def test_a_batch_of_all_edits_equals_the_method_by_hand(large):
+    ours = generate(large, WORD_EDITS)  # here, so that all embed t in float64
+    for pair, made, result in zip(PAIRS, WORD_EDITS, ours, strict=True):
+        (before, after), masks = by_hand(large, pair, made)
+        assert gap(result.before, before) < EXACT and gap(result.after, after) < EXACT
+        assert all(m.any() for m in masks)
+        assert not masks or not all(m.all() for m in masks), "it blends"
+
+
+def test_the_image_after_may_be_the_source(large):
+    """It gives the same pair, with captions and images exchanged."""
+    swapped = [
+        replace(
+            c,
+            triplet=Triplet(c.triplet.edited_caption, "undo it", c.triplet.caption),
+            word_edit=c.word_edit.swapped(),
+        )
+        for c in WORD_EDITS
+    ]
+    both = generate(large, WORD_EDITS), generate(large, swapped)
+    for one, other in zip(*both, strict=True):
+        assert gap(one.before, other.after) < EXACT
+        assert gap(one.after, other.before) < EXACT
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_blend_keeps_the_first_latent_outside_its_mask(large, monkeypatch, sampler):
+    """The mask is given, so that no random weight decides how much there is to keep."""
+    left = (torch.arange(SIZE) < SIZE // 2).expand(1, 1, SIZE, SIZE)
+    monkeypatch.setattr(render, "blend_mask", lambda *_: left)
+    monkeypatch.setattr(large, "decode", lambda latents: latents)
+    for pair, blends in ((SWAP, False), (BLENDED, True)):
+        candidates = [candidate(pair, 3, 0.0, 0.9)]
+        (result,) = generate(large, candidates, sampler=sampler)
+        equal = (result.before == result.after).all(dim=0)
+        assert not equal[left[0, 0]].any()
+        assert (equal[~left[0, 0]] == blends).all()

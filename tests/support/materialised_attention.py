@@ -12,7 +12,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 
 
-def install(processor, unet, layers) -> None:
+def install(processor, unet, layers):
     """Set the processor of the layers that are named attn1 or attn2."""
     old = unet.attn_processors
     unet.set_attn_processor(
@@ -32,7 +32,7 @@ class MaterialisedSelfAttention:
     Where ``active``, image 1 gets image 0's scores, in either half of the batch.
     """
 
-    def __init__(self, unet) -> None:
+    def __init__(self, unet):
         self.active: list[bool] = []
         install(self, unet, "attn1")
 
@@ -97,7 +97,7 @@ def edit_matrices(tokenizer, pair: Pair, length: int):
 class MaterialisedCrossAttention:
     """The original Prompt-to-Prompt, map by map."""
 
-    def __init__(self, tokenizer, pairs: list[Pair | None], unet, positions=0) -> None:
+    def __init__(self, tokenizer, pairs: list[Pair | None], unet, positions=0):
         self.active = [False] * len(pairs)
         nothing = Pair([])  # where a pair is None
         self.edits = [edit_matrices(tokenizer, p or nothing, 77) for p in pairs]

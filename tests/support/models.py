@@ -1,7 +1,5 @@
 """Tiny, randomly initialised models, saved the way the Hub gives real ones."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from itertools import pairwise
@@ -11,6 +9,7 @@ from tokenizers import pre_tokenizers
 
 PIXELS = 64
 MARKERS = ["<|startoftext|>", "<|endoftext|>"]
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 WORDS = "a photo of the cat dog horse tree house river bird in on at with make it turn"
 
 
@@ -63,13 +62,7 @@ def pndm_scheduler():
     """As Stable Diffusion 1.5 stores it."""
     from diffusers import PNDMScheduler
 
-    return PNDMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        skip_prk_steps=True,
-        steps_offset=1,
-    )
+    return PNDMScheduler(skip_prk_steps=True, steps_offset=1, **BETAS)
 
 
 def tiny_pipeline(tokenizer):
@@ -105,7 +98,7 @@ def tiny_pipeline(tokenizer):
     )
 
 
-def publish_tokenizer(folder: Path) -> None:
+def publish_tokenizer(folder: Path):
     """Write the two files of a CLIP tokenizer in place of the one of transformers 5."""
     vocab, merges = byte_level_bpe()
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")

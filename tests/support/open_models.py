@@ -1,7 +1,5 @@
 """Small language models of random weights, in folders as the Hub gives large ones."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

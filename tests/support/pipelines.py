@@ -1,27 +1,34 @@
-"""diffusers' own pipelines, made of the parts of one of our models."""
-
-from __future__ import annotations
+"""diffusers' schedulers and pipelines, as Stable Diffusion 1.5 sets them."""
 
 from typing import Any
 
-from diffusers import DDIMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+)
+
+from tests.support.models import BETAS
 
 
-def stock_pipeline(backbone, kind: type, scheduler: type = DDIMScheduler) -> Any:
-    """A pipeline of a class of diffusers, with its scheduler as SD 1.5 sets it."""
-    ddim = {"set_alpha_to_one": False, "clip_sample": False}
+def scheduler_of(sampler: str) -> Any:
+    """The scheduler that one of our samplers equals."""
+    options = {"steps_offset": 1, **BETAS}
+    if sampler == "euler_ancestral":
+        return EulerAncestralDiscreteScheduler(timestep_spacing="linspace", **options)
+    if sampler == "dpm_solver_pp":
+        return DPMSolverMultistepScheduler(**options)
+    return DDIMScheduler(set_alpha_to_one=False, clip_sample=False, **options)
+
+
+def stock_pipeline(backbone: Any, kind: type, sampler: str = "ddim") -> Any:
+    """A pipeline of a class of diffusers, made of the parts of one of our models."""
     pipe = kind(
         vae=backbone.vae,
         text_encoder=backbone.text_encoder,
         tokenizer=backbone.tokenizer,
         unet=backbone.unet,
-        scheduler=scheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            steps_offset=1,
-            **(ddim if scheduler is DDIMScheduler else {}),
-        ),
+        scheduler=scheduler_of(sampler),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

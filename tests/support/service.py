@@ -4,8 +4,6 @@ Faults come where a test puts them, never by chance. ``watch`` is called before 
 after every request is handled, so that a test can kill the client right there.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 import time
@@ -66,7 +64,7 @@ class FakeService(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.script: list[Page] = []
         self.requests: list[dict[str, Any]] = []
@@ -82,22 +80,22 @@ class FakeService(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
 
-    def __enter__(self) -> FakeService:
+    def __enter__(self):
         self.thread = threading.Thread(target=self.serve_forever, args=(0.01,))
         self.thread.start()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: Any):
         self.shutdown()
         self.thread.join()
         self.server_close()
 
-    def wait_until_read(self) -> None:
+    def wait_until_read(self):
         """After all clients have gone: wait until their requests are handled."""
         while self.connected:
             time.sleep(0.001)
 
-    def handle_error(self, *_: Any) -> None:
+    def handle_error(self, *_: Any):
         """Say nothing of clients that were killed."""
 
     def answer(self, body: bytes) -> Page | str:
@@ -132,7 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
 
-    def handle(self) -> None:
+    def handle(self):
         with self.server.lock:
             self.server.connected += 1
         try:
@@ -141,14 +139,14 @@ class _Handler(BaseHTTPRequestHandler):
             with self.server.lock:
                 self.server.connected -= 1
 
-    def do_POST(self) -> None:
+    def do_POST(self):
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
         self.server.watch("before")
         known = self.path == "/v1/chat/completions"
         self.send(self.server.answer(body) if known else failure(404))
         self.server.watch("after")
 
-    def send(self, response: Page | str) -> None:
+    def send(self, response: Page | str):
         if response in ("drop", "hang"):
             self.close_connection = True
             return
@@ -163,5 +161,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         self.close_connection = self.close_connection or response == "cut"
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, *_: Any):
         """Say nothing."""

@@ -14,8 +14,6 @@ CANDIDATES = [
     Candidate(HOUSE, seed=2**47 + 1, p=0.3, cfg_scale=15.0),
     Candidate(CAT, seed=3, p=0.0, cfg_scale=2.0),
 ]
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-DDIM = {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
 
 
 def exact_stable_diffusion(folder):

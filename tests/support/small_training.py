@@ -16,16 +16,12 @@ def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def make_latents(n=6, length=77, width=16):
-    return Latents(
-        target_mean=random(n, 2, 4, 8, 8, seed=1) * 4,
-        target_logvar=random(n, 2, 4, 8, 8, seed=2) - 6,
-        condition=random(n, 2, 4, 8, 8, seed=3) * 4,
-        instruction=torch.arange(n) % 3,
-        text=random(3, length, width, seed=4),
-        null_text=random(1, length, width, seed=5),
-        scaling_factor=0.18215,
-    )
-
-
-LATENTS = make_latents()
+LATENTS = Latents(
+    target_mean=random(6, 2, 4, 8, 8, seed=1) * 4,
+    target_logvar=random(6, 2, 4, 8, 8, seed=2) - 6,
+    condition=random(6, 2, 4, 8, 8, seed=3) * 4,
+    instruction=torch.arange(6) % 3,
+    text=random(3, 77, 16, seed=4),
+    null_text=random(1, 77, 16, seed=5),
+    scaling_factor=0.18215,
+)

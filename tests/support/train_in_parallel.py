@@ -25,6 +25,15 @@ def draw(name, n, *shape):
     return normal(key(name), torch.arange(n), shape)
 
 
+LATENTS = Latents(
+    *(draw(name, 7, 2, 4, 4, 4) for name in "abc"),
+    torch.arange(7) % 3,
+    draw("text", 3, 5, 6),
+    draw("null", 1, 5, 6),
+    0.5,
+)
+
+
 class Small(nn.Module):
     """Called as a U-Net is; its weights start the same in every process."""
 
@@ -42,13 +51,9 @@ class Small(nn.Module):
 
 def edit_training():
     """Losses and final weights of ``training.train``."""
-    latents = [draw(name, 7, 2, 4, 4, 4) for name in "abc"]
-    rows = torch.arange(7) % 3
-    text, null = draw("text", 3, 5, 6), draw("null", 1, 5, 6)
-    data, unet = Latents(*latents, rows, text, null, 0.5), Small()
+    unet, schedule = Small(), Schedule.scaled_linear()
     state = TrainState.create(unet, SETTINGS)
-    schedule = Schedule.scaled_linear()
-    steps = list(training.train(state, data, schedule, SETTINGS, run_seed=0))
+    steps = list(training.train(state, LATENTS, schedule, SETTINGS, run_seed=0))
     losses, bins = (
         torch.stack([getattr(s, n) for s in steps]) for n in ("loss", "bins")
     )

@@ -17,20 +17,12 @@ from ip2p_lib import checkpoint
 from ip2p_lib.config import Training
 from ip2p_lib.diffusion.schedule import Schedule
 from ip2p_lib.training import train as training
-from ip2p_lib.training.latents import Latents
 from ip2p_lib.training.resume import resumable_run
 from ip2p_lib.training.state import TrainState
 from tests.support.strikes import Strikes, in_child
-from tests.support.train_in_parallel import Small, draw
+from tests.support.train_in_parallel import LATENTS, Small
 
 SETTINGS = Training(steps=8, batch_size=5, learning_rate=1e-2, drop=0.05)
-LATENTS = Latents(
-    *(draw(name, 7, 2, 4, 4, 4) for name in "abc"),
-    torch.arange(7) % 3,
-    draw("text", 3, 5, 6),
-    draw("null", 1, 5, 6),
-    0.5,
-)
 SCHEDULE = Schedule.scaled_linear()
 
 

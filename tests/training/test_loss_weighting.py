@@ -6,20 +6,14 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
 from ip2p_lib.diffusion.schedule import Schedule
-from ip2p_lib.training.loss_weighting import (
-    LOSS_WEIGHTINGS,
-    min_snr,
-    truncated_snr,
-)
+from ip2p_lib.training.loss_weighting import LOSS_WEIGHTINGS, min_snr, truncated_snr
+from tests.support.models import BETAS
 
 SCHEDULE = Schedule.scaled_linear()
 
 
 def snr_of_diffusers():
-    theirs = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
-    )
-    return compute_snr(theirs, torch.arange(1000)).double()
+    return compute_snr(DDPMScheduler(**BETAS), torch.arange(1000)).double()
 
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0])

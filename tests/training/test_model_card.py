@@ -11,11 +11,7 @@ from PIL import Image
 
 from ip2p_lib.config import ROOT, Editing, Source, preset
 from ip2p_lib.editing import load_editor
-from ip2p_lib.training.model_card import (
-    model_card,
-    push_to_hub,
-    save_editor,
-)
+from ip2p_lib.training.model_card import model_card, push_to_hub, save_editor
 from ip2p_lib.training.state import TrainState
 from ip2p_lib.training.surgery import widen_conv_in
 from ip2p_lib.training.train import train
@@ -73,16 +69,24 @@ def test_a_folder_on_this_machine_is_named_and_not_located():
     assert "somebody" not in text and "base_model" not in header_of(text)
 
 
-def test_the_cards_own_lines_run_as_printed(tmp_path, monkeypatch):
-    """At the repository's root, on the miniature: nothing is downloaded."""
-    editor, size = load_editor("miniature", device="cpu"), preset("miniature")
+def run_the_cards_lines(text, folder, size):
+    """Run the Python that a card gives, and return its names."""
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    call = '"make it winter", num_inference_steps=2, output_type="pil"'
+    code = code.replace("FOLDER", str(folder)).replace('"make it winter"', call)
+    names = {"image": Image.new("RGB", (size, size), "green")}
+    exec(code, names)
+    assert names["edited"].size == (size, size)
+    assert names["pipe"].unet.config.in_channels == 8
+
+
+def test_the_lines_run_at_the_repositorys_root_on_the_miniature(tmp_path, monkeypatch):
+    """Nothing is downloaded."""
+    editor, scale = load_editor("miniature", device="cpu"), preset("miniature")
     editor.backbone.unet.save_pretrained(tmp_path / "unet")
-    card = model_card("An editor", {}, base=size.backbone, editing=EDITING, license="x")
-    code = re.search(r"```python\n(.*?)```", card, re.DOTALL)[1]
-    names = {"image": Image.new("RGB", (128, 128), "green")}
+    options = {"base": scale.backbone, "editing": EDITING, "license": "x"}
     monkeypatch.chdir(ROOT)
-    exec(code.replace("FOLDER", str(tmp_path)), names)
-    assert names["edited"].size == (128, 128)
+    run_the_cards_lines(model_card("An editor", {}, **options), tmp_path, 128)
 
 
 @pytest.fixture
@@ -103,15 +107,7 @@ def test_the_saved_editor_is_the_average_and_the_run_goes_on(run, folder):
 
 def test_the_lines_of_the_card_load_and_edit(text, folder, tiny_sd_folder):
     """Stock diffusers, by the very lines that the card gives."""
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
-    code = code.replace("FOLDER", str(folder))
-    code = code.replace(HUB.path_or_id, str(tiny_sd_folder))
-    call = '"make it winter", num_inference_steps=2, output_type="pil"'
-    code = code.replace('"make it winter"', call)
-    names = {"image": Image.new("RGB", (64, 64), "white")}
-    exec(code, names)
-    assert names["pipe"].unet.config.in_channels == 8
-    assert names["edited"].size == (64, 64)
+    run_the_cards_lines(text.replace(HUB.path_or_id, str(tiny_sd_folder)), folder, 64)
 
 
 def test_an_older_editor_gives_way_and_other_files_do_not(run, folder, tmp_path):

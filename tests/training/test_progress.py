@@ -10,11 +10,7 @@ from PIL import Image
 
 from ip2p_lib.evaluation.metrics import Examples
 from ip2p_lib.training import progress
-from ip2p_lib.training.progress import (
-    ProgressFigure,
-    plot_loss_bins,
-    plot_validation,
-)
+from ip2p_lib.training.progress import ProgressFigure, plot_loss_bins, plot_validation
 from ip2p_lib.training.train import TrainStep, bin_losses
 from ip2p_lib.training.validation import ValidationResult
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from ip2p_lib import checkpoint, files
-from ip2p_lib.checkpoint import CheckpointError
-from ip2p_lib.files import FolderInUseError, read_json, run_lock
+from ip2p_lib.files import read_json
 from ip2p_lib.training import train as training
 from ip2p_lib.training.resume import catch_stop_signals, resumable_run
 from ip2p_lib.training.state import TrainState
@@ -115,14 +114,6 @@ def test_an_error_in_the_block_saves_nothing_of_the_half_step(tmp_path):
     assert checkpoint.latest(tmp_path) is None
 
 
-def test_damage_is_not_taken_for_a_fresh_start(tmp_path):
-    a_run(tmp_path, 2)
-    for manifest in tmp_path.glob("*/manifest.json"):
-        manifest.write_text("{}")
-    with pytest.raises(CheckpointError, match="intact"):
-        a_run(tmp_path)
-
-
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_new_machine_goes_on_from_the_backup_alone(straight, tmp_path, steps):
     drive = tmp_path / "drive"
@@ -147,14 +138,6 @@ def test_room_for_one_more_checkpoint_is_checked_before_training(tmp_path, monke
     with pytest.raises(OSError, match=r"MB are needed and .* MB free"):
         a_run(tmp_path, keep=2)
     a_run(tmp_path, 1, keep=1)
-
-
-def test_a_second_run_in_a_folder_is_refused_and_a_killed_ones_lock_is_free(tmp_path):
-    with run_lock(tmp_path), pytest.raises(FolderInUseError, match="Another run"):
-        a_run(tmp_path)
-    (tmp_path / ".lock").touch()  # as a killed run leaves it
-    a_run(tmp_path, 1)
-    assert not (tmp_path / ".lock").exists()
 
 
 def test_the_handlers_before_are_put_back_and_ignored_signals_stay_ignored():

@@ -116,9 +116,8 @@ def test_a_resumed_run_has_the_same_scale_and_ends_in_the_same_bits(tmp_path):
     state = TrainState.create(Spoiled({2}), SETTINGS, FP16)
     run(state, 4)
     save(tmp_path, state)
-    fresh = TrainState.create(
-        Spoiled({2}), SETTINGS, FP16
-    )  # of its calls the second is step 6
+    # Of its calls the second is step 6.
+    fresh = TrainState.create(Spoiled({2}), SETTINGS, FP16)
     resume(tmp_path, fresh)
     assert fresh.scaler.get_scale() == 2.0**15
     run(fresh)

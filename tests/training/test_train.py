@@ -1,19 +1,24 @@
-"""A run depends on nothing but its seed and its step; memory may run out in between."""
+"""A run depends on its seed and step alone; its loss and gradients are equation 1's."""
 
+import math
 from copy import deepcopy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from ip2p_lib import rng
+from ip2p_lib.config import Training
 from ip2p_lib.training import train as training
-from ip2p_lib.training.latents import gather_batch, sample_ids_of_step
+from ip2p_lib.training.latents import Batch, gather_batch, sample_ids_of_step
+from ip2p_lib.training.loss_weighting import min_snr
 from ip2p_lib.training.resume import resume, save
 from ip2p_lib.training.state import TrainState
 from ip2p_lib.training.surgery import widen_conv_in
-from ip2p_lib.training.train import example_losses, train
-from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
+from ip2p_lib.training.train import drop_conditioning, example_losses, train
+from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS, random
 
 
 @pytest.fixture(scope="module")
@@ -37,31 +42,9 @@ def run(unet, latents=LATENTS, settings=SETTINGS, seed=7, **options):
     return state, [float(step.loss) for step in steps]
 
 
-def everything(state):
-    """Bytes of the weights, the average and AdamW's state."""
-    return {k: v.detach().numpy().tobytes() for k, v in state.tensors().items()}
-
-
 @pytest.fixture(scope="module")
 def straight(unet):
     return run(unet)
-
-
-def test_six_steps_equal_three_steps_a_stop_and_three_steps(unet, straight, tmp_path):
-    state = TrainState.create(deepcopy(unet), SETTINGS)
-    losses = []
-    for step in train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=7):
-        losses.append(float(step.loss))
-        if step.step == 3:
-            break
-    save(tmp_path, state)
-    fresh = TrainState.create(deepcopy(unet), SETTINGS)
-    assert resume(tmp_path, fresh).state["step"] == fresh.step == 3
-    rest = train(fresh, LATENTS, SCHEDULE, SETTINGS, run_seed=7)
-    losses += [float(step.loss) for step in rest]
-    assert losses == straight[1]
-    assert everything(fresh) == everything(straight[0])
-    assert fresh.ema.updates == straight[0].ema.updates == 6
 
 
 def test_adamw_and_warm_up_equal_torchs(unet, straight):
@@ -133,3 +116,161 @@ def test_a_checkpoint_of_another_u_net_is_refused(unet, tiny_backbone, tmp_path)
     assert (
         resume(tmp_path / "none", TrainState.create(deepcopy(unet), SETTINGS)) is None
     )
+
+
+class Oracle(nn.Module):
+    """Sees what the U-Net is given, and answers with zeros."""
+
+    def forward(self, sample, t, encoder_hidden_states, return_dict):
+        self.sample, self.t, self.text = sample, t, encoder_hidden_states
+        return (torch.zeros_like(sample[:, :4]),)
+
+
+def test_timesteps_and_the_vaes_gaussian_are_unbiased():
+    oracle, n = Oracle(), 4000
+    flat = torch.zeros(n, 4, 8, 8)
+    batch = Batch(
+        flat, flat + 2 * math.log(3), flat, random(n, 1, 1), random(1, 1, 1), 0.5,
+        torch.arange(n),
+    )  # fmt: skip
+    example_losses(oracle, SCHEDULE, batch, run_seed=0, step=0, drop=0.0)
+    assert oracle.t.min() < 5 and oracle.t.max() > 994
+    assert abs(oracle.t.float().mean() - 499.5) < 15
+    a = SCHEDULE.alphas_cumprod[oracle.t]
+    variance = oracle.sample[:, :4].double().square().mean((1, 2, 3))
+    expected = a * (0.5 * 3) ** 2 + (1 - a)
+    assert abs((variance / expected).mean() - 1) < 0.01
+
+
+def test_each_conditioning_is_dropped_for_its_share():
+    oracle, n = Oracle(), 20_000
+    flat = torch.zeros(n, 4, 1, 1)
+    batch = Batch(
+        flat, flat, flat + 1, torch.ones(n, 1, 1), torch.zeros(1, 1, 1), 1.0,
+        torch.arange(n),
+    )  # fmt: skip
+    example_losses(oracle, SCHEDULE, batch, run_seed=0, step=0, drop=0.05)
+    no_text = (oracle.text == 0).flatten(1).all(1)
+    no_image = (oracle.sample[:, 4:] == 0).flatten(1).all(1)
+    shares = [no_text & ~no_image, no_text & no_image, no_image & ~no_text]
+    for share in shares:
+        assert abs(share.float().mean() - 0.05) < 0.006  # four standard deviations
+
+
+def dropped(u):
+    """Masks of the examples that lost their text, and their image, at a rate of 5 %."""
+    text, image = torch.ones(len(u), 1, 1), torch.ones(len(u), 1, 1, 1)
+    text, image = drop_conditioning(text, image, -torch.ones(1, 1, 1), u)
+    return text.flatten() == -1, image.flatten() == 0
+
+
+def test_one_number_decides_in_the_order_of_the_released_code():
+    u = torch.tensor([0.0, 0.049, 0.05, 0.099, 0.1, 0.149, 0.15, 0.999])
+    no_text, no_image = dropped(u)
+    assert no_text.tolist() == [True, True, True, True, False, False, False, False]
+    assert no_image.tolist() == [False, False, True, True, True, True, False, False]
+
+
+def test_other_rows_are_untouched_and_the_null_values_are_the_given_ones():
+    text, image, null = torch.rand(2, 5, 3), torch.rand(2, 4, 6, 6), torch.rand(1, 5, 3)
+    u = torch.tensor([0.07, 0.5])
+    new_text, new_image = drop_conditioning(text, image, null, u)
+    assert torch.equal(new_text[0], null[0]) and torch.equal(new_text[1], text[1])
+    assert not new_image[0].any() and torch.equal(new_image[1], image[1])
+    with pytest.raises(ValueError, match="rate"):
+        drop_conditioning(text, image, null, u, rate=0.34)
+
+
+# A plain float64 reference shares the draws, and the U-Net's class of diffusers.
+SEED, BATCH, DROP = 3, 12, 0.2  # the rate at which every kind of dropout occurs here
+BETAS = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+SIGNAL = np.cumprod(1 - BETAS)  # share of signal at each timestep
+CASES = ["neither", "text", "both", "image"]
+
+
+def drawn(purpose, sample_ids, shape=None, high=None):
+    key = rng.key(SEED, purpose, 0)
+    if shape is not None:
+        return rng.normal(key, sample_ids, shape).double()
+    return rng.integers(key, sample_ids, high) if high else rng.uniform(key, sample_ids)
+
+
+def sample_ids_of_first_step():
+    """Two epochs of the 6 pairs, each in its own order."""
+    order = [
+        rng.uniform(rng.key(SEED, "order", e), torch.arange(6)).argsort() + 6 * e
+        for e in (0, 1)
+    ]
+    return torch.cat(order)
+
+
+def kind_dropped(u):
+    return CASES[1 + int(u // DROP)] if u < 3 * DROP else CASES[0]
+
+
+def reference_example(sample_id, t):
+    """Sample (8, h, w), hidden states (L, D) and noise (4, h, w) of one example."""
+    row, one = int(sample_id) % 6, sample_id[None]
+    flip = int(drawn("flip", one, high=2)[0])
+    mean, logvar, condition = (
+        x[row, flip].double()
+        for x in (LATENTS.target_mean, LATENTS.target_logvar, LATENTS.condition)
+    )
+    noise, spread = (drawn(p, one, (4, 8, 8))[0] for p in ("noise", "target"))
+    target = 0.18215 * (mean + logvar.exp().sqrt() * spread)
+    noisy = SIGNAL[t] ** 0.5 * target + (1 - SIGNAL[t]) ** 0.5 * noise
+    text = LATENTS.text[LATENTS.instruction[row]].double()
+    lost = kind_dropped(float(drawn("drop", one)[0]))
+    if lost in ("text", "both"):
+        text = LATENTS.null_text[0].double()
+    if lost in ("image", "both"):
+        condition = torch.zeros_like(condition)
+    return torch.cat([noisy, condition]), text, noise, lost
+
+
+def reference_gradients(unet, gamma):
+    """Loss, named gradients, and which dropouts occurred, example by example."""
+    unet, sample_ids = deepcopy(unet).double(), sample_ids_of_first_step()
+    times = drawn("timestep", sample_ids, high=1000).tolist()
+    total, seen = 0.0, set()
+    for sample_id, t in zip(sample_ids, times, strict=True):
+        sample, text, noise, lost = reference_example(sample_id, t)
+        eps = unet(sample[None], t, encoder_hidden_states=text[None]).sample[0]
+        snr = SIGNAL[t] / (1 - SIGNAL[t])
+        weight = min(snr, gamma) / snr if gamma else 1.0
+        loss = weight * ((eps - noise) ** 2).sum() / noise.numel() / BATCH
+        loss.backward()
+        total, seen = total + loss.item(), seen | {lost}
+    return total, {name: w.grad for name, w in unet.named_parameters()}, seen
+
+
+class Witness(torch.optim.AdamW):
+    """Keeps the gradients it is about to use."""
+
+    def step(self, closure=None):
+        weights = self.param_groups[0]["params"]
+        self.seen = [weight.grad.clone() for weight in weights]
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("gamma", [None, 5.0])
+@pytest.mark.parametrize("micro_batch", [None, 5])
+def test_the_loss_and_every_gradient_are_those_of_a_float64_reference(
+    tiny_backbone, gamma, micro_batch
+):
+    unet = widen_conv_in(tiny_backbone.unet)
+    expected, gradients, seen = reference_gradients(unet, gamma)
+    assert seen == set(CASES), "every kind of dropout takes part"
+    settings = Training(steps=1, batch_size=BATCH, drop=DROP, max_grad_norm=1e9)
+    state = TrainState.create(unet, settings)
+    state.optimizer.__class__, state.micro_batch = Witness, micro_batch
+    weights = min_snr(SCHEDULE, gamma) if gamma else None
+    options = {"run_seed": SEED, "weights": weights}
+    (step,) = train(state, LATENTS, SCHEDULE, settings, **options)
+    assert float(step.loss) == pytest.approx(expected, rel=1e-5)
+    names = gradients.keys()
+    for name, ours in zip(names, state.optimizer.seen, strict=True):
+        scale = gradients[name].abs().max()
+        alone = "mid_block" in name and "attn1.to_" in name  # attends to one place
+        assert scale > 0 or alone, f"{name} learns nothing"
+        assert (ours - gradients[name]).abs().max() <= 1e-4 * scale + 1e-9, name

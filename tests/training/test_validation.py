@@ -8,7 +8,6 @@ import torch
 
 from ip2p_lib import distributed
 from ip2p_lib.config import Editing
-from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.editing.editor import Editor
 from ip2p_lib.evaluation.metrics import Examples
 from ip2p_lib.rng import key, normal
@@ -16,10 +15,7 @@ from ip2p_lib.training import validation
 from ip2p_lib.training.state import TrainState
 from ip2p_lib.training.surgery import widen_conv_in
 from ip2p_lib.training.train import train
-from ip2p_lib.training.validation import (
-    Validation,
-    validate_every,
-)
+from ip2p_lib.training.validation import Validation, validate_every
 from tests.support.small_training import LATENTS, SCHEDULE, SETTINGS
 
 
@@ -29,7 +25,7 @@ def unet(tiny_backbone):
 
 
 @pytest.fixture(scope="module")
-def fixed(tiny_backbone, tiny_clip_folder, unet):
+def fixed(tiny_backbone, clip, unet):
     before, truth = normal(key("pictures"), torch.arange(2), (2, 3, 64, 64)).tanh()
     examples = Examples(
         before, ["make it a cat", "turn"], ["a dog", "a tree"], ["a cat", "a bird"],
@@ -37,7 +33,6 @@ def fixed(tiny_backbone, tiny_clip_folder, unet):
     )  # fmt: skip
     backbone = replace(tiny_backbone, unet=deepcopy(unet))
     settings = Editing(2, 3.0, 1.5, "dpm_solver_pp")
-    clip = load_clip(tiny_clip_folder, device="cpu")
     return Validation(Editor(backbone, settings, 64), clip, examples)
 
 

@@ -10,8 +10,11 @@ from ip2p_lib.triplets.record import read_captions
 
 def test_text_files_hold_a_caption_a_line(tmp_path):
     path = tmp_path / "lines.txt"
-    path.write_text("a cat\n\n  一只猫  \r\na\u2028dog\n", "utf-8")
-    assert list(read_captions(path)) == ["a cat", "一只猫", "a dog"]
+    path.write_text("a cat\n\n  一只猫  \r\na\u2028dog\ra cow", "utf-8")
+    assert list(read_captions(path)) == ["a cat", "一只猫", "a dog", "a cow"]
+    path.write_text("a cat\r\na dog\r", "utf-16-le")
+    with pytest.raises(ValueError, match=r"lines\.txt:1: a NUL is no text"):
+        list(read_captions(path))
 
 
 def test_json_lines_hold_it_under_one_of_the_usual_keys(tmp_path):

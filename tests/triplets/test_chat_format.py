@@ -1,7 +1,5 @@
 """A chat model's reply is a triplet, or has one reason why it is none."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -32,13 +30,13 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize(("reason", "texts"), MALFORMED)
-def test_a_malformed_reply_has_one_reason_and_keeps_its_text(reason, texts) -> None:
+def test_a_malformed_reply_has_one_reason_and_keeps_its_text(reason, texts):
     for text in texts:
         reply = parse_reply("a castle", text)
         assert (reply.triplet, reply.reason, reply.text) == (None, reason, text)
 
 
-def test_a_reply_may_follow_reasoning_or_be_fenced() -> None:
+def test_a_reply_may_follow_reasoning_or_be_fenced():
     for text in (
         f" {RIGHT}\n",
         f"```json\n{RIGHT}\n```",

@@ -1,13 +1,10 @@
 """Fine-tuning of a language model on triplets (section 3.1.1)."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
 import torch
 
-from ip2p_lib.config import DATA, preset
 from ip2p_lib.diffusion.lora import add_lora, lora_weights
 from ip2p_lib.triplets.finetuning import (
     completion_loss,
@@ -15,19 +12,17 @@ from ip2p_lib.triplets.finetuning import (
     tokenize_triplets,
     write_finetuning_file,
 )
-from ip2p_lib.triplets.loading import load_language_model
 from ip2p_lib.triplets.record import (
     PROMPT_END,
     Triplet,
     parse_completion,
-    read_jsonl,
     to_completion,
     to_prompt,
 )
 from tests.support.open_models import KINDS, TRIPLETS, new_model, new_tokenizer
 
 
-def test_the_file_has_the_released_scripts_rows(tmp_path) -> None:
+def test_the_file_has_the_released_scripts_rows(tmp_path):
     path = write_finetuning_file(tmp_path / "train.jsonl", TRIPLETS)
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert rows[0] == {
@@ -42,7 +37,7 @@ def test_the_file_has_the_released_scripts_rows(tmp_path) -> None:
 
 @pytest.mark.parametrize("end", ["<|endoftext|>", None])
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_the_completion_is_learnt_whatever_the_tokenizer(kind: str, end) -> None:
+def test_only_the_completion_is_learnt_whatever_the_tokenizer(kind: str, end):
     """With no padding token and no length; with a first token; with no end."""
     tokenizer = new_tokenizer(kind, eos_token=end)
     assert tokenizer.pad_token is None and tokenizer.model_max_length > 1e18
@@ -57,7 +52,7 @@ def test_only_the_completion_is_learnt_whatever_the_tokenizer(kind: str, end) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_loss_is_transformers_own(kind: str) -> None:
+def test_the_loss_is_transformers_own(kind: str):
     """Which shifts the labels itself and averages over those that are not -100."""
     tokenizer = new_tokenizer(kind)
     model = new_model(kind, len(tokenizer)).double()
@@ -68,7 +63,7 @@ def test_the_loss_is_transformers_own(kind: str) -> None:
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)  # theirs is in float32
 
 
-def test_a_triplet_too_long_for_the_model_is_refused() -> None:
+def test_a_triplet_too_long_for_the_model_is_refused():
     tokenizer = new_tokenizer("gpt2")
     tokenizer.model_max_length = 192
     long = Triplet("cat " * 300, "shorter", "a cat")
@@ -90,7 +85,7 @@ def weights_of(model) -> dict[str, torch.Tensor]:
     return {name: weight.detach().clone() for name, weight in learnt}
 
 
-def test_fine_tuning_sees_every_row_once_an_epoch_and_learns() -> None:
+def test_fine_tuning_sees_every_row_once_an_epoch_and_learns():
     model, rows = learner("gpt2", lora=False)
     assert len(list(fine_tune(model, *rows, batch_size=4))) == 2  # of 6 rows
     options = {"epochs": 60, "learning_rate": 3e-3, "batch_size": 6}
@@ -101,10 +96,10 @@ def test_fine_tuning_sees_every_row_once_an_epoch_and_learns() -> None:
 
 @pytest.mark.parametrize("lora", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_micro_batches_and_checkpointing_learn_the_same(kind: str, lora: bool) -> None:
+def test_micro_batches_and_checkpointing_learn_the_same(kind: str, lora: bool):
     calls, results = [], []
 
-    def count(module, _) -> None:
+    def count(module, _):
         calls.append(type(module).__name__.endswith("MLP"))
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
@@ -125,7 +120,7 @@ def test_micro_batches_and_checkpointing_learn_the_same(kind: str, lora: bool) -
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_half_precision_base_trains_its_float32_matrices(kind: str, dtype) -> None:
+def test_a_half_precision_base_trains_its_float32_matrices(kind: str, dtype):
     """As float32 does, to what half precision resolves; the base is left as it was."""
     expected_model, rows = learner(kind)
     model, _ = learner(kind, dtype=dtype)
@@ -141,7 +136,7 @@ def test_a_half_precision_base_trains_its_float32_matrices(kind: str, dtype) -> 
         assert torch.equal(model.state_dict()[name], weight), name
 
 
-def test_a_step_without_a_finite_loss_is_not_taken() -> None:
+def test_a_step_without_a_finite_loss_is_not_taken():
     model, rows = learner("qwen2")
     steps = fine_tune(model, *rows, batch_size=2)
     next(steps)
@@ -152,25 +147,3 @@ def test_a_step_without_a_finite_loss_is_not_taken() -> None:
         next(steps)
     for name, weight in weights_of(model).items():
         assert torch.equal(weight, before[name])
-
-
-@pytest.mark.slow
-def test_an_epoch_of_lora_teaches_what_one_of_all_weights_does() -> None:
-    """On held-out triplets written by hand, with a twentieth of the numbers."""
-    written = read_jsonl(DATA / "triplets" / "miniature.jsonl")
-    held_out = written[::13]
-    parts = held_out, [triplet for triplet in written if triplet not in held_out]
-    gains = []
-    for lora, rate in ((False, 1e-4), (True, 7e-4)):
-        pupil = load_language_model(preset("miniature").language_model, device="cpu")
-        test, train = (tokenize_triplets(pupil.tokenizer, part) for part in parts)
-        if lora:
-            add_lora(pupil.model, rank=8)
-        with torch.no_grad():
-            before = completion_loss(pupil.model, *test)
-        list(fine_tune(pupil.model, *train, learning_rate=rate))
-        with torch.no_grad():
-            gains.append(float(before - completion_loss(pupil.model, *test)))
-    every_weight, with_lora = gains
-    assert every_weight > 0.5
-    assert with_lora > 0.8 * every_weight

@@ -1,7 +1,5 @@
 """Triplets from a local language model: sampling, best of n, the shipped model."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -30,7 +28,7 @@ def tiny() -> LanguageModel:
     return LanguageModel(new_model("gpt2", len(tokenizer)), tokenizer)
 
 
-def test_a_reply_depends_on_neither_batch_nor_neighbours(tiny) -> None:
+def test_a_reply_depends_on_neither_batch_nor_neighbours(tiny):
     captions = [f"{caption} {n}" for n in range(4) for caption in CAPTIONS]
 
     def texts(**settings) -> list[str]:
@@ -45,7 +43,7 @@ def test_a_reply_depends_on_neither_batch_nor_neighbours(tiny) -> None:
     assert len(set(alone)) > 6
 
 
-def test_tokens_come_as_often_as_temperature_and_penalty_say() -> None:
+def test_tokens_come_as_often_as_temperature_and_penalty_say():
     n, temperature, penalty = 50_000, 0.7, 0.1
     logits = torch.tensor([-torch.inf, 1.0, 0.5, 0.0, -torch.inf, -1.0, -torch.inf])
     reply = torch.tensor([1, 1, 1, 3])
@@ -64,7 +62,7 @@ def test_tokens_come_as_often_as_temperature_and_penalty_say() -> None:
     assert ((measured - expected).abs() <= bound).all(), (measured, expected)
 
 
-def test_captions_are_read_one_batch_at_a_time(tiny) -> None:
+def test_captions_are_read_one_batch_at_a_time(tiny):
     taken = 0
 
     def endless():
@@ -79,13 +77,13 @@ def test_captions_are_read_one_batch_at_a_time(tiny) -> None:
     assert taken == 8
 
 
-def test_a_caption_longer_than_the_context_is_answered_all_the_same(tiny) -> None:
+def test_a_caption_longer_than_the_context_is_answered_all_the_same(tiny):
     long, short = generate_triplets(tiny, ["cat " * 500, CAPTIONS[0]], max_tokens=4)
     assert long.caption == "cat " * 500
     assert short.text
 
 
-def test_bad_settings_are_refused(tiny) -> None:
+def test_bad_settings_are_refused(tiny):
     for settings in ({"temperature": 0.0}, {"num_samples": 0}):
         with pytest.raises(ValueError, match="num_samples at least 1"):
             next(generate_triplets(tiny, CAPTIONS, **settings))
@@ -97,7 +95,7 @@ def shipped() -> LanguageModel:
     return load_language_model(scale.language_model, scale.language_adapter)
 
 
-def test_the_shipped_model_writes_triplets_for_scenes_it_never_saw(shipped) -> None:
+def test_the_shipped_model_writes_triplets_for_scenes_it_never_saw(shipped):
     folder = Path(preset("miniature").language_model.path_or_id)
     sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
     assert sum(sizes) <= 3_000_000
@@ -123,9 +121,7 @@ def likelihood(model: LanguageModel, text: str, caption: str) -> float:
     )
 
 
-def test_of_several_samples_the_most_likely_triplet_is_chosen(
-    shipped, monkeypatch
-) -> None:
+def test_of_several_samples_the_most_likely_triplet_is_chosen(shipped, monkeypatch):
     all_samples = {}
 
     def watched(caption, samples):
@@ -150,7 +146,7 @@ def test_of_several_samples_the_most_likely_triplet_is_chosen(
         assert reply.text == (valid or texts)[0]
 
 
-def test_samples_that_are_no_triplets_never_win() -> None:
+def test_samples_that_are_no_triplets_never_win():
     def chosen(*texts: str) -> Reply:
         samples = [ScoredReply(text, -i) for i, text in enumerate(texts, start=1)]
         return best_of_n(CAPTIONS[0], samples)

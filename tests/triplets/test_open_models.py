@@ -1,7 +1,5 @@
 """Open models, as the Hub has them, write by our settings and with our adapters."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -38,9 +36,7 @@ def greedy(writer: LanguageModel, captions) -> list[str]:
     return [reply.text for reply in generate_triplets(writer, captions, **settings)]
 
 
-def test_an_open_model_is_sampled_by_our_settings_and_not_by_its_own(
-    open_model,
-) -> None:
+def test_an_open_model_is_sampled_by_our_settings_and_not_by_its_own(open_model):
     """Its folder asks for a penalty of 9; padded and in batches, against row by row."""
     writer = load_language_model(open_model, device="cpu")
     longest = {"gpt2": 192, "llama": 2048, "qwen2": 4096}[open_model.name]
@@ -56,7 +52,7 @@ def test_an_open_model_is_sampled_by_our_settings_and_not_by_its_own(
         assert text == tokenizer.decode(new, skip_special_tokens=True)
 
 
-def test_an_open_model_writes_what_its_adapter_learnt(open_model, tmp_path) -> None:
+def test_an_open_model_writes_what_its_adapter_learnt(open_model, tmp_path):
     pupil = load_language_model(open_model, device="cpu")
     add_lora(pupil.model, rank=16)
     rows = tokenize_triplets(pupil.tokenizer, TRIPLETS)
@@ -73,29 +69,28 @@ def test_an_open_model_writes_what_its_adapter_learnt(open_model, tmp_path) -> N
     assert not any(written(None))
 
 
-def test_a_tokenizer_with_nothing_to_pad_with_is_refused() -> None:
+def test_a_tokenizer_with_nothing_to_pad_with_is_refused():
     tokenizer = new_tokenizer("qwen2", eos_token=None)
     with pytest.raises(ValueError, match="pad_token"):
         loading._prepare_tokenizer(tokenizer, new_model("qwen2", len(tokenizer)))
 
 
 @pytest.mark.parametrize(
-    ("device", "capability", "parameters", "expected"),
+    ("device", "parameters", "expected"),
     [
-        ("cpu", None, 1_500_000_000, torch.float32),
-        ("cuda", (8, 0), 1_300_000, torch.float32),
-        ("cuda", (8, 0), 1_500_000_000, torch.bfloat16),
-        ("cuda", (7, 5), 1_500_000_000, torch.float16),  # a T4
+        ("cpu", 1_500_000_000, torch.float32),
+        ("cuda", 1_300_000, torch.float32),
+        ("cuda", 1_500_000_000, torch.float16),
     ],
 )
 def test_a_large_model_on_a_gpu_is_in_the_half_precision_it_has(
-    monkeypatch, device: str, capability, parameters: int, expected
-) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch, device: str, parameters: int, expected
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert loading._precision(parameters, torch.device(device)) is expected
 
 
-def test_the_angles_of_a_rotary_model_stay_in_float32(monkeypatch, tmp_path) -> None:
+def test_the_angles_of_a_rotary_model_stay_in_float32(monkeypatch, tmp_path):
     """In bfloat16 they would be off by a turn after some hundred tokens."""
     folder = save_open_model(tmp_path, "qwen2")
     monkeypatch.setattr(loading, "_precision", lambda *_: torch.bfloat16)
@@ -106,7 +101,7 @@ def test_the_angles_of_a_rotary_model_stay_in_float32(monkeypatch, tmp_path) -> 
     torch.testing.assert_close(angles, expected)
 
 
-def test_a_model_of_the_hub_is_read_from_the_cache(monkeypatch, tmp_path) -> None:
+def test_a_model_of_the_hub_is_read_from_the_cache(monkeypatch, tmp_path):
     snapshot = tmp_path / "models--maker--model" / "snapshots" / REVISION
     local = save_open_model(tmp_path / "local", "qwen2")
     shutil.copytree(local, snapshot)

@@ -1,7 +1,5 @@
 """The triplet record: format, rules and file (section 3.1.1)."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
@@ -17,7 +15,7 @@ ROSE = Triplet("a sunflower on a beach", "make it a rose", "a rose on a beach")
 CHINESE = Triplet("a cat at night", "把猫换成狗", "a dog at night", "zh")
 
 
-def test_a_completion_is_read_back() -> None:
+def test_a_completion_is_read_back():
     for triplet in (ROSE, CHINESE):
         text = triplet.instruction + "\n%%\n" + triplet.edited_caption
         for end in ("", "\nEND", "\nEND\nand more\n%%\nnoise"):
@@ -41,7 +39,7 @@ def test_a_completion_is_read_back() -> None:
         ("keep it\n%%\nA Sunflower on a beach.\nEND", "unchanged"),
     ],
 )
-def test_a_bad_reply_is_refused_with_one_reason(reply: str, reason: str) -> None:
+def test_a_bad_reply_is_refused_with_one_reason(reply: str, reason: str):
     with pytest.raises(TripletError) as caught:
         triplets.parse_completion(ROSE.caption, reply)
     assert caught.value.reason == reason
@@ -55,7 +53,7 @@ def test_case_and_end_punctuation_are_no_change_and_language_is_the_instructions
     assert triplets.make_triplet("一只猫", "a dog please", "一只狗").language == "en"
 
 
-def test_a_file_comes_back_as_it_was(tmp_path) -> None:
+def test_a_file_comes_back_as_it_was(tmp_path):
     swedish = Triplet("a cat", "en hund", "a dog", "sv")
     path = triplets.write_jsonl(tmp_path / "new" / "t.jsonl", [ROSE, CHINESE, swedish])
     assert triplets.read_jsonl(path) == [ROSE, CHINESE, swedish]
@@ -64,7 +62,7 @@ def test_a_file_comes_back_as_it_was(tmp_path) -> None:
     assert "把猫换成狗" in path.read_text(encoding="utf-8")
 
 
-def test_both_of_the_authors_spellings_are_read(tmp_path) -> None:
+def test_both_of_the_authors_spellings_are_read(tmp_path):
     path = tmp_path / "t.jsonl"
     edit = {"edit": ROSE.instruction, "output": ROSE.edited_caption}
     released = {"input": ROSE.caption, **edit, "url": "http://x"}
@@ -78,24 +76,11 @@ BAD_LINES += [b'{"input": "a", "edit": "b", "output": %s}' % x for x in (b"3", b
 
 
 @pytest.mark.parametrize("line", BAD_LINES)
-def test_a_bad_line_is_named(tmp_path, line: bytes) -> None:
+def test_a_bad_line_is_named(tmp_path, line: bytes):
     path = triplets.write_jsonl(tmp_path / "t.jsonl", [ROSE])
     path.write_bytes(path.read_bytes() + line + b"\n")
     with pytest.raises(ValueError, match=r"t\.jsonl:2: "):
         triplets.read_jsonl(path)
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path) -> None:
-    path = triplets.write_jsonl(tmp_path / "t.jsonl", [ROSE])
-
-    def interrupted():
-        yield CHINESE
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        triplets.write_jsonl(path, interrupted())
-    assert triplets.read_jsonl(path) == [ROSE]
-    assert list(tmp_path.iterdir()) == [path]
 
 
 GENERAL = DATA / "triplets" / "general.jsonl"
@@ -108,7 +93,7 @@ def tokens_at_most(text):
     return sum(max(1, math.ceil(size)) for size in sizes) + 2  # start and end
 
 
-def test_the_general_set_is_as_large_as_the_papers_and_varied() -> None:
+def test_the_general_set_is_as_large_as_the_papers_and_varied():
     general = read_jsonl(GENERAL)  # reading checks every triplet
     assert len(general) >= 700
     assert len({t.instruction.lower() for t in general}) == len(general)

@@ -94,10 +94,13 @@ def test_a_line_that_was_cut_off_is_removed(tmp_path) -> None:
     file.append(ROW)
     file.close()
     whole = path.read_bytes()
-    path.write_bytes(whole + b'{"key": "half')
+    for cut in (whole + b'{"key": "half', whole[:-1]):  # the second lacks nothing
+        path.write_bytes(cut)
+        file = ReplyFile(path)
+        assert file.rows == {"k": ROW} and file.cost == 0.5
+        assert path.read_bytes() == whole
+        file.close()
     file = ReplyFile(path)
-    assert file.rows == {"k": ROW} and file.cost == 0.5
-    assert path.read_bytes() == whole
     file.append(ROW | {"key": "l"})
     file.close()
     assert len(path.read_bytes().splitlines()) == 2

@@ -1,7 +1,5 @@
 """A service answers, fails and is paid for; played by a fake over real sockets."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -74,7 +72,7 @@ def test_eight_at_a_time_come_back_in_order_and_are_read_as_needed(server, clien
     assert position == 99 and max(most) <= 8
 
 
-def test_a_request_has_the_task_the_examples_and_the_schema(server, client) -> None:
+def test_a_request_has_the_task_the_examples_and_the_schema(server, client):
     example = Triplet("a cat", "a dog, please", "a dog")
     (answer,) = ask(["a castle"], client, examples=[example], temperature=0.7)
     assert answer.triplet == Triplet("a castle", "make it night", "a castle at night")
@@ -111,7 +109,7 @@ def hostile_captions() -> list[str]:
 
 def test_a_hostile_caption_is_data_in_a_request_that_stays_the_same(
     server, client, tmp_path
-) -> None:
+):
     captions, path = hostile_captions(), tmp_path / "replies.jsonl"
     replies = list(ask(captions, client, replies_path=path))
     assert list(ask(captions, client, replies_path=path)) == replies
@@ -140,7 +138,7 @@ def test_a_hostile_caption_is_data_in_a_request_that_stays_the_same(
 )
 def test_a_failure_of_all_captions_stops_the_run_in_words(
     server, client, status, code, says, tmp_path, caplog
-) -> None:
+):
     caplog.set_level(logging.DEBUG)
     message = f"Incorrect API key provided: {KEY}. Quota, rate."
     server.fault = lambda number: failure(status, code, message, x_should_retry="false")
@@ -209,7 +207,7 @@ NO_CHOICES = [b"", b"<html>", b"\xff\xfe", b"[" * 20_000, b"{}", b"null"]
 NO_CHOICES += [b'{"choices": []}', b'{"choices": {}}', b'{"error": {"code": 429}}']
 
 
-def test_an_answer_without_choices_stops_the_run(server, client) -> None:
+def test_an_answer_without_choices_stops_the_run(server, client):
     for body in NO_CHOICES:
         server.script, sent = [page(200, body)], len(server.requests)
         with pytest.raises(ServiceError, match="choices"):
@@ -226,9 +224,7 @@ def test_an_answer_without_end_is_cut_off_and_explained(server, monkeypatch):
     assert len(server.requests) == 2
 
 
-def test_a_missing_server_key_or_part_of_the_address_is_explained(
-    server, monkeypatch
-) -> None:
+def test_a_missing_server_key_or_part_of_the_address_is_explained(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for address, says in (
         (server.url.removesuffix("/v1"), "must end in /v1"),
@@ -245,7 +241,7 @@ def test_a_missing_server_key_or_part_of_the_address_is_explained(
         assert next(ask(["a castle"], client)).triplet
 
 
-def test_a_pasted_key_is_stripped_and_a_malformed_one_is_not_sent(monkeypatch) -> None:
+def test_a_pasted_key_is_stripped_and_a_malformed_one_is_not_sent(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", f" {KEY}\n")
     assert connect().api_key == KEY
     for key in ("sk-k\u00e4se", "sk-one sk-two", "sk-one\nsk-two"):
@@ -272,7 +268,7 @@ def test_a_pasted_key_is_stripped_and_a_malformed_one_is_not_sent(monkeypatch) -
 )
 def test_an_unusable_reply_has_one_reason_also_from_the_file(
     server, client, tmp_path, response, reason
-) -> None:
+):
     path, attempts = tmp_path / "replies.jsonl", 2 if reason == "schema" else 1
     server.script = [response] * attempts
     for _ in range(2):
@@ -281,7 +277,7 @@ def test_an_unusable_reply_has_one_reason_also_from_the_file(
     assert len(server.requests) == attempts
 
 
-def test_a_malformed_reply_is_requested_again(server, client) -> None:
+def test_a_malformed_reply_is_requested_again(server, client):
     server.script = [reply("make it night"), RIGHT]
     assert next(ask(["a castle"], client)).triplet
     assert len(server.requests) == 2
@@ -290,7 +286,7 @@ def test_a_malformed_reply_is_requested_again(server, client) -> None:
 # What it costs
 
 
-def test_the_price_table_is_well_formed() -> None:
+def test_the_price_table_is_well_formed():
     for model, price in read_prices().items():
         assert price_of(model) == price
         assert 0 < price.input <= price.output <= 100  # dollars per million tokens
@@ -301,28 +297,27 @@ def test_the_price_table_is_well_formed() -> None:
         price_of("gpt-7")
 
 
-def test_a_damaged_price_table_is_named_with_a_remedy(tmp_path, monkeypatch) -> None:
+MODELS = ['{"m": 3}', '{"m": {"input": -1, "output": 1}}']
+MODELS += ['{"m": {"input": NaN, "output": 1}}']
+TABLES = ["{", "[]", *(f'{{"checked": "x", "models": {m}}}' for m in MODELS)]
+
+
+@pytest.mark.parametrize("text", TABLES)
+def test_a_damaged_price_table_is_refused(tmp_path, monkeypatch, text):
     monkeypatch.setattr(pricing, "DATA", tmp_path)
-    models = ['{"m": 3}', '{"m": {"input": "1", "output": 1}}']
-    models += [
-        '{"m": {"input": -1, "output": 1}}',
-        '{"m": {"input": NaN, "output": 1}}',
-    ]
-    tables = [f'{{"checked": "x", "models": {m}}}' for m in models]
-    for text in ("{", "[]", '{"models": {}}', *tables):
-        (tmp_path / "prices.json").write_text(text)
-        with pytest.raises(ValueError, match=r"git checkout data/prices\.json"):
-            pricing.read_prices()
+    (tmp_path / "prices.json").write_text(text)
+    with pytest.raises(ValueError, match="no price table"):
+        pricing.read_prices()
 
 
-def test_the_token_count_is_near_openais() -> None:
+def test_the_token_count_is_near_openais():
     for texts in (PROMPTS, REPLIES):
         expected = sum(COUNTS[text] for text in texts)
         assert sum(map(count_tokens, texts)) == pytest.approx(expected, rel=0.10)
 
 
 @pytest.mark.parametrize("n", [0, 8])
-def test_the_estimate_is_near_the_bill(server, client, n, tmp_path) -> None:
+def test_the_estimate_is_near_the_bill(server, client, n, tmp_path):
     shown = [json.loads(text) for text in REPLIES[:n]]
     pairs = zip(CAPTIONS, shown, strict=False)
     examples = [Triplet(c, r["instruction"], r["edited_caption"]) for c, r in pairs]
@@ -359,7 +354,7 @@ def one_random_run(server, client, chance, path) -> tuple[float, float, bool]:
 
 
 @pytest.mark.slow
-def test_60_random_runs_never_exceed_their_limit(tmp_path, monkeypatch) -> None:
+def test_60_random_runs_never_exceed_their_limit(tmp_path, monkeypatch):
     """Faults come after the service has written, and billed, its reply."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
     chance, stopped, shares = random.Random(0), 0, []
@@ -374,7 +369,7 @@ def test_60_random_runs_never_exceed_their_limit(tmp_path, monkeypatch) -> None:
     assert max(shares) > 0.5
 
 
-def test_nothing_is_sent_that_does_not_fit(server, client) -> None:
+def test_nothing_is_sent_that_does_not_fit(server, client):
     with pytest.raises(CostLimitError, match="not sent"):
         next(ask(["a castle"], client, price=PRICE, max_cost=1e-9))
     with pytest.raises(ValueError, match="no price of 'm'"):
@@ -382,7 +377,7 @@ def test_nothing_is_sent_that_does_not_fit(server, client) -> None:
     assert server.requests == []
 
 
-def test_near_the_limit_requests_wait_for_each_other(server, client) -> None:
+def test_near_the_limit_requests_wait_for_each_other(server, client):
     """The worst cases of eight requests do not fit, their bills do."""
     single = client.with_options(max_retries=0)
     captions = [f"caption {position}" for position in range(8)]

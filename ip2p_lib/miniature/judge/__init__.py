@@ -6,6 +6,5 @@ CLIP's filter).
 """
 
 from ip2p_lib.miniature.judge.model import Judge, load_judge
-from ip2p_lib.miniature.judge.readings import Reading
 
-__all__ = ["Judge", "Reading", "load_judge"]
+__all__ = ["Judge", "load_judge"]

@@ -122,9 +122,9 @@ class Judge(nn.Module):
         parts = [self(part.to(self.places)) for part in images.split(batch)]
         return {name: torch.cat([p[name] for p in parts]).cpu() for name in parts[0]}
 
-    def read(self, images: Tensor, batch: int = 64) -> list[Reading]:
-        """Read images, with arguments as in ``predict``."""
-        return list(readings_of(self.predict(images, batch)))
+    def read(self, images: Tensor) -> list[Reading]:
+        """Read images, as in ``predict``."""
+        return list(readings_of(self.predict(images)))
 
 
 def save_judge(judge: Judge, folder: Path) -> None:

@@ -127,11 +127,7 @@ def _centres(where: Tensor) -> Tensor:
 
 
 def labels(codes: Tensor) -> dict[str, Tensor]:
-    """The right answers: (B,) index into ``ANSWERS[attribute]`` for each attribute.
-
-    Args:
-        codes: (B, 20) from ``render.encode``.
-    """
+    """The right answers of (B, 20) codes: (B,) index into each of ``ANSWERS``."""
     scene, *objects = split_codes(codes)
     answers = dict(zip(SCENE, scene.unbind(1), strict=False))
     for slot, obj in zip(SLOTS, objects, strict=True):

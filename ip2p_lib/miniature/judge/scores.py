@@ -48,15 +48,12 @@ class EditScores:
         return {name: getattr(self, name).float() for name in names}
 
 
-def read_answers(judge: Judge, images: Tensor, batch: int = 64) -> dict[str, Tensor]:
+def read_answers(judge: Judge, images: Tensor) -> dict[str, Tensor]:
     """The likeliest answer of every attribute, (B,) index into its ``ANSWERS``.
 
-    Args:
-        judge: the attribute classifier.
-        images: (B, 3, 128, 128) in [-1, 1].
-        batch: images read at once; the answers do not depend on it.
+    ``images`` are (B, 3, 128, 128) in [-1, 1].
     """
-    logits = judge.predict(images, batch)
+    logits = judge.predict(images)
     return {name: logits[name].argmax(1) for name in ANSWERS}
 
 
@@ -71,7 +68,7 @@ def score_edits(
     """Score B edits of known scenes.
 
     Args:
-        judge: the attribute classifier.
+        judge: reads the images.
         edits: (B, 3, 128, 128) in [-1, 1], what the editor made.
         before: (B, 3, 128, 128), the inputs.
         ground_truth: (B, 3, 128, 128), the rendered ground truth.

@@ -10,19 +10,12 @@ import torch
 from ip2p_lib.config import HELD_OUT, Rendering, preset
 from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
-from ip2p_lib.filtering.clip_filter import keep_best, score_pairs
-from ip2p_lib.miniature.judge.calibration import (
-    CROSS_ATTENTION,
-    FIRST,
-    SELF_ATTENTION,
-    held_out_edits,
-    read_candidates,
-)
+from ip2p_lib.filtering.clip_filter import score_pairs
+from ip2p_lib.miniature.judge.calibration import FIRST, held_out_edits, read_candidates
 from ip2p_lib.miniature.judge.model import load_judge
 from ip2p_lib.miniature.judge.verdicts import VERDICTS, verdicts
 from ip2p_lib.rendering import draw_candidates, generate_pairs
 from jobs.miniature import calibrate_filter as calibrate
-from jobs.miniature import make_pairs
 
 SETTINGS = Rendering(
     steps=2, candidates=2, batch_size=3, sampler="ddim", cfg_min=2.0, cfg_max=4.0
@@ -111,27 +104,3 @@ def test_the_same_candidates_are_labelled_with_cross_attention_injected(scale, w
         assert one["cross_attention"] and not other["cross_attention"]
     images = [[row["direction"] for row in rows] for rows in (injected, plain)]
     assert images[0] != images[1], "other images"
-
-
-def test_cross_attention_injection_brings_images_closer_and_makes_more_pairs_good():
-    """As the shipped runs say: of a random network neither is true."""
-    plain, plain_facts = read_candidates(SELF_ATTENTION)
-    injected, injected_facts = read_candidates(CROSS_ATTENTION)
-    assert [plain_facts["cross_attention"], injected_facts["cross_attention"]] == [0, 1]
-    assert plain.triplets == injected.triplets
-    assert plain.good.sum() < injected.good.sum()
-    assert plain.l1.mean() > injected.l1.mean()
-
-
-def test_the_best_of_four_candidates_are_good_more_often_than_the_best_of_two():
-    """As ``make_pairs`` chooses, by the shipped run."""
-    four, filtering = read_candidates(CROSS_ATTENTION)[0], preset("miniature").filtering
-    limits = replace(filtering, keep=make_pairs.KEPT)
-    places = [four.triplets[:row].count(n) for row, n in enumerate(four.triplets)]
-    assert max(places) + 1 == make_pairs.CANDIDATES
-    two = four.where(torch.tensor(places) < 2)
-    rates = [
-        part.good[keep_best(part.scores, part.triplets, limits)].double().mean()
-        for part in (two, four)
-    ]
-    assert rates[1] > rates[0] + 0.03

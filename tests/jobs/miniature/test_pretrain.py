@@ -27,7 +27,7 @@ from jobs.miniature.losses import clip_loss, unet_loss, vae_loss
 CPU = torch.device("cpu")
 
 
-def test_fit_learns_until_its_budget_is_spent() -> None:
+def test_fit_learns_until_its_budget_is_spent():
     layer, target = torch.nn.Linear(4, 1), torch.arange(1.0, 5)
 
     def loss_of(step: int) -> torch.Tensor:
@@ -38,14 +38,14 @@ def test_fit_learns_until_its_budget_is_spent() -> None:
     assert last.seconds >= 1.5 and last.loss < 0.1
 
 
-def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+def test_a_loss_that_is_not_finite_stops_the_run():
     layer = torch.nn.Linear(4, 1)
     steps = fit(layer, lambda _: layer.weight.sum() / 0, Budget(9, 0.1))
     with pytest.raises(FloatingPointError, match="Lower the learning rate"):
         next(steps)
 
 
-def test_clip_prefers_the_right_images() -> None:
+def test_clip_prefers_the_right_images():
     corpus = build_corpus(0, 6)
     tokenizer = models.train_tokenizer(corpus.captions + corpus.instructions)
     images = render_bytes(torch.cat([corpus.before, corpus.after]), CPU)
@@ -67,7 +67,7 @@ def test_clip_prefers_the_right_images() -> None:
 class Copy(torch.nn.Module):
     """An autoencoder whose decoder returns a given image at any size."""
 
-    def __init__(self, image: torch.Tensor) -> None:
+    def __init__(self, image: torch.Tensor):
         super().__init__()
         self.encoder = lambda x: torch.zeros(len(x), 8, 32, 32)
         pool = torch.nn.functional.avg_pool2d
@@ -76,7 +76,7 @@ class Copy(torch.nn.Module):
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_the_autoencoders_loss_is_smallest_for_a_perfect_copy(half: bool) -> None:
+def test_the_autoencoders_loss_is_smallest_for_a_perfect_copy(half: bool):
     x = torch.rand(2, 3, 128, 128) * 2 - 1
     noise = torch.zeros(2, 4, 32, 32)
     right = vae_loss(Copy(x), x, noise, half)  # type: ignore[arg-type]
@@ -84,20 +84,20 @@ def test_the_autoencoders_loss_is_smallest_for_a_perfect_copy(half: bool) -> Non
     assert right == pytest.approx(0, abs=1e-6) and wrong > 0.05
 
 
-def test_token_ids_are_the_tokenizers_own() -> None:
+def test_token_ids_are_the_tokenizers_own():
     texts = build_corpus(0, 50).captions
     tokenizer = models.train_tokenizer(texts)
     expected = tokenizer(texts, padding="max_length", max_length=77).input_ids
     assert token_ids(tokenizer, texts, 77).tolist() == expected
 
 
-def test_bytes_and_units_are_inverse() -> None:
+def test_bytes_and_units_are_inverse():
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_bytes(to_unit(levels)), levels)
 
 
 @pytest.mark.slow
-def test_a_corpus_sampled_by_several_processes_is_the_same() -> None:
+def test_a_corpus_sampled_by_several_processes_is_the_same():
     one, several = build_corpus(5, 2100), sample_corpus(5, 2100)
     assert torch.equal(one.before, several.before)
     assert torch.equal(one.after, several.after)
@@ -105,7 +105,7 @@ def test_a_corpus_sampled_by_several_processes_is_the_same() -> None:
     assert one.instructions == several.instructions
 
 
-def test_a_step_of_the_unet_learns_from_stored_latents_and_texts() -> None:
+def test_a_step_of_the_unet_learns_from_stored_latents_and_texts():
     corpus = build_corpus(0, 4)
     tokenizer = models.train_tokenizer(corpus.captions)
     states = encode_texts(
@@ -122,7 +122,7 @@ def test_a_step_of_the_unet_learns_from_stored_latents_and_texts() -> None:
     assert not torch.equal(unet.conv_in.weight, start)
 
 
-def test_objects_weigh_more_than_their_surroundings() -> None:
+def test_objects_weigh_more_than_their_surroundings():
     scenes = [sample_scene(seed) for seed in range(40)]
     weights = object_weights(encode(scenes), 32)
     assert set(weights.unique().tolist()) == {1, 4}
@@ -136,7 +136,7 @@ def test_objects_weigh_more_than_their_surroundings() -> None:
         assert area == pytest.approx(inside, rel=0.2)
 
 
-def test_weights_of_positions_do_not_change_the_scale_of_the_loss() -> None:
+def test_weights_of_positions_do_not_change_the_scale_of_the_loss():
     shape, ids = (4, 4, 32, 32), torch.arange(4)
     guess = normal(key("guess"), ids, shape[1:])
     schedule, zeros = Schedule.scaled_linear(), torch.zeros(shape)

@@ -17,7 +17,7 @@ from jobs.miniature.make_pairs import world_captions
 from jobs.miniature.train_editor import first_unet, read_pairs
 
 
-def test_pairs_are_generated_and_read_back_for_training(tmp_path: Path) -> None:
+def test_pairs_are_generated_and_read_back_for_training(tmp_path: Path):
     """All of ``make_pairs`` and ``train_editor`` with the shipped models, in small."""
     scale, out = preset("smoke"), tmp_path / "data"
     both = {"out": out, "work": tmp_path}
@@ -36,7 +36,7 @@ def test_pairs_are_generated_and_read_back_for_training(tmp_path: Path) -> None:
     assert sample[0].instruction in {t.instruction for t in triplets}
 
 
-def test_an_editor_begins_as_the_widened_unet_or_as_an_earlier_editor() -> None:
+def test_an_editor_begins_as_the_widened_unet_or_as_an_earlier_editor():
     backbone = load_stable_diffusion(MODELS / "miniature-sd", device="cpu")
     begun = first_unet(DATA, backbone, warm=False)
     assert not begun.conv_in.weight[:, 4:].any()
@@ -50,6 +50,6 @@ def test_an_editor_begins_as_the_widened_unet_or_as_an_earlier_editor() -> None:
         assert torch.equal(weight, shipped[name].to(weight)), name
 
 
-def test_training_without_pairs_says_how_to_make_some(tmp_path: Path) -> None:
+def test_training_without_pairs_says_how_to_make_some(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="make_pairs write generate"):
         read_pairs(tmp_path, None)  # type: ignore[arg-type]

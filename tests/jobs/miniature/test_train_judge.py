@@ -18,7 +18,7 @@ from tests.support.small_judge import BUS, CAT, LONE, PAIR, small_judge
 CPU = torch.device("cpu")
 
 
-def test_the_judge_is_taught_where_objects_are() -> None:
+def test_the_judge_is_taught_where_objects_are():
     where = object_positions(encode([PAIR, LONE]))
     left, right = (
         where[f"{slot}.where"].reshape(2, 8, 8) for slot in ("left", "right")
@@ -31,7 +31,7 @@ def test_the_judge_is_taught_where_objects_are() -> None:
     assert left.sum().item() == pytest.approx(2) and right[1].sum() == 0
 
 
-def test_half_of_the_images_are_reconstructed() -> None:
+def test_half_of_the_images_are_reconstructed():
     images = torch.full((1030, 3, 2, 2), 200, dtype=torch.uint8)
     mixed = mix_reconstructions(images, lambda x: torch.zeros_like(x))
     assert torch.equal(mixed[1::2], images[1::2])
@@ -39,7 +39,7 @@ def test_half_of_the_images_are_reconstructed() -> None:
     assert (images == 200).all()
 
 
-def test_training_teaches_the_judge_what_it_is_shown() -> None:
+def test_training_teaches_the_judge_what_it_is_shown():
     codes = encode([PAIR, LONE])
     images = render_bytes(codes, CPU)
     judge = train_judge(codes, images, Budget(15, 2e-3, warmup=1), batch=8)
@@ -50,7 +50,7 @@ def test_training_teaches_the_judge_what_it_is_shown() -> None:
     assert losses[1] < 0.8 * losses[0]
 
 
-def test_a_judge_is_measured_on_renders_and_reconstructions() -> None:
+def test_a_judge_is_measured_on_renders_and_reconstructions():
     rows = measure_judge(small_judge(), 4, reconstruct=lambda x: x)
     assert [row["images"] for row in rows] == ["rendered", "reconstructed"]
     assert rows[0]["samples"] == 4 and 0 <= rows[0]["objects"] <= 1

@@ -141,6 +141,35 @@ def test_a_run_that_goes_on_from_its_backup_has_its_settings_too(
     assert "run.json is damaged; --changed" in refused(command, capsys)
 
 
+def test_a_run_without_a_checkpoint_begins_anew(words, tmp_path):
+    """Whatever the settings of the one that was stopped before its first."""
+    write_json(tmp_path / "run.json", [{"after": 0, "seed": 77}])
+    (tmp_path / "step-0000002").mkdir()  # a save that was killed
+    args = train.arguments([*words, "--out", str(tmp_path)])
+    (leg,) = train.check_settings(args, train.get_scale(args))
+    assert (leg["after"], leg["seed"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--clip", "There is no CLIP in nope"),
+        ("--backbone", "There is no model in nope"),
+        ("--editor", "./nope"),
+        ("--out", "test_job.py cannot be a folder"),
+        ("--backup-dir", "test_job.py cannot be a folder"),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_named_before_anything_loads(
+    words, tmp_path, monkeypatch, capsys, option, says
+):
+    monkeypatch.setattr(train, "load_stable_diffusion", None)
+    value = __file__ if "folder" in says else says.split()[-1]
+    command = [*words, "--out", str(tmp_path), option, value]
+    assert says.strip("./") in refused(command, capsys)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_second_command_changes_nothing_in_a_live_folder(words, tmp_path, capsys):
     out = tmp_path / "run"
     with run_lock(out, out / ".job.lock"):

@@ -28,6 +28,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
         ("--validation-pairs", "-1", "at least 0"),
         ("--learning-rate", "0", "above 0"),
         ("--learning-rate", "nan", "above 0"),
+        ("--learning-rate", "inf", "above 0 and finite"),
         ("--ema-decay", "1", "below 1"),
     ],
 )
