@@ -6,8 +6,6 @@ hidden name and renamed, so it is complete or absent; ``load`` verifies every by
 ``prune`` deletes old ones only below a newer one that it has read back.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -5,8 +5,6 @@ values of the released code the file; where the two disagree, the field's commen
 which one is used.
 """
 
-from __future__ import annotations
-
 import difflib
 import os
 from dataclasses import dataclass, field, replace

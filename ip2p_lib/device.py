@@ -1,7 +1,5 @@
 """Choose device and dtype, and copy tensors to the device asynchronously."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ContextDecorator
 from typing import Any

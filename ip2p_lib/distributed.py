@@ -6,8 +6,6 @@ the other functions do nothing. Random draws depend on the example, not on the p
 (see ``rng``), so a run on two devices takes the steps of a run on one, up to rounding.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Sequence
 from tempfile import TemporaryDirectory

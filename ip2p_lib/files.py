@@ -4,8 +4,6 @@ A reader never meets half a file: ``atomic_write`` and ``atomic_directory`` writ
 a hidden name and rename it at the end. ``run_lock`` keeps a second run out of a folder.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -4,8 +4,6 @@ The one place where value ranges and sizes are decided: everything after it sees
 tensors (B, 3, H, W) in [-1, 1], as Stable Diffusion's autoencoder does.
 """
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Mapping, Sequence

@@ -6,8 +6,6 @@ of the tree is copied to another machine, pass the commit along:
     IP2P_COMMIT=$(python -m ip2p_lib.results) python -m jobs...
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

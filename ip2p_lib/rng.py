@@ -11,8 +11,6 @@ Reference: the finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable
 pseudorandom number generators", OOPSLA 2014), with Stafford's constants "Mix13".
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

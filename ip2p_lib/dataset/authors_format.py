@@ -9,8 +9,6 @@ There is a folder per triplet. ``generate_img_dataset.py`` writes them,
 ``prepare_dataset.py`` the list of seeds, and ``edit_dataset.py`` trains from both.
 """
 
-from __future__ import annotations
-
 import io
 import itertools
 import json

@@ -3,8 +3,6 @@
 Every number is counted from the pairs or read from the manifest of their run.
 """
 
-from __future__ import annotations
-
 import io
 import json
 from collections import Counter

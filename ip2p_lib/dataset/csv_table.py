@@ -8,8 +8,6 @@
 ``dataset.write_shards`` makes a data set of the pairs, from which the editor trains.
 """
 
-from __future__ import annotations
-
 import csv
 import difflib
 import itertools

@@ -6,8 +6,6 @@ and is written last: without it a run is unfinished. ``read_shards`` reads a dat
 order, ``PairDataset`` in any order, and ``validate`` lists all that is wrong with it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import itertools

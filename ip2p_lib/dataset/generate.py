@@ -6,8 +6,6 @@ written atomically and then noted in ``progress.json``. Started again in its fol
 run continues after the last noted block and ends with the bytes of an undisturbed run.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

@@ -8,8 +8,6 @@
 ``HfApi().upload_folder(folder_path=folder, repo_id=..., repo_type="dataset")``.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import itertools
 import json

@@ -4,8 +4,6 @@
 <key>.json                            texts, seed, p, guidance scale, CLIP scores
 """
 
-from __future__ import annotations
-
 import io
 import json
 import re

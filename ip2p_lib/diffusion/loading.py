@@ -1,7 +1,5 @@
 """Load pretrained networks: whole, quietly, safetensors only (section 3.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

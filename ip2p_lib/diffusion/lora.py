@@ -12,8 +12,6 @@ torch's global generator, and an adapter is loaded only onto the base that it wa
 trained on; on any other it would spoil every output without an error.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping, Sequence

@@ -17,8 +17,6 @@ Read ``sampler_coefficients`` (which numbers), ``sampler_step`` (the formula abo
 ``trajectory`` (the loop). The numbers may differ between the rows of a batch.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable, Iterator

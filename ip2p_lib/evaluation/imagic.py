@@ -9,8 +9,6 @@ stages, ``Imagic.edit`` the third:
 3. interpolate between the optimised embedding and the caption's, and sample
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace

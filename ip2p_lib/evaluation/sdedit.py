@@ -5,8 +5,6 @@ SDEdit noises the input part of the way and denoises it towards a caption of the
 ignores the input. Both take a text-to-image ``StableDiffusion``, not an editor's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -5,8 +5,6 @@ which pairs are good, a stricter threshold trades recall for precision. Read
 ``precision_recall_curve``, then ``calibrate``, which chooses thresholds.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Figures of the filter: what remains after each stage, and what a threshold trades."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

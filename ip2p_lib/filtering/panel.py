@@ -1,7 +1,5 @@
 """Sliders for the filter's thresholds: ``plot_funnel`` redrawn at each move (3.1.2)."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 

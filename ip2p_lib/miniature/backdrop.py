@@ -1,7 +1,5 @@
 """Sky, land, light and weather of the miniature world, batched over scenes."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Describes scenes in one sentence; ``parsing.read_caption`` is the inverse."""
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Sequence

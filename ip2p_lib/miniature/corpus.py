@@ -1,7 +1,5 @@
 """Samples scenes, edits and captions in bulk, as the training stages read them."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Both read ``data/phrasings``. A phrasing has fields, such as ``{x}`` for the obj
 changes: ``instruct`` draws one text for each field, ``could_ask`` allows them all.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """The artistic media of the miniature world, as filters over rendered images."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -4,8 +4,6 @@ Captions and instructions of people and of the language model are checked: wheth
 captions differ in one attribute, and whether the instruction names that one.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable

@@ -5,8 +5,6 @@ The files are the wordings, one phrasing a line under the header of its section;
 model is trained on them.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from dataclasses import dataclass

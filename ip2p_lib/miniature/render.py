@@ -6,8 +6,6 @@ depends on the rest of the batch. Detail is coarse enough for latents of few cel
 flakes, stars and streaks are few and large.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Scenes and edits as data: everything an image of the miniature world shows."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -6,8 +6,6 @@ order of the codes that the renderer reads, so the tables are frozen: models are
 on them.
 """
 
-from __future__ import annotations
-
 import csv
 from typing import NamedTuple
 

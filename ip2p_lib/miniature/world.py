@@ -5,8 +5,6 @@ A scene says everything an image shows, so the exact result of an edit can be re
 are never trained on.
 """
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
 

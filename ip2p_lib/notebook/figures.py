@@ -5,8 +5,6 @@ list. Each function returns a ``Figure``, which a notebook shows as the value of
 cell's last line. Figures of one stage are in its room.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -5,8 +5,6 @@
 loaded, whether it was typed by hand or passed with ``papermill -p``.
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import inspect

@@ -6,8 +6,6 @@ callback ends in a log that nobody sees, and an ``Output`` widget can block a no
 that runs in batch. Pages without widgets (GitHub, the HTML report) show the still.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 from collections.abc import Callable

@@ -5,8 +5,6 @@ one. A character that no font has is drawn as a box, without a warning. A "$" ne
 starts mathematics.
 """
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 from typing import Any

@@ -6,8 +6,6 @@ own; a row that becomes free goes to the next one. The result equals that of
 another one but its source. A step is one call of the U-Net, wherever its rows are.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ original Prompt-to-Prompt shares self-attention too, but only small maps and onl
 conditional half. Here p means the same with and without word edits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass

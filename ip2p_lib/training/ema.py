@@ -5,8 +5,6 @@ Single steps are noisy, and the average of many is not. Source: the released
 accumulation shortens it; here it is updated once an optimiser step.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -4,8 +4,6 @@ The paper weighs all timesteps alike; ``LOSS_WEIGHTINGS`` holds alternatives. In
 them SNR = a / (1 - a) with a = alphas_cumprod, that is sigma ** -2.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor

@@ -4,8 +4,6 @@
 and card as one folder, which stock ``diffusers`` reads, and ``push_to_hub`` uploads it.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from pathlib import Path

@@ -10,8 +10,6 @@ and SIGTERM save first. The log of losses is part of the checkpoint, so that it 
 every step exactly once; ``losses.json`` is written from it at every save.
 """
 
-from __future__ import annotations
-
 import math
 import signal
 import threading

@@ -11,8 +11,6 @@ the same noise, and both similarities of figure 8 are measured:
 ``rng``), so that validation changes no step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 

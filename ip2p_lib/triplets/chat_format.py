@@ -7,8 +7,6 @@ inside another object. A caption is sent as JSON, in a message of its own: it is
 whatever it says.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -9,8 +9,6 @@ Any ``AutoModelForCausalLM`` will do whose logits are the output of its last lin
 layer (GPT-2, Llama, Qwen; not Gemma 2, which caps them).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path

@@ -5,8 +5,6 @@ fine-tuned GPT-3. Read ``generate_triplets``, then ``_sample_tokens`` (temperatu
 frequency penalty) and ``best_of_n`` (the best of several replies by log-likelihood).
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence

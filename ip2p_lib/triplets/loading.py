@@ -4,8 +4,6 @@ What open models leave open or bring along (precision, padding, context length, 
 settings) is settled here, so that the code that trains and samples need not know.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Prices are in ``data/prices.json``. Tokens are estimated: a service's tokenizer 
 public or has to be downloaded.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ parsing, or one of
     moderation   a text holds a blocked word
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -11,8 +11,6 @@ Each atlas is one row-major grid of 64 px RGBA sprites in the order of
 beside the images.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import sys

@@ -12,8 +12,6 @@ labels the same candidates with cross-attention injected as well, as
 ``results/filter-calibration-cross-attention.json``: the difference is its gain.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ in each step is computed once: images as bytes, latents and text states in half
 precision.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Callable

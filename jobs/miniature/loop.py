@@ -5,8 +5,6 @@ Several processes may train together, each on its own rows of a batch (see
 ``ip2p_lib.distributed``).
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator

@@ -5,8 +5,6 @@ reconstruction with a small KL term (Rombach et al. 2022, section 3.1). ``unet_l
 equation 2 of that paper, with weights over noise levels.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -8,8 +8,6 @@ and a sample of images for readers. Several GPUs work side by side, each with an
 ``--part``. No pair is stored mirrored: instructions name left and right.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import random

@@ -3,8 +3,6 @@
 Everything is a stock ``diffusers`` or ``transformers`` class; ``saving`` writes them.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 

@@ -9,8 +9,6 @@ trained by several processes, each with a GPU and with scenes of its own; CLIP c
 the rows of one batch with each other, so it takes one GPU.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable

@@ -9,8 +9,6 @@ the world's grammar, minutes on a GPU; stage ``written`` is one epoch on
 minute anywhere. The second stage trains a LoRA adapter, so that both models ship.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections import Counter

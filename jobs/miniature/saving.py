@@ -4,8 +4,6 @@ That is diffusers 0.35 to 0.42 and transformers 4.57 to 5.23. Weights are safete
 half precision, in files of at most 14 MB.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

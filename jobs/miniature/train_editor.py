@@ -8,8 +8,6 @@
 writes ``results/miniature-editor.json``. Budgets are wall time.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import time

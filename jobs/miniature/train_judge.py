@@ -7,8 +7,6 @@ off. So half of the images it learns from went through the autoencoder, and of a
 them many are mirrored, moved, softened or lit differently.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from collections.abc import Callable, Mapping

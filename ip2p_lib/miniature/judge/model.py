@@ -4,8 +4,6 @@ It measures edits in the world's own attributes, where the paper has only CLIP (
 4.1). ``readings`` says which attributes those are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path

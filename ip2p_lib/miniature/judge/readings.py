@@ -5,8 +5,6 @@ lone object is in the left slot wherever it stands, and the right one is then "n
 one or two objects in any order have the same eleven attributes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter

@@ -14,8 +14,6 @@ edit and input where the ground truth equals the input, the **edit-region error*
 of edit and ground truth where it does not; both in [0, 1].
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -8,8 +8,6 @@ An answer is ruled out below a probability of 5 %. Every answer above is accepte
 that two sprites which the judge confuses are no fault of a pair.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
