@@ -42,7 +42,7 @@ def generate() -> dict[str, torch.Tensor]:
     pipe = StableDiffusionPipeline.from_pretrained(folder, **safe)
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    noise = normal(key("releases"), torch.zeros(1, dtype=torch.int64), (4, 16, 16))
+    noise = normal(key("releases"), torch.zeros(1, dtype=torch.int64), (4, 32, 32))
     common = {"num_inference_steps": 10, "output_type": "pt", "latents": noise}
     image = pipe("a sunflower in a meadow, 草地上的猫", **common).images
     unet = UNet2DConditionModel.from_pretrained(MODELS / "miniature-ip2p" / "unet")
