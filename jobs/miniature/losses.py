@@ -8,12 +8,14 @@ equation 2 of that paper, with weights over noise levels.
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPModel
 
 from ip2p_lib.diffusion.schedule import Schedule, add_noise
 from ip2p_lib.rng import integers, key, normal
 
+_CHANGE_SCALE = 14.0  # inverse temperature of instructions against changes
+_DRIFT_WEIGHT = 30.0  # of the states of captions
 _MAX_SNR = 5.0  # gamma of Hang et al. 2023
 _MAX_WEIGHT = 30.0  # of a noise level
 
@@ -54,7 +56,35 @@ def clip_loss(
     loss = _contrast(images, texts, clip.logit_scale.exp().clamp(max=100))
     before, after = images.chunk(2)
     change = F.normalize(after - before, dim=-1)
-    return loss + 0.3 * _contrast(change, words, 14.0)
+    return loss + 0.3 * _contrast(change, words, _CHANGE_SCALE)
+
+
+def instruction_loss(
+    clip: CLIPModel,
+    teacher: nn.Module,
+    change: Tensor,
+    captions: Tensor,
+    instructions: Tensor,
+) -> Tensor:
+    """New instructions against what changed, while captions keep their states.
+
+    So a text encoder learns phrasings after a U-Net was trained on its captions.
+
+    Args:
+        clip: the model; its text tower learns.
+        teacher: a copy of the text tower as it was.
+        change: (B, D) unit difference of the images' embeddings.
+        captions: (B, L) token ids.
+        instructions: (B, L) token ids.
+    """
+    n = len(captions)
+    with torch.no_grad():
+        states = teacher(input_ids=captions).last_hidden_state
+    out = clip.text_model(input_ids=torch.cat([captions, instructions]))
+    drift = F.mse_loss(out.last_hidden_state[:n].float(), states.float())
+    words = clip.text_projection(out.pooler_output[n:])
+    words = F.normalize(words.float(), dim=-1)
+    return _contrast(change, words, _CHANGE_SCALE) + _DRIFT_WEIGHT * drift
 
 
 def _slopes(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,14 +26,15 @@ from ip2p_lib.rendering import generate_images
 from ip2p_lib.results import bootstrap_interval
 from jobs.miniature.saving import parts
 
+VALIDATION = HELD_OUT + 1_000_000  # scenes from here on are for choosing settings
 _EDITS = 128  # at once
 _ORDER = re.compile("left|right|[左右]")
 _STEPS, _CFG_SCALE = 25, 3.0  # of text to image
 
 
-def held_out(n: int) -> Corpus:
-    """The first ``n`` held-out edits, instructions in held-out phrasings."""
-    return build_corpus(HELD_OUT, n, wording="held-out")
+def held_out(n: int, first_seed: int = HELD_OUT) -> Corpus:
+    """``n`` held-out edits, instructions in held-out phrasings."""
+    return build_corpus(first_seed, n, wording="held-out")
 
 
 @torch.no_grad()
@@ -153,9 +154,11 @@ class HeldOutEdits:
 
     @classmethod
     @torch.no_grad()
-    def sample(cls, n: int, sd: StableDiffusion) -> HeldOutEdits:
-        """The first ``n``; ``sd`` has the autoencoder."""
-        corpus = held_out(n)
+    def sample(
+        cls, n: int, sd: StableDiffusion, first_seed: int = HELD_OUT
+    ) -> HeldOutEdits:
+        """Those from ``first_seed`` on; ``sd`` has the autoencoder."""
+        corpus = held_out(n, first_seed)
         before, truth = (render(c, sd.device) for c in (corpus.before, corpus.after))
         decoded = reconstruct(sd.vae, truth.to(sd.dtype)).float()
         return cls(corpus, before, truth, decoded)

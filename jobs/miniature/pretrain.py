@@ -12,24 +12,28 @@ the rows of one batch with each other, so it takes one GPU.
 import argparse
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
+from transformers import CLIPModel
 
 from ip2p_lib.config import MODELS, RESULTS
-from ip2p_lib.diffusion.clip import load_clip
+from ip2p_lib.diffusion.clip import ClipScorer, load_clip
 from ip2p_lib.diffusion.schedule import Schedule
 from ip2p_lib.distributed import init, local_shard, rank, shutdown, world_size
+from ip2p_lib.miniature.corpus import Corpus
 from ip2p_lib.results import ReadmeRow, write_results
 from ip2p_lib.rng import integers, key, normal, uniform
 from ip2p_lib.training.compiled import compile_unet
 from jobs.miniature import data, measure, models, saving
 from jobs.miniature.loop import Budget, fit, follow
-from jobs.miniature.losses import clip_loss, unet_loss, vae_loss
+from jobs.miniature.losses import clip_loss, instruction_loss, unet_loss, vae_loss
 
 STAGES = {
     "vae": Budget(seconds=400, learning_rate=1e-3),
@@ -90,23 +94,39 @@ def run_vae(args: argparse.Namespace, budget: Budget, device: torch.device) -> N
 def run_clip(args: argparse.Namespace, budget: Budget, device: torch.device) -> None:
     """Train and save CLIP, and the text encoder and tokenizer it gives the pipeline.
 
-    Every text of few scenes teaches the tokenizer as much as all texts do. A CLIP that
-    goes on learning keeps its tokenizer.
+    Every text of few scenes teaches the tokenizer as much as all texts do.
     """
     corpus = data.sample_corpus(0, args.scenes)
     images = data.render_bytes(torch.cat([corpus.before, corpus.after]), device)
-    n = len(corpus.captions)
-    ids = torch.arange(args.batch or BATCHES["clip"], device=device)
-    texts = [*corpus.captions, *corpus.edited_captions, *corpus.instructions]
+    batch, paths = args.batch or BATCHES["clip"], saving.parts(args.out)
     if args.warm:
-        earlier = load_clip(saving.parts(args.out)["clip"], dtype=torch.float32)
-        clip = earlier.model.train().requires_grad_(True)
-        tokenizer = earlier.tokenizer
+        earlier = load_clip(paths["clip"], device=device, dtype=torch.float32)
+        clip, tokenizer = earlier.model, earlier.tokenizer
+        teach_instructions(earlier, corpus, images, budget, batch)
     else:
+        texts = [*corpus.captions, *corpus.edited_captions, *corpus.instructions]
         tokenizer = models.train_tokenizer(texts[:: max(1, len(texts) // 60_000)])
-        clip = models.new_clip(tokenizer)
-    clip = clip.to(device)
-    tokens = data.token_ids(tokenizer, texts, _TEXT).to(device)
+        clip = models.new_clip(tokenizer).to(device)
+        tokens = data.token_ids(tokenizer, texts, _TEXT).to(device)
+        train_clip(clip, images, tokens, budget, batch)
+    saving.save_clip(clip, tokenizer, paths["clip"])
+    saving.save_text_encoder(clip, paths["text"])
+    saving.save_tokenizer(tokenizer, paths["tokenizer"])
+
+
+def train_clip(
+    clip: CLIPModel, images: Tensor, tokens: Tensor, budget: Budget, batch: int
+) -> None:
+    """Train an empty CLIP on ``n`` edits.
+
+    Args:
+        clip: the model, changed in place.
+        images: (2n, 3, 128, 128) uint8, all before, then all after their edit.
+        tokens: (3n, L) token ids: captions, edited captions, instructions.
+        budget: time and learning rate.
+        batch: edits in each step.
+    """
+    n, ids = len(tokens) // 3, torch.arange(batch, device=images.device)
 
     def loss_of(step: int) -> Tensor:
         rows = integers(key("clip", step), ids, n)
@@ -116,10 +136,34 @@ def run_clip(args: argparse.Namespace, budget: Budget, device: torch.device) -> 
         return clip_loss(clip, pixels, captions, instructions)
 
     follow(fit(clip, loss_of, budget), "clip")
-    paths = saving.parts(args.out)
-    saving.save_clip(clip, tokenizer, paths["clip"])
-    saving.save_text_encoder(clip, paths["text"])
-    saving.save_tokenizer(tokenizer, paths["tokenizer"])
+
+
+def teach_instructions(
+    clip: ClipScorer, corpus: Corpus, images: Tensor, budget: Budget, batch: int
+) -> None:
+    """Teach a trained CLIP's text tower new instructions, and leave all else as it is.
+
+    Args:
+        clip: the trained model, changed in place; its tokenizer stays.
+        corpus: n edits.
+        images: (2n, 3, 128, 128) uint8, all before, then all after their edit.
+        budget: time and learning rate.
+        batch: edits in each step.
+    """
+    parts = (clip.embed_images(data.to_unit(part)) for part in images.split(1024))
+    before, after = torch.cat([*parts]).float().chunk(2)
+    change, n = F.normalize(after - before, dim=-1), len(before)
+    texts = [*corpus.captions, *corpus.instructions]
+    tokens = data.token_ids(clip.tokenizer, texts, 77).to(images.device)
+    tower = clip.model.text_model.requires_grad_(True)
+    teacher, ids = deepcopy(tower), torch.arange(batch, device=images.device)
+
+    def loss_of(step: int) -> Tensor:
+        rows = integers(key("clip", step), ids, n)
+        words = tokens[rows].long(), tokens[n + rows].long()
+        return instruction_loss(clip.model, teacher, change[rows], *words)
+
+    follow(fit(tower, loss_of, budget), "instructions")
 
 
 def run_unet(args: argparse.Namespace, budget: Budget, device: torch.device) -> None:
@@ -182,7 +226,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="rows of a process, each stage named")
     parser.add_argument("--samples", type=int, default=1024, help="held-out scenes")
     parser.add_argument(
-        "--warm", action="store_true", help="go on from --out's CLIP or U-Net"
+        "--warm",
+        action="store_true",
+        help="go on from --out's U-Net, or teach its CLIP instructions alone",
     )
     parser.add_argument("--measure", action="store_true", help="train nothing")
     return parser.parse_args()
@@ -197,7 +243,7 @@ def main() -> None:
             budget = STAGES[name]
             budget = replace(
                 budget,
-                seconds=args.seconds or budget.seconds,
+                seconds=budget.seconds if args.seconds is None else args.seconds,
                 learning_rate=args.learning_rate or budget.learning_rate,
             )
             run[name](args, budget, device)

@@ -1,10 +1,13 @@
 """Train the miniature editor on its own pairs, and measure it on held-out scenes.
 
-    python -m jobs.miniature.train_editor train measure
+    python -m jobs.miniature.train_editor train
+    python -m jobs.miniature.train_editor tune --text-scales 1.5 2 3 --steps 4 8
+    python -m jobs.miniature.train_editor measure
     torchrun --nproc_per_node 2 -m jobs.miniature.train_editor train
 
 ``train`` reads what ``make_pairs`` left in ``--work`` and writes
-``models/miniature-ip2p/unet`` and ``results/miniature-training.json``; ``measure``
+``models/miniature-ip2p/unet`` and ``results/miniature-training.json``; ``tune`` tries
+scales on a validation split, ``results/miniature-editor-scales.json``, and ``measure``
 writes ``results/miniature-editor.json``. Budgets are wall time.
 """
 
@@ -20,7 +23,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from ip2p_lib import checkpoint
-from ip2p_lib.config import DATA, Scale, Source, Training, preset
+from ip2p_lib.config import DATA, HELD_OUT, Scale, Source, Training, preset
 from ip2p_lib.diffusion.loading import load_network
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
 from ip2p_lib.distributed import broadcast_scalar, init, rank, shutdown, world_size
@@ -34,7 +37,7 @@ from ip2p_lib.training.loss_weighting import LOSS_WEIGHTINGS
 from ip2p_lib.training.state import TrainingOptions, TrainState
 from ip2p_lib.training.surgery import widen_conv_in
 from jobs.miniature import saving
-from jobs.miniature.measure import HeldOutEdits, measure_editor
+from jobs.miniature.measure import VALIDATION, HeldOutEdits, measure_editor
 
 _LOG_EVERY = 20  # steps
 _MARGIN = 0.97  # of the time left, to be sure that the last steps of the cosine come
@@ -151,9 +154,13 @@ def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
     )
 
 
-def evaluate(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
-    """Measure the editor in ``--out`` on held-out scenes, at each pair of scales."""
+def evaluate(args: argparse.Namespace, device: torch.device, stage: str) -> None:
+    """Measure the editor in ``--out`` on held-out scenes, at each pair of scales.
+
+    ``tune`` takes scenes of their own, from which the scales are chosen.
+    """
     began, models = time.monotonic(), args.out / "models"
+    scale = preset("miniature")
     scale = replace(
         scale,
         backbone=Source(str(models / "miniature-sd")),
@@ -161,9 +168,9 @@ def evaluate(args: argparse.Namespace, scale: Scale, device: torch.device) -> No
     )
     editor = load_editor(scale, device)
     judge = load_judge(models / "miniature-judge", device)
-    edits = HeldOutEdits.sample(args.samples, editor.backbone)
-    rows = []
-    own = scale.editing
+    first = {"tune": VALIDATION, "measure": HELD_OUT}[stage]
+    edits = HeldOutEdits.sample(args.samples, editor.backbone, first)
+    own, rows = scale.editing, []
     grid = itertools.product(
         args.text_scales or [own.text_scale],
         args.image_scales or [own.image_scale],
@@ -171,18 +178,19 @@ def evaluate(args: argparse.Namespace, scale: Scale, device: torch.device) -> No
     )
     for text_scale, image_scale, steps in grid:
         options = {"text_scale": text_scale, "image_scale": image_scale, "steps": steps}
-        rows += measure_editor(editor, judge, edits, **options)
-        print(next(row for row in reversed(rows) if row["group"] == "all"), flush=True)
-    seconds = round(time.monotonic() - began, 1)
-    path = args.out / "results" / "miniature-editor.json"
+        measured = measure_editor(editor, judge, edits, **options)
+        rows += measured if stage == "measure" else measured[:1]  # the group of all
+        print(measured[0], flush=True)
+    name = {"tune": "miniature-editor-scales", "measure": "miniature-editor"}[stage]
     write_results(
-        path,
+        args.out / "results" / f"{name}.json",
         rows,
         seed=0,
-        seconds=seconds,
+        seconds=round(time.monotonic() - began, 1),
         device=device,
-        readme=_readme_rows(rows[0]),
+        readme=_readme_rows(rows[0]) if stage == "measure" else [],
         sampler=scale.editing.sampler,
+        first_scene=first,
     )
 
 
@@ -201,7 +209,7 @@ def _readme_rows(row: dict[str, Any]) -> list[ReadmeRow]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the miniature editor.")
-    parser.add_argument("stages", nargs="+", choices=["train", "measure"])
+    parser.add_argument("stages", nargs="+", choices=["train", "tune", "measure"])
     parser.add_argument("--out", type=Path, default=DATA)
     parser.add_argument("--work", type=Path, default=Path("runs/editor"))
     parser.add_argument("--warm", action="store_true", help="go on from --out's")
@@ -219,11 +227,12 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> None:
     """Run the stages named on the command line."""
-    args, scale, device = _arguments(), preset("miniature"), init()
+    args, device = _arguments(), init()
     if "train" in args.stages:
-        train(args, scale, device)
-    if "measure" in args.stages and rank() == 0:
-        evaluate(args, scale, device)
+        train(args, preset("miniature"), device)
+    for stage in ("tune", "measure"):
+        if stage in args.stages and rank() == 0:
+            evaluate(args, device, stage)
 
 
 if __name__ == "__main__":
