@@ -6,7 +6,7 @@
 # make publish        one clean run, written back into notebooks/ (ONLY="03" for some)
 # make readme         the README's tables and drawing, from data/results/*.json
 # make address REPO=owner/name     links to Colab; an empty REPO removes them
-# make bench          the benchmarks that run on a CPU, half an hour
+# make bench          the benchmarks that run on a CPU, about an hour
 # make bench-gpu      those that need a GPU, or show something else there
 # make format         let ruff format code and notebooks
 #
@@ -73,9 +73,10 @@ address: $(VENV)/base.stamp
 
 # benchmarks/releases.py compares environments; it says how it is run.
 bench: $(VENV)/test.stamp
-	set -e; for name in miniature.world editing.one_edit rendering.speed training.speed \
+	set -e; for line in miniature.world editing.one_edit rendering.speed training.speed \
+	  filtering.calibration "filtering.calibration --cross-attention 1" \
 	  triplets.service fresh_clone; do \
-	  echo "$$name"; $(BIN)/python -m benchmarks.$$name; done
+	  echo "$$line"; $(BIN)/python -m benchmarks.$$line; done
 
 bench-gpu: $(VENV)/test.stamp
 	set -e; for line in miniature.world training.speed rendering.speed \

@@ -14,7 +14,8 @@ A room for each stage of the paper; each room's ``__init__`` says what to read f
 panels) are below them; ``miniature`` is a small drawn world in which the ground truth
 of every edit is known; the files beside this one serve all. A file imports its own room
 and the rooms before it in this order: these files, notebook, diffusion, triplets,
-rendering, filtering, dataset, editing, evaluation, training.
+rendering, filtering, dataset, editing, evaluation, training. ``miniature`` may import
+the rooms up to filtering, and no other room imports it.
 
 The paper's symbols, by name in the code, shape and file; latents of B examples are
 (B, 4, h, w):

@@ -100,7 +100,7 @@ class Scale:
     language_adapter: str | None = None  # of ``language_model``, a folder
     # To fine-tune with LoRA where ``language_model`` is a service and there is no key.
     open_language_model: Source | None = None
-    language_samples: int = 1  # at a triplet, by a local model; the paper makes one
+    language_samples: int = 1  # replies of a local model to a caption; the paper: one
     rendering: Rendering = field(default_factory=Rendering)
     filtering: Filtering = field(default_factory=Filtering)
     training: Training = field(default_factory=Training)
@@ -118,7 +118,7 @@ _MINIATURE = Scale(
     language_adapter=str(MODELS / "miniature-lm" / "adapter"),
     language_samples=2,  # keep the better of two by log-likelihood
     triplets=8,
-    rendering=Rendering(
+    rendering=Rendering(  # shipped pairs: p of 0.3 to 0.7, jobs/miniature/make_pairs
         steps=12, cfg_min=2.0, cfg_max=4.0, candidates=4, sampler="dpm_solver_pp"
     ),
     # Calibrated in notebook 03 on pairs whose ground truth is known.
@@ -161,7 +161,7 @@ _PAPER = Scale(
     clip=Source(
         "openai/clip-vit-large-patch14", "32bd64288804d66eefd0ccbe215aa642df71cc41"
     ),
-    language_model=Source("gpt-6-luna"),
+    language_model=Source("gpt-6-luna"),  # for the paper's GPT-3, no longer served
     triplets=454_445,
 )
 _SD15 = replace(

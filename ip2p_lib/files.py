@@ -194,13 +194,13 @@ def _sync(path: Path) -> None:
 
 
 def _check_replaceable(folder: Path, replaces: str | None) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else [""]
-    if not (replaces and all(re.fullmatch(replaces, name) for name in names)):
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    ours = all(replaces and re.fullmatch(replaces, name) for name in names)
+    if folder.is_file() or not ours:
+        # Only the exports have this argument; without it they pass no ``replaces``.
+        advice = "" if replaces else "; replace=True replaces an older export"
         raise FileExistsError(
-            f"{folder} exists and is not empty. Choose another folder, or remove it; "
-            "replace=True replaces an older export of the same kind."
+            f"{folder} exists, not empty. Choose another folder, or remove it{advice}."
         )
 
 

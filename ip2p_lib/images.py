@@ -88,9 +88,9 @@ def _to_eight_bits(
 ) -> Image.Image:
     """Scale one channel of integers or floats by the range that it is stored in.
 
-    That is what ``tags`` say of up to 16 bits; without them, 16 bits for PIL's 16-bit
-    modes and otherwise the smallest usual range that holds every value. A tenth more is
-    clipped, and a range of which a twentieth is not used was another one.
+    ``tags`` give the range of up to 16 bits; without them it is that of 16 bits in
+    PIL's 16-bit modes, else the smallest usual one that holds every value. Values up to
+    a tenth above it are clipped; floats all below a twentieth of it are not of it.
     """
     bits, inverted = tags.get(_BITS_PER_SAMPLE, (None,))[0], tags.get(_PHOTOMETRIC) == 0
     stored = np.asarray(image)
@@ -186,7 +186,7 @@ def fit(image: Image.Image, resolution: int, multiple: int = 8) -> Image.Image:
         image: any size.
         resolution: aim for the long side, in pixels; it will be in [resolution, 2
             resolution), up to rounding.
-        multiple: of both sides: 8 pixels are one latent of Stable Diffusion.
+        multiple: of both sides; Stable Diffusion has one latent element per 8 pixels.
     Raises:
         ImageError: so long and thin that the short side would vanish.
     """

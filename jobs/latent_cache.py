@@ -43,6 +43,7 @@ def cached_latents(
     resolution: int,
     source: Source,
     folder: Path,
+    flips: bool = True,
 ) -> Latents:
     """Encode what ``folder`` does not hold yet, then read all of it.
 
@@ -54,13 +55,14 @@ def cached_latents(
         resolution: side of the square images, pixels.
         source: a shard of another source, or of other arguments, is encoded anew.
         folder: of the shards; created if missing.
+        flips: store the mirrored images too, see ``add_instructions``.
     Returns:
         On the CPU, in half precision, with token ids for text.
     """
-    cache_key = _cache_key(data, rows, resolution, source)
+    cache_key = _cache_key(data, rows, resolution, source, flips)
     if _read(folder, rank(), cache_key) is None:
         own = torch.arange(rows.start, rows.stop).tensor_split(world_size())[rank()]
-        encoded, texts, cut = _encode(backbone, PairDataset(data), own, resolution)
+        encoded, texts, cut = _encode(backbone, data, own, resolution, flips)
         state = cache_key | {"instructions": texts, "cut": cut}
         checkpoint.save(folder / f"shard-{rank():03d}", encoded, state)
     parts = list[checkpoint.Checkpoint]()
@@ -72,9 +74,7 @@ def cached_latents(
     pairs = {name: torch.cat([p.tensors[name] for p in parts]) for name in LATENTS}
     texts = [text for part in parts for text in part.state["instructions"]]
     if rank() == 0 and (cut := sum(p.state["cut"] for p in parts) / max(len(texts), 1)):
-        print(
-            f"Pairs are cropped to squares, which leaves out {cut:.1%} of their area."
-        )
+        print(f"Cropping pairs to squares leaves out {cut:.1%} of their area.")
     return add_instructions(backbone, pairs, texts, as_tokens=True)
 
 
@@ -90,7 +90,7 @@ def crop_to_squares(pairs: Sequence[Pair], resolution: int) -> tuple[Tensor, Ten
 
 
 def _cache_key(
-    data: Path, rows: range, resolution: int, source: Source
+    data: Path, rows: range, resolution: int, source: Source, flips: bool
 ) -> dict[str, Any]:
     """Whatever the latents depend on, but not where the folders are."""
     vae = sorted(Path(source.path_or_id).glob("vae/*.safetensors"))
@@ -99,12 +99,17 @@ def _cache_key(
         "rows": [rows.start, rows.stop],
         "backbone": source.revision or sha256_of(*vae),
         "resolution": resolution,
+        "flips": flips,
         "processes": world_size(),
     }
 
 
 def _encode(
-    backbone: StableDiffusion, dataset: PairDataset, rows: Tensor, resolution: int
+    backbone: StableDiffusion,
+    data: Path,
+    rows: Tensor,
+    resolution: int,
+    flips: bool,
 ) -> tuple[dict[str, Tensor], list[str], float]:
     """Encode rows of a dataset.
 
@@ -112,9 +117,10 @@ def _encode(
         Their latents, their instructions, and the sum over them of the share of an
         image that cropping to a square leaves out.
     """
-    texts, cut = list[str](), 0.0
+    dataset, texts, cut = PairDataset(data), list[str](), 0.0
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        """(before, after) of some pairs at a time; their texts and cuts are noted."""
         nonlocal cut
         for part in rows.split(VAE_BATCH):
             pairs = [dataset[i] for i in part.tolist()]
@@ -122,7 +128,7 @@ def _encode(
             cut += sum(1 - min(p.before.size) / max(p.before.size) for p in pairs)
             yield crop_to_squares(pairs, resolution)
 
-    return encode_pairs(backbone, batches()), texts, cut
+    return encode_pairs(backbone, batches(), flips=flips), texts, cut
 
 
 def _read(

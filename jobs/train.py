@@ -52,10 +52,11 @@ from ip2p_lib.training.validation import (
     validate_every,
 )
 from jobs.latent_cache import cached_latents, crop_to_squares
-from jobs.legs import check_settings, write_legs
 from jobs.pairs import import_pairs
+from jobs.run_parts import check_settings, write_parts
 from jobs.training_plan import (
     TrainingPlan,
+    above_zero,
     add_flags,
     assignment,
     make_plan,
@@ -69,7 +70,7 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
     "steps": positive,
     "batch_size": positive,
     "warmup": number(int, 0),
-    "learning_rate": number(float, 0, above=True),
+    "learning_rate": above_zero,
     "ema_decay": number(float, 0, 1),
     "resolution": multiple_of_8,
 }
@@ -94,6 +95,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     for name, kind in SETTINGS.items():
         add(f"--{name.replace('_', '-')}", type=kind, help="default: the scale's")
     add("--seed", type=int, default=0)
+    mirrored = "train on no mirrored image; where an instruction names left or right, "
+    mirrored += "in English or Chinese, none is mirrored anyway"
+    add("--no-flips", dest="flips", action="store_false", help=mirrored)
     add("--loss-weighting", choices=LOSS_WEIGHTINGS, help="default: none, as the paper")
     few = f"pairs left out of training; default: {VALIDATION_PAIRS}, or fewer of few"
     add("--validation-pairs", type=number(int, 0), help=few)
@@ -157,6 +161,7 @@ def prepare(
         scale.training.resolution,
         scale.backbone,
         args.out / "latents",
+        flips=args.flips,
     )
     unet = backbone.unet
     if args.editor:
@@ -250,16 +255,17 @@ def save_outputs(
     pairs: int,
     run: Run,
     results: Sequence[ValidationResult],
-    legs: Sequence[dict],
+    parts: Sequence[dict],
 ) -> None:
     """Write ``editor`` and, after LoRA, ``adapter``."""
     state = run.state
     training_rows = {
         "data": f"{args.data}, {pairs:,} pairs",
         "run_seed": args.seed,
+        "flips": args.flips,
         "steps_taken": state.step,
         **vars(scale.training),
-        **{f"until step {b['after']}": str(a) for a, b in pairwise(legs)},
+        **{f"until step {b['after']}": str(a) for a, b in pairwise(parts)},
         "validation": results[-1] if results else "none",
         "processes": world_size(),
         "options": state.options,
@@ -286,11 +292,11 @@ def run(args: argparse.Namespace) -> None:
     device, scale = init(args.processes), get_scale(args)
     plan = make_plan(args, scale.training.batch_size, device)
     with nullcontext() if rank() else run_lock(args.out, args.out / ".job.lock"):
-        legs = check_settings(args, scale)
+        parts = check_settings(args, scale)
         args = find_pairs(args, device)
         backbone, latents, state = prepare(args, scale, plan, device)
         with resumable_run(state, args.out, backup_dir=args.backup_dir) as resumed:
-            write_legs(args, legs, state.step)
+            write_parts(args, parts, state.step)
             state.micro_batch = plan.micro_batch or state.micro_batch
             if rank() == 0:
                 print(f"{plan.options}; compiled: {plan.compile_mode}.")
@@ -299,7 +305,7 @@ def run(args: argparse.Namespace) -> None:
             steps = training_steps(args, scale, backbone, latents, state)
             results = run_steps(resumed, steps, scale.training.steps)
         if rank() == 0:
-            save_outputs(args, scale, len(latents), resumed, results, legs)
+            save_outputs(args, scale, len(latents), resumed, results, parts)
     shutdown()
 
 

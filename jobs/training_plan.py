@@ -47,6 +47,7 @@ def number(
 
 
 positive = number(int, 1)
+above_zero = number(float, 0, above=True)
 
 
 def multiple_of_8(text: str) -> int:

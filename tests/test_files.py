@@ -120,10 +120,11 @@ def test_files_of_another_kind_are_never_replaced(tmp_path, replaces):
     for name in ("old", "photos"):
         (tmp_path / "out" / name).write_text("mine")
     with (
-        pytest.raises(FileExistsError, match="not empty"),
+        pytest.raises(FileExistsError, match="not empty") as refused,
         atomic_directory(tmp_path / "out", replaces=replaces),
     ):
         pass
+    assert ("replace=True" in str(refused.value)) == (replaces is None)
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old", "photos"]
 
 

@@ -13,7 +13,7 @@ from ip2p_lib.config import ROOT
 LIBRARY = ROOT / "ip2p_lib"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-CODE = ("ip2p_lib", "jobs", "tests")
+CODE = ("ip2p_lib", "jobs", "benchmarks", "tests")
 SOURCES = [path for folder in CODE for path in (ROOT / folder).rglob("*.py")]
 
 # A file imports its own room and rooms to its left; "leaves" are beside the rooms.

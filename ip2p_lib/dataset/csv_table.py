@@ -3,16 +3,15 @@
     before,after,instruction
     cat.jpg,cat_hat.jpg,give it a hat
 
-``before`` and ``after`` are files beside the table. The columns ``caption`` and
-``edited_caption`` are optional; directional similarity needs them.
-``dataset.write_shards`` makes a data set of the pairs, from which the editor trains.
+``python -m jobs.train --pairs table.csv`` trains an editor on it. ``before`` and
+``after`` are files beside the table. A row is one line, so that an open quote swallows
+no other. The columns ``caption`` and ``edited_caption`` are optional; directional
+similarity needs them. ``dataset.write_shards`` makes a data set of the pairs.
 """
 
 import csv
 import difflib
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from ip2p_lib.files import read_text
 from ip2p_lib.images import ImageError, load
 
 REQUIRED = ("before", "after", "instruction")
-_MAX_LINES = 20  # of one row
 ASPECT_ERROR = 0.02  # the aspect ratios of two images of a pair may differ this much
 
 
@@ -56,12 +54,12 @@ def read_table(
     delimiter = max(",;\t", key=head.count)
     columns = _read_head(path, head, delimiter)
     widths = len(columns), head.count(delimiter) + 1
-    split = partial(_split, delimiter=delimiter, widths=widths)
-    if not (rows := list(_join_lines(lines, split))):
+    rows = [(i, line) for i, line in enumerate(lines, 2) if line.strip()]
+    if not rows:
         raise ValueError(f"{path} has no rows below the names of its columns.")
 
     def read(index: int, line: str) -> Pair:
-        cells = dict(zip(columns, split(line), strict=True))
+        cells = dict(zip(columns, _split(line, delimiter, widths), strict=True))
         return _to_pair(f"{index:07d}", cells, path.parent, resolution)
 
     readings = (
@@ -88,30 +86,6 @@ def _read_head(path: Path, line: str, delimiter: str) -> list[str]:
         if near and near[0] not in columns:
             raise ValueError(f"{path} has a column {name}; did you mean {near[0]}?")
     return columns
-
-
-def _join_lines(
-    lines: Sequence[str], split: Callable[[str], object]
-) -> Iterator[tuple[int, str]]:
-    """Yield each row that is not blank, and the number of its first line in the file.
-
-    Lines are one row if they can be split together and none of them could be split
-    alone: an open quote swallows no row.
-    """
-
-    def is_row(first: int, last: int) -> bool:
-        with suppress(ValueError):
-            return bool(split("\n".join(lines[first : last + 1])))
-        return False
-
-    last = -1
-    for first, line in enumerate(lines):
-        if first > last and line.strip():
-            following = range(first + 1, min(first + _MAX_LINES, len(lines)))
-            more = itertools.takewhile(lambda i: not is_row(i, i), following)
-            longer = (i for i in more if is_row(first, i))
-            last = first if is_row(first, first) else next(longer, first)
-            yield first + 2, "\n".join(lines[first : last + 1])
 
 
 def _split(line: str, delimiter: str, widths: tuple[int, int]) -> list[str]:

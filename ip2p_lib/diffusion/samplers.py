@@ -32,6 +32,7 @@ from ip2p_lib.diffusion.schedule import Schedule
 Denoiser = Callable[[Tensor, Tensor], Tensor]  # (x_t, t (B,)) -> eps, shaped like x_t
 StepNoise = Callable[[int], Tensor]  # index of the step -> unit normal, shaped like x_t
 Coefficients = list[tuple[float, float, float]]  # (r, a, u) of each step
+TIMESTEP, H, S, R, A, U, H_NEXT = range(7)  # columns of ``sampler_coefficients``
 
 
 def ddim(sigmas: list[float]) -> Coefficients:
@@ -70,19 +71,37 @@ def euler_ancestral(sigmas: list[float]) -> Coefficients:
     return rows
 
 
-SAMPLERS: dict[str, Callable[[list[float]], Coefficients]] = {
-    "euler_ancestral": euler_ancestral,
-    "ddim": ddim,
-    "dpm_solver_pp": dpm_solver_pp,
+@dataclass(frozen=True)
+class Sampler:
+    """An entry of ``SAMPLERS``; what else a sampler needs follows from its numbers."""
+
+    rule: Callable[[list[float]], Coefficients]  # of steps + 1 noise levels
+    timesteps: Callable[[int, int], list[float]]  # of T and steps, see ``timesteps``
+    begins_without_signal: bool = False  # with noise of level s, not h
+    ends_noisy: bool = False  # at the first timestep's noise level, not at zero
+
+
+# Timesteps are spaced as ``diffusers`` does.
+SAMPLERS = {
+    "euler_ancestral": Sampler(
+        euler_ancestral,  # in real numbers, from T - 1 to 0
+        lambda T, n: [T - 1 - i * (T - 1) / max(n - 1, 1) for i in range(n)],
+        begins_without_signal=True,  # as in k-diffusion
+    ),
+    "ddim": Sampler(
+        ddim,  # in whole multiples of T // n, plus 1
+        lambda T, n: [1.0 + T // n * i for i in reversed(range(n))],
+        ends_noisy=True,  # as in Stable Diffusion
+    ),
+    "dpm_solver_pp": Sampler(
+        dpm_solver_pp,  # rounded, from T - 1 down to but without 0
+        lambda T, n: [float(round((n - i) * ((T - 1) / n))) for i in range(n)],
+    ),
 }
 
 
 def timesteps(schedule: Schedule, steps: int, sampler: str) -> list[float]:
     """The timesteps at which a sampler calls the network, noisiest first.
-
-    Spaced as ``diffusers`` does: "ddim" in whole multiples of T // steps plus 1,
-    "dpm_solver_pp" rounded from T - 1 down to but without 0, "euler_ancestral" in
-    real numbers from T - 1 to 0.
 
     Raises:
         ValueError: an unknown sampler, or steps outside [1, T - 1].
@@ -92,11 +111,7 @@ def timesteps(schedule: Schedule, steps: int, sampler: str) -> list[float]:
     T = len(schedule.alphas_cumprod)
     if not 1 <= steps < T:
         raise ValueError(f"steps must be 1 to {T - 1} for {T} timesteps, not {steps}.")
-    if sampler == "ddim":
-        return [1.0 + T // steps * i for i in reversed(range(steps))]
-    if sampler == "dpm_solver_pp":
-        return [float(round((steps - i) * ((T - 1) / steps))) for i in range(steps)]
-    return [T - 1 - i * (T - 1) / max(steps - 1, 1) for i in range(steps)]
+    return SAMPLERS[sampler].timesteps(T, steps)
 
 
 def sampler_coefficients(schedule: Schedule, steps: int, sampler: str) -> Tensor:
@@ -107,19 +122,17 @@ def sampler_coefficients(schedule: Schedule, steps: int, sampler: str) -> Tensor
     ts = timesteps(schedule, steps, sampler)
     known = [*schedule.sigmas.tolist(), 0.0]  # the last timestep needs a neighbour too
     sigmas = [(1 - t % 1) * known[int(t)] + t % 1 * known[int(t) + 1] for t in ts]
-    # Stable Diffusion's DDIM ends at the first timestep, not at zero noise.
-    sigmas.append(known[0] if sampler == "ddim" else 0.0)
+    sigmas.append(known[0] if SAMPLERS[sampler].ends_noisy else 0.0)
     h = [math.hypot(1, s) for s in sigmas]
-    rules = zip(*SAMPLERS[sampler](sigmas), strict=True)
+    rules = zip(*SAMPLERS[sampler].rule(sigmas), strict=True)
     columns = [ts, h[:-1], sigmas[:-1], *rules, h[1:]]
     return torch.tensor(columns, dtype=torch.float64).T.contiguous()
 
 
 def initial_latent(noise: Tensor, coefficients: Tensor, sampler: str) -> Tensor:
     """The latent at which a trajectory begins, from unit normal noise (B, C, H, W)."""
-    h, s = coefficients[0, 1:3].tolist()
-    # k-diffusion starts from noise of level s alone, a latent has level h.
-    return noise * (s / h) if sampler == "euler_ancestral" else noise
+    h, s = coefficients[0, [H, S]].tolist()
+    return noise * (s / h) if SAMPLERS[sampler].begins_without_signal else noise
 
 
 def sampler_step(
@@ -169,19 +182,19 @@ def trajectory(
         denoise: predicts the noise in x_t; called once a step, in order.
         noise: (B, C, H, W) unit normal; or, if ``start`` > 0, x_t at that step.
         schedule, steps: of the whole trajectory.
-        step_noise: unit normal noise of a step; "euler_ancestral" needs it.
+        step_noise: unit normal noise of a step, if any step adds some.
         start: first step taken, from x_t at ``timesteps(...)[start]`` (SDEdit).
     Returns:
         Iterator of the steps from ``start`` on; the last one's ``x`` is the sample.
     """
     coefficients = sampler_coefficients(schedule, steps, sampler)
-    # A step of dpm_solver_pp needs the one before it.
-    if not 0 <= start < steps or (start and sampler == "dpm_solver_pp"):
+    if not 0 <= start < steps or coefficients[start, A]:  # which needs the step before
         raise ValueError(f"{sampler} of {steps} steps cannot start at step {start}.")
-    if sampler == "euler_ancestral" and step_noise is None:
+    if step_noise is None and coefficients[start:, U].any():
         raise ValueError(f"{sampler} needs noise at each step: pass step_noise.")
 
     def run() -> Iterator[Step]:
+        """Take the steps; a generator of its own, so that bad arguments raise now."""
         x = x0 = noise if start else initial_latent(noise, coefficients, sampler)
         on_device = coefficients.to(x)  # copied once: no step waits for a GPU
         for i in range(start, steps):

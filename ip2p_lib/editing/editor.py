@@ -8,6 +8,7 @@ instruction, and runs a sampler under equation 3.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor
 from ip2p_lib.config import SCALES, Editing, Scale, Source, preset
 from ip2p_lib.diffusion.guidance import edit_denoiser
 from ip2p_lib.diffusion.loading import load_network, locate
-from ip2p_lib.diffusion.samplers import Step, trajectory
+from ip2p_lib.diffusion.samplers import Step, timesteps, trajectory
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
 from ip2p_lib.files import read_json
 from ip2p_lib.images import check_images, fit, load, to_pil, to_tensor
@@ -45,8 +46,8 @@ class EditOptions:
     seed: list[int]
     steps: int
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be done, before any image is encoded."""
+    def check(self, model: StableDiffusion, sampler: str) -> None:
+        """Raise ValueError for what cannot be done, before any image is encoded."""
         for text in self.instructions:
             if not isinstance(text, str) or not text.strip():
                 raise ValueError(f"The instruction is {text!r}: say what to change.")
@@ -56,10 +57,12 @@ class EditOptions:
         _check("text_scale", self.text_scale, float, 0)
         _check("image_scale", self.image_scale, float, 0)
         _check("seed", self.seed, int, -(2**63))
+        timesteps(model.schedule, self.steps, sampler)  # refuses more than there are
+        model.tokenize(self.instructions or [""])  # refuses what is too long
 
     def rows(self, indices: Sequence[int]) -> EditOptions:
         """The options of some of the images."""
-        lists = {name: x for name, x in vars(self).items() if isinstance(x, list)}
+        lists = {name: x for name, x in vars(self).items() if name != "steps"}
         rows: dict[str, Any] = {k: [x[i] for i in indices] for k, x in lists.items()}
         return replace(self, **rows)
 
@@ -83,7 +86,7 @@ def _one_per_image(name: str, values: Any, n: int) -> list[Any]:
     if isinstance(values := _plain(values), int | float):
         return [values] * n
     if not isinstance(values, list | tuple) or len(values) != n:
-        raise ValueError(f"Give a list of {n} {name}, one an image.")
+        raise ValueError(f"{name}: give a list of {n}, one for each image.")
     return [_plain(value) for value in values]
 
 
@@ -133,9 +136,8 @@ class Editor:
         Raises:
             ValueError: a value is missing or out of range; half precision overflowed.
         """
-        scales = {"text_scale": text_scale, "image_scale": image_scale}
-        options: dict[str, Any] = {**scales, "steps": steps, "seed": seed}
-        return self.edit_batch([image], [instruction], **options)[0]
+        options = {"text_scale": text_scale, "image_scale": image_scale, "steps": steps}
+        return self.edit_batch([image], [instruction], seed=seed, **options)[0]
 
     def edit_batch(
         self, images: Sequence[Image], instructions: Sequence[str], **options: Any
@@ -145,7 +147,7 @@ class Editor:
         Options, defaults and errors are those of ``edit``; a scale or seed may be one
         value for all images, or one for each.
         """
-        resolved = self._options(len(images), instructions, **options)
+        resolved = self._options(len(images), instructions, options)
         fitted = [self.fit(image) for image in images]
         edits: dict[int, Image] = {}
         for size in {image.size for image in fitted}:
@@ -164,37 +166,32 @@ class Editor:
         multiples of what one element of a latent covers.
         """
         check_images(before, multiple=self.backbone.latent_factor)
-        return self._edit(before, self._options(len(before), instructions, **options))
+        return self._edit(before, self._options(len(before), instructions, options))
 
     def trajectory(
         self, before: Tensor, instructions: Sequence[str], **options: Any
     ) -> Iterator[Step]:
         """The steps of ``edit_tensors``: for progress, previews, or to stop early."""
         check_images(before, multiple=self.backbone.latent_factor)
-        resolved = self._options(len(before), instructions, **options)
+        resolved = self._options(len(before), instructions, options)
         return sample_edits(self, before, resolved)
 
     def _options(
-        self,
-        n: int,
-        instructions: Sequence[str],
-        *,
-        text_scale: float | Sequence[float] | None = None,
-        image_scale: float | Sequence[float] | None = None,
-        steps: int | None = None,
-        seed: int | Sequence[int] = 0,
+        self, n: int, instructions: Sequence[str], given: dict[str, Any]
     ) -> EditOptions:
-        """The options of n images, with defaults for None."""
-        own = self.settings
-        s_T = own.text_scale if text_scale is None else text_scale
-        s_I = own.image_scale if image_scale is None else image_scale
-        return EditOptions(
-            _one_per_image("instructions", instructions, n),
-            _one_per_image("text scales", s_T, n),
-            _one_per_image("image scales", s_I, n),
-            _one_per_image("seeds", seed, n),
-            own.steps if steps is None else _plain(steps),
-        )
+        """The options of n images, checked, with defaults for None."""
+        values = vars(self.settings) | {"seed": 0}
+        sampler = values.pop("sampler")
+        if unknown := given.keys() - values.keys():
+            names = ", ".join(values)
+            raise TypeError(f"edit has no option {min(unknown)!r}; it has {names}.")
+        values |= {name: x for name, x in given.items() if x is not None}
+        steps = _plain(values.pop("steps"))
+        values["instructions"] = instructions
+        lists = {name: _one_per_image(name, x, n) for name, x in values.items()}
+        resolved = EditOptions(**lists, steps=steps)
+        resolved.check(self.backbone, sampler)
+        return resolved
 
     def fit(self, image: Image) -> Image:
         """The image as it is edited: upright, RGB, resized and slightly cropped.
@@ -211,7 +208,8 @@ class Editor:
         at_once = max(1, MAX_PIXELS // (before.shape[-2] * before.shape[-1]))
         edits = []
         for rows in torch.arange(len(before)).split(at_once):
-            *_, last = sample_edits(self, before[rows], options.rows(rows.tolist()))
+            steps = sample_edits(self, before[rows], options.rows(rows.tolist()))
+            last = deque(steps, maxlen=1)[0]  # the others are not kept in memory
             edits.append(self.backbone.decode(last.x))
         return torch.cat(edits)
 

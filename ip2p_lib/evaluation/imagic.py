@@ -1,4 +1,4 @@
-"""Imagic: fine-tune the model on one image, then sample another (arXiv 2210.09276).
+"""Imagic: fine-tune the model on one image, then sample its edit (arXiv 2210.09276).
 
 A baseline that is trained anew for every edit. ``fit_imagic`` does the first two of its
 stages, ``Imagic.edit`` the third:

@@ -49,8 +49,8 @@ def measure(clip: ClipScorer, examples: Examples, after: Tensor) -> Columns:
         ``target_similarity`` and ``source_similarity`` of the edit and either caption;
         ``nearer_target``, 1 where the former is larger (these four: NaN without
         captions); ``l1_source``, mean absolute difference to the input in [0, 1]; with
-        a ground truth also ``l1_truth`` of the edit and ``l1_untouched`` of the input,
-        which a good edit comes below.
+        a ground truth also its distance to the edit, ``l1_truth``, and to the input,
+        ``l1_untouched``, which is the larger one if the edit is good.
     Raises:
         ImageError: edits, inputs and ground truth differ in shape.
     """

@@ -84,7 +84,9 @@ def text_to_image(
 
     Arguments, result and errors as ``sdedit_tensors``.
     """
-    noise = initial_noise(seeds, backbone.encode(before).float())
+    size = [side // backbone.latent_factor for side in before.shape[-2:]]
+    shape = len(before), backbone.latent_shape[0], *size
+    noise = initial_noise(seeds, torch.empty(shape, device=backbone.device))
     text = backbone.encode_text(captions)
     return sample_from(backbone, noise, text, cfg_scale, steps)
 

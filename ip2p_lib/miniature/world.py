@@ -9,7 +9,7 @@ import random
 from dataclasses import replace
 
 from ip2p_lib.miniature import vocabulary as words
-from ip2p_lib.miniature.captions import caption as caption
+from ip2p_lib.miniature.captions import caption as caption  # mypy: re-exported
 from ip2p_lib.miniature.instructions import instruct
 from ip2p_lib.miniature.scenes import (
     BASES,

@@ -17,7 +17,7 @@ from torch import Tensor
 from ip2p_lib import rng
 from ip2p_lib.device import to_device_async
 from ip2p_lib.diffusion.guidance import caption_denoiser
-from ip2p_lib.diffusion.samplers import sampler_coefficients, sampler_step
+from ip2p_lib.diffusion.samplers import TIMESTEP, U, sampler_coefficients, sampler_step
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion
 from ip2p_lib.rendering.candidates import Candidate
 from ip2p_lib.rendering.render import GeneratedPair, noise_key
@@ -96,7 +96,7 @@ class TrajectoryBatch:
         self.rows: list[Trajectory | None] = [None] * self.size
         self.branches: deque[Trajectory] = deque()  # that wait for a row
         self.noise_keys = torch.tensor([*map(noise_key, range(self.num_steps))])
-        self.adds_noise = bool(self.coefficients[:, 5].any())
+        self.adds_noise = bool(self.coefficients[:, U].any())
         dtype = torch.promote_types(model.dtype, torch.float32)
         shape = self.size, *model.latent_shape
         self.x = torch.zeros(shape, dtype=dtype, device=model.device)
@@ -148,7 +148,7 @@ class TrajectoryBatch:
         coefficients = to_device_async(self.coefficients[steps], device)
         with share_self_attention(model.unet) as shared:
             shared.source = to_device_async(self._source_rows(), device)
-            eps = denoise(self.x, coefficients[:, 0].to(self.x.dtype))
+            eps = denoise(self.x, coefficients[:, TIMESTEP].to(self.x.dtype))
         noise = None
         if self.adds_noise:
             seeds = [one.settings.seed if one else 0 for one in self.rows]

@@ -134,8 +134,9 @@ def _sample_pairs(
                 shared.source = sources[i]
             if edited:
                 edited.set_step(i)
-            t = x.new_full(x.shape[:1], coefficients[i, 0].item())
-            z = noise(i) if coefficients[i, 5] > 0 else None
+            timestep, *_, u, _ = coefficients[i].tolist()
+            t = x.new_full(x.shape[:1], timestep)
+            z = noise(i) if u else None
             x, x0 = sampler_step(x, denoise(x, t), x0, z, on_device[i])
             if edited and edited.blend_tokens is not None:
                 maps = edited.attention_sum, edited.grid

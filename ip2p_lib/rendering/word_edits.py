@@ -34,7 +34,7 @@ NO_BLEND = -1.0  # a threshold that every position exceeds
 
 @dataclass(frozen=True)
 class LocalBlend:
-    """Keep the first image away from the words (Hertz et al., 3.2, Algorithm 1).
+    """Keep the first image outside the words' region (Hertz et al., 3.2, Algorithm 1).
 
     Attributes:
         before, after: words w and w* of the two captions, whose maps select the region

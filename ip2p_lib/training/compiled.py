@@ -52,7 +52,8 @@ def compile_unet(
 ) -> UNet2DConditionModel:
     """Compile a U-Net at its first call, for the shape that it meets there.
 
-    Another shape, such as another micro-batch, is another compilation.
+    Another shape, such as another micro-batch, is another compilation. Raises torch's
+    ``recompile_limit`` for the whole process, to ``RECOMPILE_LIMIT``.
 
     Args:
         unet: on its device and with LoRA, if any; changed in place and returned.

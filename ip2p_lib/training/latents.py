@@ -12,6 +12,7 @@ id): so the step is all that a resumed run needs, and splitting a batch changes 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 
 LATENTS = ("target_mean", "target_logvar", "condition")  # fields, see ``Latents``
+SIDES = re.compile(r"(?i)(?<![a-z])(left|right)|[左右]")  # swapped in mirrored images
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Latents:
     target_mean: Tensor  # (N, F, 4, h, w) of the edited image's latent, unscaled
     target_logvar: Tensor  # (N, F, 4, h, w)
     condition: Tensor  # (N, F, 4, h, w) mode of the input's latent, never scaled
-    instruction: Tensor  # (N,) int64, each example's row of text
+    text_row: Tensor  # (N,) int64, each example's row of text
     text: Tensor  # distinct instructions: states (M, L, D), or token ids (M, L)
     null_text: Tensor  # (1, L, D) hidden states of the empty text
     scaling_factor: float  # of the VAE, for the target alone
@@ -80,8 +82,10 @@ def add_instructions(
 ) -> Latents:
     """Join the result of ``encode_pairs`` with one instruction for each pair.
 
-    ``as_tokens`` stores token ids, of which ``train`` needs ``encode`` to make hidden
-    states: those of many instructions are larger than the latents.
+    Pairs whose instruction names left or right, in English or Chinese, lose their
+    mirrored variant: ``pairs`` then has the plain one in both places. ``as_tokens``
+    stores token ids, of which ``train`` needs ``encode`` to make hidden states: those
+    of many instructions are larger than the latents.
     """
     condition = pairs["condition"]
     if len(condition) != len(instructions):
@@ -89,6 +93,9 @@ def add_instructions(
             f"{len(condition)} pairs came with {len(instructions)} instructions; each "
             "pair needs one."
         )
+    sides = [i for i, text in enumerate(instructions) if SIDES.search(text)]
+    for latent in pairs.values():
+        latent[sides, -1] = latent[sides, 0]
     row = {text: i for i, text in enumerate(dict.fromkeys(instructions))}
     distinct, null_text = list(row), backbone.null_text
     if as_tokens:
@@ -100,7 +107,7 @@ def add_instructions(
     device = condition.device
     return Latents(
         **pairs,
-        instruction=torch.tensor([row[text] for text in instructions], device=device),
+        text_row=torch.tensor([row[text] for text in instructions], device=device),
         text=text.to(device),
         null_text=null_text.to(device),
         scaling_factor=backbone.scaling_factor,
@@ -177,7 +184,7 @@ def gather_batch(
     rows = sample_ids % len(latents)
     flip = integers(key(run_seed, "flip", step), sample_ids, latents.condition.shape[1])
     moved = partial(to_device_async, device=device)
-    text = moved(latents.text[latents.instruction[rows]])
+    text = moved(latents.text[latents.text_row[rows]])
     return Batch(
         **{name: moved(getattr(latents, name)[rows, flip]).float() for name in LATENTS},
         text=(encode(text) if encode else text).float(),

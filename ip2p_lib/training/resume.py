@@ -59,8 +59,8 @@ def resume(
 ) -> checkpoint.Checkpoint | None:
     """Load the newest intact checkpoint into ``state``; None if there is none.
 
-    ``backup_dir`` is used if it holds a newer one. A warning names damaged checkpoints
-    that were skipped, and other options where resuming is possible.
+    ``backup_dir`` is used if it holds a newer one. Warnings name damaged checkpoints
+    that were skipped, and options that differ from those it was saved under.
 
     Raises:
         CheckpointError: there are checkpoints, but every one is damaged.

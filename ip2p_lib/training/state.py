@@ -115,6 +115,8 @@ class TrainState:
         self.optimizer.zero_grad()
         self.ema.update(self.unet, taken=self._steps_taken - before)
         scale = self.scaler.scale(torch.ones_like(before))
+        # A scale of NaN makes all later gradients NaN, so GradScaler skips their steps:
+        # the run is over, although nobody has waited for the GPU to say so.
         self.scaler.update(scale.where(scale >= 1, torch.nan))
         if self.device.type == "cpu" or self.step % CHECK_EVERY == 0:
             self.check()
@@ -122,7 +124,10 @@ class TrainState:
         return norm
 
     def check(self) -> None:
-        """Raise FloatingPointError if training cannot go on; waits for the GPU."""
+        """Raise FloatingPointError if training cannot go on; waits for the GPU.
+
+        Then ``step`` is set back to the last one taken; float16 counts skipped ones.
+        """
         if not math.isnan(self.scaler.get_scale()):
             return
         if self.options.autocast is not torch.float16:
@@ -200,4 +205,4 @@ def _check_weights(unet: nn.Module, options: TrainingOptions) -> None:
             "TrainingOptions(autocast) is for half precision."
         )
     if any(".lora_A." in name for name in weights) != bool(options.lora_rank):
-        raise ValueError("Either lora_rank or the U-Net's LoRA is missing.")
+        raise ValueError("lora_rank and add_editor_lora go together: one is missing.")

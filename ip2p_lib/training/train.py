@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 NUM_BINS = 4  # of timesteps, of equal width, from least to most noise
 OUT_OF_MEMORY = (
-    "Not even one example fits into memory. Use gradient_checkpointing, ema_on_cpu or "
-    "lora_rank (TrainingOptions) or a smaller resolution, or stop other programs."
+    "Not even one example fits into memory. Use gradient_checkpointing, ema_on_cpu, or "
+    "add_editor_lora with lora_rank (TrainingOptions), or a smaller resolution."
 )
 HALVED = (
     "Memory ran out in step {} with {} examples at once. From here on {} at a time: "
@@ -157,16 +157,17 @@ def train(
     """
     size, T = settings.batch_size, len(schedule.alphas_cumprod)
     weights = torch.ones(T) if weights is None else weights
-    weights = weights.to(state.device, torch.float32) / size
+    per_example_weight = weights.to(state.device, torch.float32) / size
     schedule, where = schedule.to(state.device), latents.condition.device
-    fixed = latents, schedule, weights, encode, settings.drop, run_seed
-    backward = partial(_backward, state, *fixed)
+    same: dict[str, Any] = {"latents": latents, "schedule": schedule, "encode": encode}
+    same |= {"per_example_weight": per_example_weight, "drop": settings.drop}
+    backward = partial(_backward, state, **same, run_seed=run_seed)
     state.unet.train()
     while state.step < settings.steps:
         ids = sample_ids_of_step(run_seed, state.step, size, len(latents), where)
         # Forward and backward pass of equation 1, with conditioning dropout.
         losses, t = accumulate_gradients(state, backward, local_shard(ids))
-        loss, bins = (weights[t] * losses).sum(), bin_losses(t, losses, T)
+        loss, bins = (per_example_weight[t] * losses).sum(), bin_losses(t, losses, T)
         all_reduce_sum([loss, bins, *(w.grad for w in state.unet.parameters())])
         lr = learning_rate(settings, state.step)
         norm = state.update(lr, settings.max_grad_norm)  # clip, AdamW, EMA
@@ -193,11 +194,11 @@ def accumulate_gradients(
     """
     first = size = state.micro_batch or len(ids)
     while True:
+        state.optimizer.zero_grad()  # of a caller, or of parts before memory ran out
         try:
             parts = [backward(part) for part in ids.split(size)]
             break
         except torch.OutOfMemoryError:
-            state.optimizer.zero_grad()
             if size == 1:
                 raise torch.OutOfMemoryError(OUT_OF_MEMORY) from None
         state.micro_batch = size = (size + 1) // 2
@@ -209,13 +210,14 @@ def accumulate_gradients(
 
 def _backward(
     state: TrainState,
+    ids: Tensor,
+    *,
     latents: Latents,
     schedule: Schedule,
-    weights: Tensor,
+    per_example_weight: Tensor,
     encode: Callable[[Tensor], Tensor] | None,
     drop: float,
     run_seed: int,
-    ids: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of some examples; returns their losses and timesteps."""
     draws = {"run_seed": run_seed, "step": state.step}
@@ -223,5 +225,5 @@ def _backward(
     half = state.options.autocast
     with torch.autocast(state.device.type, half, enabled=half is not None):
         losses, t = example_losses(state.unet, schedule, batch, drop, **draws)
-    state.scaler.scale((weights[t] * losses).sum()).backward()
+    state.scaler.scale((per_example_weight[t] * losses).sum()).backward()
     return losses.detach(), t

@@ -9,5 +9,4 @@ In order (``data/models/README.md`` says what each took):
     python -m jobs.miniature.pretrain_language grammar written
     python -m jobs.miniature.make_pairs write generate     section 3.1
     python -m jobs.miniature.train_editor train measure    section 3.2
-    python -m jobs.miniature.calibrate_filter              for notebook 03
 """

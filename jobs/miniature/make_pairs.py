@@ -42,6 +42,7 @@ from ip2p_lib.triplets.generation import generate_triplets
 from ip2p_lib.triplets.loading import load_language_model
 from ip2p_lib.triplets.record import Triplet, count_outcomes, read_jsonl, write_jsonl
 from jobs.miniature.data import to_bytes, to_unit
+from jobs.training_plan import above_zero, positive
 
 SAMPLE = 256  # pairs shipped for readers
 # Unlike the paper's, all candidates also inject cross-attention, and self-attention is
@@ -201,19 +202,16 @@ def run_generate(args: argparse.Namespace, scale: Scale) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("stages", nargs="+", choices=["write", "generate"])
-    parser.add_argument("--out", type=Path, default=DATA)
-    parser.add_argument("--work", type=Path, default=Path("runs/editor"))
-    parser.add_argument("--captions", type=int, default=48_000, help="of this part")
-    parser.add_argument(
-        "--candidates", type=int, default=CANDIDATES, help="of one triplet"
-    )
-    parser.add_argument("--keep", type=int, default=KEPT, help="of one triplet")
-    parser.add_argument("--batch", type=int, default=512, help="replies or candidates")
-    parser.add_argument("--seconds", type=float, default=120, help="of generating")
-    parser.add_argument(
-        "--part", type=int, default=0, help="number of this process's captions"
-    )
+    add = parser.add_argument
+    add("stages", nargs="+", choices=["write", "generate"])
+    add("--out", type=Path, default=DATA)
+    add("--work", type=Path, default=Path("runs/editor"))
+    add("--captions", type=positive, default=48_000, help="of this part")
+    add("--candidates", type=positive, default=CANDIDATES, help="of one triplet")
+    add("--keep", type=positive, default=KEPT, help="of one triplet")
+    add("--batch", type=positive, default=512, help="replies or candidates")
+    add("--seconds", type=above_zero, default=120, help="of generating")
+    add("--part", type=int, default=0, help="number of this process's captions")
     return parser.parse_args()
 
 

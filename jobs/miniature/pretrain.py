@@ -34,6 +34,7 @@ from ip2p_lib.training.compiled import compile_unet
 from jobs.miniature import data, measure, models, saving
 from jobs.miniature.loop import Budget, fit, follow
 from jobs.miniature.losses import clip_loss, instruction_loss, unet_loss, vae_loss
+from jobs.training_plan import above_zero, positive
 
 STAGES = {
     "vae": Budget(seconds=400, learning_rate=1e-3),
@@ -81,24 +82,28 @@ def train_vae(images: Tensor, budget: Budget, batch: int) -> AutoencoderKL:
     return vae
 
 
-def run_vae(args: argparse.Namespace, budget: Budget, device: torch.device) -> None:
+def run_vae(
+    args: argparse.Namespace, budget: Budget, batch: int, device: torch.device
+) -> None:
     """Train and save the autoencoder; it needs none of the corpus's words."""
     n = args.scenes // world_size()
     corpus = data.sample_corpus(rank() * n, n)
     images = data.render_bytes(torch.cat([corpus.before, corpus.after]), device)
-    vae = train_vae(images, budget, args.batch or BATCHES["vae"])
+    vae = train_vae(images, budget, batch)
     if rank() == 0:
         saving.save_half(vae, saving.parts(args.out)["vae"])
 
 
-def run_clip(args: argparse.Namespace, budget: Budget, device: torch.device) -> None:
+def run_clip(
+    args: argparse.Namespace, budget: Budget, batch: int, device: torch.device
+) -> None:
     """Train and save CLIP, and the text encoder and tokenizer it gives the pipeline.
 
     Every text of few scenes teaches the tokenizer as much as all texts do.
     """
     corpus = data.sample_corpus(0, args.scenes)
     images = data.render_bytes(torch.cat([corpus.before, corpus.after]), device)
-    batch, paths = args.batch or BATCHES["clip"], saving.parts(args.out)
+    paths = saving.parts(args.out)
     if args.warm:
         earlier = load_clip(paths["clip"], device=device, dtype=torch.float32)
         clip, tokenizer = earlier.model, earlier.tokenizer
@@ -166,7 +171,9 @@ def teach_instructions(
     follow(fit(tower, loss_of, budget), "instructions")
 
 
-def run_unet(args: argparse.Namespace, budget: Budget, device: torch.device) -> None:
+def run_unet(
+    args: argparse.Namespace, budget: Budget, batch: int, device: torch.device
+) -> None:
     """Train the text-to-image U-Net on stored latents and text states, and save it."""
     began, paths = time.monotonic(), saving.parts(args.out)
     n = args.scenes // world_size()
@@ -186,7 +193,7 @@ def run_unet(args: argparse.Namespace, budget: Budget, device: torch.device) -> 
     unet = unet.to(device).train()
     compile_unet(unet, "whole" if device.type == "cuda" else "none")
     print(f"training from {time.monotonic() - began:.0f} s on", flush=True)
-    loss_of = _unet_objective(unet, latents, states, weights, args)
+    loss_of = _unet_objective(unet, latents, states, weights, batch)
     follow(fit(unet, loss_of, budget), "unet")
     if rank() == 0:
         saving.save_half(unet.to(memory_format=torch.contiguous_format), paths["unet"])
@@ -199,10 +206,10 @@ def _unet_objective(
     latents: Tensor,
     states: Tensor,
     weights: Tensor,
-    args: argparse.Namespace,
+    batch: int,
 ) -> Callable[[int], Tensor]:
     """The loss of a step: its draws are a function of the step and the row alone."""
-    ids = batch_ids(args.batch or BATCHES["unet"], latents.device)
+    ids = batch_ids(batch, latents.device)
     schedule = Schedule.scaled_linear().to(latents.device)
 
     def loss_of(step: int) -> Tensor:
@@ -217,20 +224,21 @@ def _unet_objective(
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("stages", nargs="+", choices=list(STAGES))
-    parser.add_argument("--out", type=Path, default=MODELS)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--scenes", type=int, default=200_000)
-    parser.add_argument("--seconds", type=float, help="budget of each stage named")
-    parser.add_argument("--learning-rate", type=float, help="of each stage named")
-    parser.add_argument("--batch", type=int, help="rows of a process, each stage named")
-    parser.add_argument("--samples", type=int, default=1024, help="held-out scenes")
-    parser.add_argument(
+    add = parser.add_argument
+    add("stages", nargs="+", choices=list(STAGES))
+    add("--out", type=Path, default=MODELS)
+    add("--results", type=Path, default=RESULTS)
+    add("--scenes", type=positive, default=200_000)
+    add("--seconds", type=above_zero, help="budget of each stage named")
+    add("--learning-rate", type=above_zero, help="of each stage named")
+    add("--batch", type=positive, help="rows of a process, each stage named")
+    add("--samples", type=positive, default=1024, help="held-out scenes")
+    add(
         "--warm",
         action="store_true",
         help="go on from --out's U-Net, or teach its CLIP instructions alone",
     )
-    parser.add_argument("--measure", action="store_true", help="train nothing")
+    add("--measure", action="store_true", help="train nothing")
     return parser.parse_args()
 
 
@@ -240,13 +248,10 @@ def main() -> None:
     run = {"vae": run_vae, "clip": run_clip, "unet": run_unet}
     for name in args.stages:
         if not args.measure:
-            budget = STAGES[name]
-            budget = replace(
-                budget,
-                seconds=budget.seconds if args.seconds is None else args.seconds,
-                learning_rate=args.learning_rate or budget.learning_rate,
-            )
-            run[name](args, budget, device)
+            given = {n: getattr(args, n) for n in ("seconds", "learning_rate")}
+            given = {n: value for n, value in given.items() if value is not None}
+            batch = BATCHES[name] if args.batch is None else args.batch
+            run[name](args, replace(STAGES[name], **given), batch, device)
         if rank() == 0:
             _report(name, args, device)
 

@@ -48,6 +48,7 @@ from ip2p_lib.triplets.record import (
 from jobs.miniature.data import sample_parts, sample_triplets
 from jobs.miniature.loop import Budget, Progress, fit
 from jobs.miniature.saving import save_half, save_tokenizer
+from jobs.training_plan import above_zero, positive
 
 WRITTEN = DATA / "triplets" / "miniature.jsonl"
 CONTEXT = 192
@@ -175,12 +176,16 @@ def tokenize_part(tokenizer: Any, first_seed: int, n: int) -> tuple[Tensor, Tens
 
 
 def run_grammar(args: argparse.Namespace, device: str) -> None:
-    """Stage 1: train a tokenizer and an empty model, and save both."""
-    grammar, written = sample_triplets(0, 20_000), read_jsonl(args.written)
-    # Every written text counts: people's words are rare beside the grammar's.
-    texts = [to_prompt(t.caption) + to_completion(t) for t in [*grammar, *written]]
-    tokenizer = train_tokenizer(texts)
-    model = new_model(len(tokenizer)).to(device)
+    """Stage 1: train a tokenizer and an empty model, or the one that is there."""
+    if args.warm:
+        earlier = load_language_model(args.out, device=device)
+        model, tokenizer = earlier.model.float().train(), earlier.tokenizer
+    else:
+        grammar, written = sample_triplets(0, 20_000), read_jsonl(args.written)
+        # Every written text counts: people's words are rare beside the grammar's.
+        texts = [to_prompt(t.caption) + to_completion(t) for t in [*grammar, *written]]
+        tokenizer = train_tokenizer(texts)
+        model = new_model(len(tokenizer)).to(device)
     parts = sample_parts(partial(tokenize_part, tokenizer), 0, args.scenes)
     columns = zip(*parts, strict=True)
     tokens, labels = (torch.cat(column).to(device) for column in columns)
@@ -242,15 +247,17 @@ def _readme_rows(measured: dict[str, Any]) -> list[ReadmeRow]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("stages", nargs="+", choices=["grammar", "written"])
-    parser.add_argument("--out", type=Path, default=MODELS / "miniature-lm")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--samples", type=int, default=1000, help="held-out captions")
-    parser.add_argument("--written", type=Path, default=WRITTEN)
-    parser.add_argument("--scenes", type=int, default=1_000_000)
-    parser.add_argument("--seconds", type=float, default=300.0, help="of stage 1")
-    parser.add_argument("--batch", type=int, default=512, help="of stage 1")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="of stage 1")
+    add = parser.add_argument
+    add("stages", nargs="+", choices=["grammar", "written"])
+    add("--out", type=Path, default=MODELS / "miniature-lm")
+    add("--results", type=Path, default=RESULTS)
+    add("--samples", type=positive, default=1000, help="held-out captions")
+    add("--written", type=Path, default=WRITTEN)
+    add("--scenes", type=positive, default=1_000_000)
+    add("--warm", action="store_true", help="go on from --out's")
+    add("--seconds", type=above_zero, default=300.0, help="of stage 1")
+    add("--batch", type=positive, default=512, help="of stage 1")
+    add("--learning-rate", type=above_zero, default=3e-3, help="of stage 1")
     return parser.parse_args()
 
 

@@ -38,6 +38,7 @@ from ip2p_lib.training.state import TrainingOptions, TrainState
 from ip2p_lib.training.surgery import widen_conv_in
 from jobs.miniature import saving
 from jobs.miniature.measure import VALIDATION, HeldOutEdits, measure_editor
+from jobs.training_plan import above_zero, positive
 
 _LOG_EVERY = 20  # steps
 _MARGIN = 0.97  # of the time left, to be sure that the last steps of the cosine come
@@ -209,19 +210,20 @@ def _readme_rows(row: dict[str, Any]) -> list[ReadmeRow]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the miniature editor.")
-    parser.add_argument("stages", nargs="+", choices=["train", "tune", "measure"])
-    parser.add_argument("--out", type=Path, default=DATA)
-    parser.add_argument("--work", type=Path, default=Path("runs/editor"))
-    parser.add_argument("--warm", action="store_true", help="go on from --out's")
-    parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--learning-rate", type=float, default=8e-4)
-    parser.add_argument("--weighting", choices=[*LOSS_WEIGHTINGS], default=None)
-    parser.add_argument("--probe", type=int, default=200, help="steps to warm up")
-    parser.add_argument("--seconds", type=float, default=480, help="of training")
-    parser.add_argument("--samples", type=int, default=1024, help="held-out edits")
-    parser.add_argument("--text-scales", type=float, nargs="*")
-    parser.add_argument("--image-scales", type=float, nargs="*")
-    parser.add_argument("--steps", type=int, nargs="*", help="of one edit")
+    add = parser.add_argument
+    add("stages", nargs="+", choices=["train", "tune", "measure"])
+    add("--out", type=Path, default=DATA)
+    add("--work", type=Path, default=Path("runs/editor"))
+    add("--warm", action="store_true", help="go on from --out's")
+    add("--batch", type=positive, default=1024)
+    add("--learning-rate", type=above_zero, default=8e-4)
+    add("--weighting", choices=[*LOSS_WEIGHTINGS], default=None)
+    add("--probe", type=positive, default=200, help="steps to warm up")
+    add("--seconds", type=above_zero, default=480, help="of training")
+    add("--samples", type=positive, default=1024, help="held-out edits")
+    add("--text-scales", type=float, nargs="*")
+    add("--image-scales", type=float, nargs="*")
+    add("--steps", type=int, nargs="*", help="of one edit")
     return parser.parse_args()
 
 

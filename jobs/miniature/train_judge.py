@@ -280,13 +280,14 @@ def report(args: argparse.Namespace, device: torch.device) -> None:
 def main() -> None:
     """Train the judge, or with ``--measure`` only measure it."""
     parser = argparse.ArgumentParser(description="The miniature's judge.")
-    parser.add_argument("--out", type=Path, default=MODELS, help="of all networks")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--scenes", type=int, default=150_000, help="two images each")
-    parser.add_argument("--seconds", type=float, default=BUDGET.seconds)
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--samples", type=int, default=4096, help="to be measured on")
-    parser.add_argument("--measure", action="store_true", help="train nothing")
+    add = parser.add_argument
+    add("--out", type=Path, default=MODELS, help="of all networks")
+    add("--results", type=Path, default=RESULTS)
+    add("--scenes", type=int, default=150_000, help="two images each")
+    add("--seconds", type=float, default=BUDGET.seconds)
+    add("--batch", type=int, default=BATCH)
+    add("--samples", type=int, default=4096, help="to be measured on")
+    add("--measure", action="store_true", help="train nothing")
     args, device = parser.parse_args(), pick_device()
     if not args.measure:
         train(args, device)

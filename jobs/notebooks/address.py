@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 import sys
-import tomllib
 from collections.abc import Sequence
 
 import nbformat
@@ -40,13 +39,6 @@ if "google.colab" in sys.modules:
         pip = [sys.executable, "-m", "pip", "install", "-q", "-r"]
         subprocess.run([*pip, here / "requirements-colab.txt"], check=True)
     sys.path.insert(0, str(here))"""
-
-
-def read_address() -> str | None:
-    """The repository as ``owner/name``, or None while it has no address."""
-    project = tomllib.loads(PYPROJECT.read_text("utf-8"))["project"]
-    url: str = project.get("urls", {}).get("Repository", "")
-    return url.removeprefix("https://github.com/") or None
 
 
 def in_pyproject(text: str, repo: str | None) -> str:

@@ -99,6 +99,20 @@ def test_a_perfect_denoiser_leads_to_the_clean_latent(sampler, steps):
         assert (ours[-1].x - x0).abs().max() < 1e-9
 
 
+@pytest.mark.parametrize("name", list(samplers.SAMPLERS))
+def test_a_sampler_is_its_entry_whatever_its_name(name, monkeypatch):
+    monkeypatch.setitem(samplers.SAMPLERS, "new", samplers.SAMPLERS[name])
+    ours, theirs = ([s.x for s in trajectory(n, 6)] for n in ("new", name))
+    assert gap(ours, theirs) == 0
+
+
+def test_only_steps_that_extrapolate_need_the_one_before():
+    """The last of dpm_solver_pp does not, which is infinitely long."""
+    whole = trajectory("dpm_solver_pp", 5)
+    (last,) = trajectory("dpm_solver_pp", 5, whole[3].x, start=4)
+    assert gap([last.x], [whole[4].x]) < 1e-12
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
 def test_a_trajectory_entered_midway_is_the_rest_of_the_whole(sampler):
     whole = trajectory(sampler, 8)
@@ -118,9 +132,13 @@ def test_a_trajectory_entered_midway_is_the_rest_of_the_whole(sampler):
         ({"start": 5}, "start"),
         ({"sampler": "dpm_solver_pp", "start": 1}, "start"),
         ({"sampler": "euler_ancestral"}, "step_noise"),
+        ({"sampler": "copy of euler_ancestral"}, "step_noise"),
+        ({"sampler": "copy of dpm_solver_pp", "start": 2}, "start"),
     ],
 )
-def test_bad_options_are_refused_at_the_call(options, word):
+def test_bad_options_are_refused_at_the_call(options, word, monkeypatch):
+    for name, sampler in [*samplers.SAMPLERS.items()]:
+        monkeypatch.setitem(samplers.SAMPLERS, f"copy of {name}", sampler)
     options = {"sampler": "ddim", "steps": 5, **options}
     with pytest.raises(ValueError, match=word):
         samplers.trajectory(denoise=denoise, noise=NOISE, schedule=SCHEDULE, **options)

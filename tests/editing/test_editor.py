@@ -1,5 +1,6 @@
 """The editor equals the stock pipeline, and refuses what it cannot do in words."""
 
+import weakref
 from dataclasses import replace
 from shutil import copytree, rmtree
 
@@ -113,7 +114,7 @@ def test_the_aspect_is_kept(editor, size):
         ({"steps": 2.5}, "steps must be a whole number"),
         ({"steps": True}, "steps must be a whole number"),
         ({"text_scale": -1.0}, "text_scale must be at least 0"),
-        ({"text_scale": "3"}, "2 text scales|1 text scales"),
+        ({"text_scale": "3"}, "text_scale: give a list of 1"),
         ({"image_scale": float("nan")}, "image_scale"),
         ({"image_scale": True}, "image_scale must be a number"),
         ({"seed": 2**63}, "seed must be"),
@@ -123,6 +124,41 @@ def test_the_aspect_is_kept(editor, size):
 def test_bad_input_is_refused_in_words(editor, wrong, word):
     with pytest.raises(ValueError, match=word):
         editor.edit(**{"image": smooth_image(), "instruction": CAT, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [({"steps": 1000}, "steps must be 1 to 999"), ({"seed": 0.5}, "seed must be")],
+)
+def test_options_are_checked_once_and_before_an_image_is_encoded(
+    editor, wrong, word, monkeypatch
+):
+    sizes = [smooth_image(64, 64), smooth_image(90, 60)]
+    checks, check = [], module._check
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_check", lambda *a: checks.append(a[0]) or check(*a))
+        editor.edit_batch(sizes, [CAT, CAT], steps=1)
+    assert sorted(checks) == ["image_scale", "seed", "steps", "text_scale"]
+    monkeypatch.setattr(editor.backbone.vae, "encode", None)
+    with pytest.raises(ValueError, match=word):
+        editor.edit_batch(sizes, [CAT, CAT], **wrong)
+    for ways in (editor.trajectory, editor.edit_tensors):
+        with pytest.raises(ValueError, match="122 tokens"):
+            ways(to_tensor(sizes[0]), ["a horse " * 60])
+
+
+def test_an_edit_keeps_no_step_but_the_last(editor, monkeypatch):
+    alive, most, sample = weakref.WeakSet(), [], module.sample_edits
+
+    def watched(*arguments):
+        for step in sample(*arguments):
+            alive.add(step.x0)
+            most.append(len(alive))
+            yield step
+
+    monkeypatch.setattr(module, "sample_edits", watched)
+    editor.edit(smooth_image(), CAT, steps=6)
+    assert len(most) == 6 and max(most) <= 3
 
 
 def test_numbers_of_numpy_and_torch_are_numbers(editor):
@@ -160,13 +196,13 @@ def test_tensors_that_are_no_images_are_refused(editor, change, word):
 def test_a_batch_needs_one_of_each(editor):
     images = [smooth_image(), smooth_image()]
     for instructions, options, word in (
-        (CAT, {}, "2 instructions"),
-        ([CAT], {}, "2 instructions"),
-        ([CAT] * 2, {"seed": [1, 2, 3]}, "2 seeds"),
+        (CAT, {}, "instructions"),
+        ([CAT], {}, "instructions"),
+        ([CAT] * 2, {"seed": [1, 2, 3]}, "seed"),
     ):
-        with pytest.raises(ValueError, match=f"list of {word}"):
+        with pytest.raises(ValueError, match=f"{word}: give a list of 2"):
             editor.edit_batch(images, instructions, **options)
-    with pytest.raises(TypeError, match="text_guidance_scale"):
+    with pytest.raises(TypeError, match="edit has no option 'text_guidance_scale'"):
         editor.edit_batch(images, [CAT] * 2, text_guidance_scale=3.0)
     assert editor.edit_batch([], []) == []
 

@@ -78,7 +78,9 @@ def test_no_figure_is_made_and_not_shown(path):
 
 
 def test_colab_has_links_and_cells_only_where_the_address_is_set():
-    repo = address.read_address()
+    project = tomllib.loads(address.PYPROJECT.read_text("utf-8"))["project"]
+    url = project.get("urls", {}).get("Repository", "")
+    repo = url.removeprefix("https://github.com/") or None
     for path in COMMITTED:
         notebook = nbformat.read(path, as_version=4)
         assert address.in_notebook(notebook, path.name, repo) == notebook

@@ -20,7 +20,7 @@ LATENTS = Latents(
     target_mean=random(6, 2, 4, 8, 8, seed=1) * 4,
     target_logvar=random(6, 2, 4, 8, 8, seed=2) - 6,
     condition=random(6, 2, 4, 8, 8, seed=3) * 4,
-    instruction=torch.arange(6) % 3,
+    text_row=torch.arange(6) % 3,
     text=random(3, 77, 16, seed=4),
     null_text=random(1, 77, 16, seed=5),
     scaling_factor=0.18215,

@@ -39,10 +39,27 @@ def test_what_is_stored_is_what_the_encoders_say_of_both_flips(
     assert not torch.allclose(mirrored, mean.flip(-1), atol=1e-3), (
         "flipping latents would have been good enough"
     )
-    text = latents.text[latents.instruction]
+    text = latents.text[latents.text_row]
     assert len(latents.text) == 3, "each instruction is encoded once"
     assert torch.allclose(text, tiny_backbone.encode_text(INSTRUCTIONS), atol=1e-5)
     assert len(latents) == 5 and latents.scaling_factor == tiny_backbone.scaling_factor
+
+
+def test_images_are_not_mirrored_where_the_instruction_names_a_side(
+    tiny_backbone, pictures
+):
+    texts = ["The left one is red", "make it bright", "turn upright", "去掉右边的", "x"]
+    before, after = pictures
+    stored = store_latents(tiny_backbone, [(before, after)], texts, dtype=torch.float32)
+    for name in ("condition", "target_mean", "target_logvar"):
+        plain, mirrored = getattr(stored, name).unbind(1)
+        same = (plain == mirrored).flatten(1).all(1)
+        assert same.tolist() == [True, False, False, True, False], name
+    assert torch.allclose(
+        stored.condition[:, 0], tiny_backbone.encode(before), atol=1e-5
+    )
+    one = store_latents(tiny_backbone, [(before, after)], texts, flips=False)
+    assert one.condition.shape[1] == 1
 
 
 @pytest.mark.parametrize(("n", "batch"), [(10, 4), (10, 10), (3, 7), (7, 1)])
@@ -65,7 +82,7 @@ def test_a_batch_gathers_matching_rows_and_the_same_flip_everywhere(latents):
     for name in ("condition", "target_mean", "target_logvar"):
         assert torch.equal(getattr(batch, name), getattr(latents, name)[rows, flipped])
     assert 60 < flipped.sum() < 140, "flips are not even"
-    assert torch.equal(batch.text, latents.text[latents.instruction[rows]])
+    assert torch.equal(batch.text, latents.text[latents.text_row[rows]])
 
 
 def test_token_ids_are_encoded_when_a_batch_is_made(tiny_backbone, latents):

@@ -152,5 +152,5 @@ def test_only_float32_weights_are_trained():
         TrainState.create(Small().half(), SETTINGS, FP16)
     with pytest.raises(ValueError, match="must be float32"):
         TrainState.create(Small().requires_grad_(False), SETTINGS)
-    with pytest.raises(ValueError, match="LoRA is missing"):
+    with pytest.raises(ValueError, match="add_editor_lora go together"):
         TrainState.create(Small(), SETTINGS, replace(FP16, lora_rank=4))

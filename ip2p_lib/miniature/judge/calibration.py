@@ -1,6 +1,6 @@
 """Candidate pairs labelled by the judge, by which CLIP's thresholds are chosen.
 
-``jobs.miniature.calibrate_filter`` writes them; notebook 03 reads them.
+``benchmarks.filtering.calibration`` writes them; notebook 03 reads them.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """The training of the miniature's networks, at a size that learns in seconds."""
 
-from argparse import Namespace
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 
+from ip2p_lib.config import HELD_OUT, MODELS
+from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.diffusion.schedule import Schedule
 from ip2p_lib.miniature.corpus import build_corpus
 from ip2p_lib.miniature.render import encode
@@ -22,7 +24,7 @@ from jobs.miniature.data import (
     token_ids,
 )
 from jobs.miniature.loop import Budget, fit, follow
-from jobs.miniature.losses import clip_loss, unet_loss, vae_loss
+from jobs.miniature.losses import clip_loss, instruction_loss, unet_loss, vae_loss
 
 CPU = torch.device("cpu")
 
@@ -62,6 +64,33 @@ def test_clip_prefers_the_right_images():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]  # 0.1 to 0.4 of it, by the random start
+
+
+def test_new_instructions_are_learnt_and_captions_keep_their_states():
+    n, corpus = 6, build_corpus(HELD_OUT, 6)
+    clip = load_clip(MODELS / "miniature-clip", dtype=torch.float32)
+    images = render_bytes(torch.cat([corpus.before, corpus.after]), CPU)
+    before, after = clip.embed_images(to_unit(images)).chunk(2)
+    change = torch.nn.functional.normalize(after - before, dim=-1)
+    words = [f"{letter}q{letter}x" for letter in "abcdef"]  # of no language
+    tower, teacher = clip.model.text_model, deepcopy(clip.model.text_model)
+    tokens = token_ids(clip.tokenizer, [*corpus.captions, *words], 48).long().split(n)
+
+    def matches():
+        return int(
+            ((clip.embed_texts(words) @ change.T).argmax(1) == torch.arange(n)).sum()
+        )
+
+    at_first = matches()
+    optimizer = torch.optim.AdamW(tower.requires_grad_(True).parameters(), lr=5e-4)
+    for _ in range(30):
+        optimizer.zero_grad()
+        instruction_loss(clip.model, teacher, change, *tokens).backward()
+        optimizer.step()
+    assert matches() == n > at_first
+    states = (tower(input_ids=tokens[0]), teacher(input_ids=tokens[0]))
+    now, then = (output.last_hidden_state for output in states)
+    assert (now - then).square().mean() < 0.02 * then.square().mean()
 
 
 class Copy(torch.nn.Module):
@@ -114,9 +143,7 @@ def test_a_step_of_the_unet_learns_from_stored_latents_and_texts():
     latents = normal(key("latents"), torch.arange(4), (4, 32, 32)).half()
     unet = models.new_unet()
     weights = object_weights(corpus.before, models.LATENT)
-    loss_of = pretrain._unet_objective(
-        unet, latents, states, weights, Namespace(batch=2)
-    )
+    loss_of = pretrain._unet_objective(unet, latents, states, weights, 2)
     start = unet.conv_in.weight.detach().clone()
     assert follow(fit(unet, loss_of, Budget(0.01, 1e-4, warmup=1)), "unet").step == 1
     assert not torch.equal(unet.conv_in.weight, start)

@@ -99,7 +99,7 @@ def refused(command, capsys):
 def test_a_resumed_run_has_the_settings_it_began_with(
     words, pairs, tmp_path, stopped_after_two, capsys
 ):
-    """Unless --changed allows others, and then the card tells every leg."""
+    """Unless --changed allows others, and then the card tells every part."""
     command = [*words, "--out", str(tmp_path / "run")]
     stopped_after_two(command)
     before = tree(tmp_path / "run")
@@ -120,6 +120,7 @@ def test_a_resumed_run_has_the_settings_it_began_with(
         name = option.strip("-").replace("-", "_")
         said = refused([*command, option, value], capsys)
         assert f"had {name} " in said and "--changed" in said
+    assert "had flips True, now False" in refused([*command, "--no-flips"], capsys)
     assert tree(tmp_path / "run") == before, "a refused command changes nothing"
     train.main([*command, "--learning-rate", "0.0002", "--changed"])
     card = (tmp_path / "run" / "editor" / "README.md").read_text()
@@ -146,8 +147,8 @@ def test_a_run_without_a_checkpoint_begins_anew(words, tmp_path):
     write_json(tmp_path / "run.json", [{"after": 0, "seed": 77}])
     (tmp_path / "step-0000002").mkdir()  # a save that was killed
     args = train.arguments([*words, "--out", str(tmp_path)])
-    (leg,) = train.check_settings(args, train.get_scale(args))
-    assert (leg["after"], leg["seed"]) == (0, 0)
+    (part,) = train.check_settings(args, train.get_scale(args))
+    assert (part["after"], part["seed"]) == (0, 0)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_stored_latents_are_those_of_the_encoders(tiny_backbone, what, tmp_path)
     for name in ("target_mean", "target_logvar", "condition"):
         ours, theirs = (getattr(x, name).float() for x in (kept, expected))
         torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=2e-3)
-    assert torch.equal(kept.text[kept.instruction], tiny_backbone.tokenize(texts))
+    assert torch.equal(kept.text[kept.text_row], tiny_backbone.tokenize(texts))
 
 
 def test_nothing_is_encoded_twice_unless_the_cache_key_changed(
@@ -41,6 +41,8 @@ def test_nothing_is_encoded_twice_unless_the_cache_key_changed(
     again = cached_latents(backbone, *what, tmp_path / "kept")
     assert once > 0 and len(calls) == once
     assert torch.equal(first.condition, again.condition)
+    plain = cached_latents(backbone, *what, tmp_path / "kept", flips=False)
+    assert len(calls) > once and torch.equal(plain.condition, first.condition[:, :1])
     fewer = what[0], range(4), *what[2:]
     assert len(cached_latents(backbone, *fewer, tmp_path / "kept")) == 4
     (file,) = tmp_path.glob("kept/shard-000/*.safetensors")

@@ -1,12 +1,12 @@
 """Generate candidates of held-out triplets, filter nothing, and label every one.
 
-    python -m jobs.miniature.calibrate_filter
+    python -m benchmarks.filtering.calibration
 
 leaves ``results/filter-calibration.json``: of each candidate what it was drawn with,
 its four CLIP scores and the judge's verdict. From this file notebook 03 draws what a
 threshold keeps, and chooses thresholds; run it again when a network was trained anew.
 
-    python -m jobs.miniature.calibrate_filter --cross-attention 1
+    python -m benchmarks.filtering.calibration --cross-attention 1
 
 labels the same candidates with cross-attention injected as well, as
 ``results/filter-calibration-cross-attention.json``: the difference is its gain.
@@ -120,13 +120,12 @@ def ceiling(judge: Judge, edits: Sequence[SceneEdit]) -> float:
 def main() -> None:
     """Label some hundred candidates and write the result file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--triplets", type=int, default=96)
-    parser.add_argument("--candidates", type=int, default=4, help="of one triplet")
-    parser.add_argument("--seed", type=int, default=0, help="of the candidates")
-    parser.add_argument(
-        "--cross-attention", type=float, default=0, help="share, 0 to 1"
-    )
-    parser.add_argument("--out", type=Path, help="instead of a file in data/results")
+    add = parser.add_argument
+    add("--triplets", type=int, default=96)
+    add("--candidates", type=int, default=4, help="of one triplet")
+    add("--seed", type=int, default=0, help="of the candidates")
+    add("--cross-attention", type=float, default=0, help="share, 0 to 1")
+    add("--out", type=Path, help="instead of a file in data/results")
     args, scale, began = parser.parse_args(), preset("miniature"), time.monotonic()
     settings = replace(scale.rendering, candidates=args.candidates)
     judge, edits = load_judge(), held_out_edits(args.triplets)

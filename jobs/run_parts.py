@@ -1,7 +1,7 @@
-"""The settings of a training run, leg by leg: a run is resumed with those it had.
+"""The settings of each part of a training run: it is resumed with those it had.
 
-``run.json`` in the folder of a run has the settings of each leg, and the step ``after``
-which it began; a leg ends where ``--changed`` allowed other settings.
+A part begins where ``--changed`` allowed other settings. ``run.json`` in the folder of
+a run has the settings of each part, and the step ``after`` which it began.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from ip2p_lib.editing.editor import find_scale
 from ip2p_lib.files import make_folder, read_json, write_json
 from jobs.pairs import digest, fingerprint
 
-LEGS = "run.json"
+RUN = "run.json"
 
 
-def read_legs(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The settings of each leg so far of the run in ``--out`` or ``--backup-dir``.
+def read_parts(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The settings of each part so far of the run in ``--out`` or ``--backup-dir``.
 
-    None if it left no checkpoint: then it begins anew, with any settings.
+    An empty list if it left no checkpoint: then it begins anew, with any settings.
 
     Raises:
-        ValueError: there are checkpoints, and no legs or damaged ones; ``--changed``
-            goes on without.
+        ValueError: there are checkpoints, but ``run.json`` is missing or damaged;
+            ``--changed`` goes on without.
     """
     folders = [folder for folder in (args.out, args.backup_dir) if folder]
     for folder in folders:
@@ -38,18 +38,18 @@ def read_legs(args: argparse.Namespace) -> list[dict[str, Any]]:
     if not stored:
         return []
     for folder in folders:
-        if (folder / LEGS).is_file():
+        if (folder / RUN).is_file():
             try:
-                legs = read_json(folder / LEGS)
-                return [{"after": 0, **leg} for leg in legs]
+                parts = read_json(folder / RUN)
+                return [{"after": 0, **part} for part in parts]
             except (ValueError, TypeError) as error:
                 if args.changed:
                     return []
                 advice = "--changed goes on without it"
-                raise ValueError(f"{folder / LEGS} is damaged; {advice}.") from error
+                raise ValueError(f"{folder / RUN} is damaged; {advice}.") from error
     if not args.changed:
         raise ValueError(
-            f"{stored[0].parents[1]} has checkpoints and no {LEGS}, so nobody knows "
+            f"{stored[0].parents[1]} has checkpoints and no {RUN}, so nobody knows "
             "their settings. Choose another --out, or pass --changed to go on."
         )
     return []
@@ -69,6 +69,7 @@ def current_settings(args: argparse.Namespace, scale: Scale) -> dict[str, Any]:
         "pairs": f"{args.pairs.name} {pairs:.8}",
         "validation_pairs": args.validation_pairs,
         "seed": args.seed,
+        "flips": args.flips,
         "loss_weighting": args.loss_weighting,
         "lora_rank": args.lora_rank,
         "backbone": _identify(scale.backbone),
@@ -84,7 +85,7 @@ def check_settings(args: argparse.Namespace, scale: Scale) -> list[dict[str, Any
     Before anything is written: a command that is refused changes nothing.
 
     Returns:
-        All legs of the run; the last one has these settings, and its ``after`` is None
+        All parts of the run; the last one has these settings, and its ``after`` is None
         if it is new.
 
     Raises:
@@ -93,10 +94,10 @@ def check_settings(args: argparse.Namespace, scale: Scale) -> list[dict[str, Any
     if not args.pairs.exists():
         raise FileNotFoundError(f"There is nothing at {args.pairs}.")
     settings = current_settings(args, scale)
-    legs = read_legs(args)
-    if not legs:
+    parts = read_parts(args)
+    if not parts:
         return [{"after": 0, **settings}]
-    earlier = dict(legs[-1])
+    earlier = dict(parts[-1])
     if not settings["decay"] and settings["steps"] >= earlier.get("steps", 0):
         earlier["steps"] = settings["steps"]  # only longer
     changes = [name for name, value in settings.items() if earlier.get(name) != value]
@@ -107,8 +108,8 @@ def check_settings(args: argparse.Namespace, scale: Scale) -> list[dict[str, Any
             "--out, or pass --changed to go on with the new settings."
         )
     if changes:
-        return [*legs, {"after": None, **settings}]
-    return [*legs[:-1], {**legs[-1], **settings}]
+        return [*parts, {"after": None, **settings}]
+    return [*parts[:-1], {**parts[-1], **settings}]
 
 
 def _identify(source: Source) -> str:
@@ -119,9 +120,11 @@ def _identify(source: Source) -> str:
     return f"{folder.name} {source.revision or weights.hexdigest()[:8]}"
 
 
-def write_legs(args: argparse.Namespace, legs: list[dict[str, Any]], step: int) -> None:
-    """Note the settings of every leg, in the backup folder too; process 0 does it."""
-    legs[-1]["after"] = step if legs[-1]["after"] is None else legs[-1]["after"]
+def write_parts(
+    args: argparse.Namespace, parts: list[dict[str, Any]], step: int
+) -> None:
+    """Note the settings of every part, in the backup folder too; process 0 does it."""
+    parts[-1]["after"] = step if parts[-1]["after"] is None else parts[-1]["after"]
     if rank() == 0:
         for folder in filter(None, (args.out, args.backup_dir)):
-            write_json(folder / LEGS, legs)
+            write_json(folder / RUN, parts)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.filtering import calibration as calibrate
 from ip2p_lib.config import HELD_OUT, Rendering, preset
 from ip2p_lib.diffusion.clip import load_clip
 from ip2p_lib.diffusion.stable_diffusion import load_stable_diffusion
@@ -15,7 +16,6 @@ from ip2p_lib.miniature.judge.calibration import FIRST, held_out_edits, read_can
 from ip2p_lib.miniature.judge.model import load_judge
 from ip2p_lib.miniature.judge.verdicts import VERDICTS, verdicts
 from ip2p_lib.rendering import draw_candidates, generate_pairs
-from jobs.miniature import calibrate_filter as calibrate
 
 SETTINGS = Rendering(
     steps=2, candidates=2, batch_size=3, sampler="ddim", cfg_min=2.0, cfg_max=4.0
