@@ -149,7 +149,7 @@ def train(args: argparse.Namespace, scale: Scale, device: torch.device) -> None:
     spent = round(time.monotonic() - began, 1)
     path = args.out / "results" / "miniature-training.json"
     claim = "Generated pairs that passed the filter and trained the editor"
-    readme = [ReadmeRow(claim, f"{counts['kept']:,}", "20,000", counts["generated"])]
+    readme = [ReadmeRow(claim, f"{counts['kept']:,}", "250,000", counts["generated"])]
     write_results(
         path, rows, seed=0, seconds=spent, device=device, readme=readme, **run
     )

@@ -1,6 +1,6 @@
-"""Make the README's two images: edits of one scene, and the autoencoder's output.
+"""Make the images of the README and the cards: edits, failures, the autoencoder.
 
-``python -m jobs.readme.table --images`` makes both anew from the shipped weights.
+``python -m jobs.readme.table --images`` makes them anew from the shipped weights.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from ip2p_lib.config import ROOT, preset
 
 EDITS = ROOT / "docs" / "edits.png"
+FAILURES = ROOT / "docs" / "failures.png"
 AUTOENCODER = ROOT / "docs" / "autoencoder.png"
 # Written down, with the scene and the seed 0, before any of them was drawn.
 INSTRUCTIONS = (
@@ -21,8 +22,9 @@ INSTRUCTIONS = (
 
 
 def draw_images() -> None:
-    """Make both images."""
+    """Make all images."""
     draw_edits()
+    draw_failures()
     draw_autoencoder()
 
 
@@ -49,6 +51,29 @@ def draw_edits() -> None:
     sheet.paste(rows[0], (0, 0))
     sheet.paste(rows[1], (0, rows[0].height + 8))
     sheet.save(EDITS, optimize=True)
+
+
+def draw_failures(n: int = 6) -> None:
+    """Show the first ``n`` held-out edits that the judge rejects: none is picked."""
+    from ip2p_lib.editing.editor import load_editor
+    from ip2p_lib.miniature.judge import load_judge
+    from ip2p_lib.miniature.judge.scores import score_edits
+    from ip2p_lib.notebook.figures import show_grid
+    from jobs.miniature.measure import HeldOutEdits
+
+    editor = load_editor("miniature", "cpu")
+    held_out = HeldOutEdits.sample(8 * n, editor.backbone)
+    texts = held_out.corpus.instructions
+    edited = editor.edit_tensors(held_out.before, texts, seed=[*range(len(texts))])
+    images = edited, held_out.before, held_out.truth
+    codes = held_out.corpus.before, held_out.corpus.after
+    scores = score_edits(load_judge(), *images, codes, held_out.reconstructed)
+    failed = (~scores.both).nonzero()[:n, 0]
+    lost = ["not done" if not scores.done[i] else "not kept" for i in failed]
+    labels = [f"{texts[i]}\n({why})" for i, why in zip(failed, lost, strict=True)]
+    rows = [x[failed] for x in (held_out.before, edited, held_out.truth)]
+    figure = show_grid(rows, ["input", "edit", "ground truth"], labels)
+    figure.savefig(FAILURES, dpi=110, bbox_inches="tight")
 
 
 def draw_autoencoder(n: int = 9) -> None:

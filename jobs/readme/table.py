@@ -1,6 +1,6 @@
 """Write the README's table of results, and all results into ``docs/results.md``.
 
-    python -m jobs.readme.table             both tables, from data/results/*.json
+    python -m jobs.readme.table             tables and cards, from data/results/*.json
     python -m jobs.readme.table --images    also the README's images, edited anew
 
 Every result file carries its own rows (``ip2p_lib.results.ReadmeRow``), so no figure
@@ -20,6 +20,7 @@ import torch
 from ip2p_lib.config import RESULTS, ROOT, preset
 from ip2p_lib.files import write_bytes
 from ip2p_lib.filtering.calibration import proportion_ci
+from jobs.readme.cards import write_cards
 from jobs.readme.images import draw_images
 from jobs.readme.pipeline import draw_pipeline
 
@@ -161,12 +162,13 @@ def results_page() -> str:
 
 
 def main() -> None:
-    """Write both tables and the drawing, and the images if ``--images`` is given."""
+    """Write tables, cards and the drawing, and the images if ``--images`` is given."""
     if "--images" in sys.argv[1:]:
         draw_images()
     draw_pipeline()
     write_bytes(PAGE, results_page().encode())
     write_bytes(README, fill_readme(README.read_text("utf-8")).encode())
+    write_cards(table_of_edit_types(), vars(preset("miniature").editing))
 
 
 if __name__ == "__main__":
