@@ -129,8 +129,9 @@ def main() -> None:
     args, scale, began = parser.parse_args(), preset("miniature"), time.monotonic()
     settings = replace(scale.rendering, candidates=args.candidates)
     judge, edits = load_judge(), held_out_edits(args.triplets)
+    sd = load_stable_diffusion(scale.backbone)
     rows = label_candidates(
-        load_stable_diffusion(scale.backbone),
+        sd,
         Labeller(load_clip(scale.clip), judge),
         edits,
         settings,
@@ -148,7 +149,7 @@ def main() -> None:
     }
     seconds = round(time.monotonic() - began, 1)
     path = args.out or (CROSS_ATTENTION if args.cross_attention else SELF_ATTENTION)
-    write_results(path, rows, seed=args.seed, seconds=seconds, **run)
+    write_results(path, rows, seed=args.seed, seconds=seconds, device=sd.device, **run)
 
 
 if __name__ == "__main__":
