@@ -1,9 +1,9 @@
 """Save and load training checkpoints that survive a kill at any moment.
 
-A checkpoint is a folder ``<word>-<number>`` with ``tensors.safetensors`` and
-``manifest.json``, which holds the state and the SHA-256 of both. It is written under a
-hidden name and renamed, so it is complete or absent; ``load`` verifies every byte, and
-``prune`` deletes old ones only below a newer one that it has read back.
+A checkpoint is a folder with ``tensors.safetensors`` and ``manifest.json``, which holds
+the state and the SHA-256 of both. It is written under a hidden name and renamed, so it
+is complete or absent; ``load`` verifies every byte. ``latest`` and ``prune`` know those
+called ``step-<number>``; old ones go only below a newer one that was read back.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from torch import Tensor
 from ip2p_lib.files import atomic_directory, sha256_of
 
 MANIFEST, TENSORS = "manifest.json", "tensors.safetensors"
+_DAMAGE = (ValueError, KeyError, TypeError, OSError, RecursionError)
 
 
 class CheckpointError(ValueError):
@@ -49,7 +50,7 @@ def save(folder: str | Path, tensors: dict[str, Tensor], state: dict[str, Any]) 
     ``state`` are JSON values, such as the step number. Raises OSError if the disk is
     full or write-protected; older checkpoints are untouched.
     """
-    folder, ours = Path(folder), rf"{re.escape(MANIFEST)}|.*\.safetensors"
+    folder, ours = Path(folder), r"manifest\.json|[^/]*\.safetensors"
     cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     with atomic_directory(folder, needed=size_of(cpu), replaces=ours) as partial:
         try:
@@ -76,17 +77,25 @@ def verify(folder: str | Path) -> dict[str, Any]:
         CheckpointError: it is damaged, or a file is missing.
     """
     folder = Path(folder)
-    if not _is_complete(folder):
+    if not (folder / MANIFEST).is_file():
         raise FileNotFoundError(f"No complete checkpoint in {folder}: no {MANIFEST}.")
     try:
-        data = (folder / MANIFEST).read_bytes()
-        body = json.loads(data)["body"]
-        if data != _encode(body) or sha256_of(folder / TENSORS) != body["sha256"]:
+        body = _read_manifest(folder)
+        if sha256_of(folder / TENSORS) != body["sha256"]:
             raise ValueError("its SHA-256 differs from the one it was saved with")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except _DAMAGE as error:
         message = f"The checkpoint {folder} is damaged: {error}."
         raise CheckpointError(message) from error
     return dict(body["state"])
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """What ``save`` wrote into a manifest, bit for bit; one of ``_DAMAGE`` if not."""
+    data = (folder / MANIFEST).read_bytes()
+    body: dict[str, Any] = json.loads(data)["body"]
+    if data != _encode(body):
+        raise ValueError(f"its {MANIFEST} is not as it was saved")
+    return body
 
 
 def load(folder: str | Path) -> Checkpoint:
@@ -96,18 +105,20 @@ def load(folder: str | Path) -> Checkpoint:
 
 
 def _numbered(*roots: Path) -> list[Path]:
-    """List the folders ``<word>-<number>`` under all roots, highest number first."""
-    folders = [f for root in roots for f in root.glob("*-*") if f.is_dir()]
-    numbers = {f: int(m[1]) for f in folders if (m := re.search(r"-(\d+)$", f.name))}
-    return sorted(numbers, key=lambda folder: -numbers[folder])
+    """List the folders ``step-<number>`` under all roots, highest number first."""
+    folders = [f for root in roots for f in root.glob("step-*") if f.is_dir()]
+    ours = [f for f in folders if re.fullmatch(r"step-[0-9]+", f.name)]
+    return sorted(ours, key=lambda folder: -int(folder.name[5:]))
 
 
-def _is_complete(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file()
+def _is_ours(folder: Path) -> bool:
+    with suppress(*_DAMAGE):
+        return bool(_read_manifest(folder))
+    return False
 
 
 def latest(*roots: str | Path) -> Checkpoint | None:
-    """Read the newest intact checkpoint ``<root>/<word>-<number>`` of all roots.
+    """Read the newest intact checkpoint ``<root>/step-<number>`` of all roots.
 
     Damaged ones are skipped and named in ``refused``; of two with one number the one in
     the earlier root counts. Returns None if there is no checkpoint at all.
@@ -121,7 +132,7 @@ def latest(*roots: str | Path) -> Checkpoint | None:
             return replace(load(folder), refused=tuple(refused))
         except (CheckpointError, FileNotFoundError) as error:
             refused.append(str(error))
-    if any(map(_is_complete, folders)):
+    if any((folder / MANIFEST).is_file() for folder in folders):
         raise CheckpointError(
             f"No checkpoint under {' or '.join(map(str, roots))} is intact. To start "
             "over, choose another folder or remove this one. " + " ".join(refused)
@@ -132,18 +143,18 @@ def latest(*roots: str | Path) -> Checkpoint | None:
 def prune(root: str | Path, keep: int) -> None:
     """Delete all but the ``keep`` (at least 1) newest, and the rest of killed saves.
 
-    Counting starts at the newest that reads back intact; damaged ones above it stay. If
-    none is intact, no checkpoint is deleted.
+    Counting starts at the newest that reads back intact; damaged ones above it stay, as
+    do folders whose manifest is not ours. If none is intact, nothing is deleted.
     """
     if keep < 1:
         raise ValueError(f"At least one checkpoint must be kept, not {keep}.")
-    complete = list(filter(_is_complete, _numbered(Path(root))))
-    for newest, folder in enumerate(complete):
+    ours = list(filter(_is_ours, _numbered(Path(root))))
+    for newest, folder in enumerate(ours):
         with suppress(CheckpointError):
             verify(folder)
-            for older in complete[newest + keep :]:
+            for older in ours[newest + keep :]:
                 shutil.rmtree(older)
             break
-    for left in Path(root).glob(".*-*"):
-        if re.fullmatch(r"\..*-\d+\.(partial|old|lock)", left.name):
+    for left in Path(root).glob(".step-*"):
+        if re.fullmatch(r"\.step-[0-9]+\.ip2p-(partial|old|lock)", left.name):
             shutil.rmtree(left) if left.is_dir() else left.unlink()

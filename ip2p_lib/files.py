@@ -30,7 +30,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     Until then ``path`` is as before. Missing parent folders are created.
     """
     make_folder(path.parent)
-    partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
+    partial = path.with_name(f".{path.name}-{secrets.token_hex(4)}.ip2p")
     try:
         with partial.open("xb") as file:  # with the permissions of any new file
             yield file
@@ -54,8 +54,8 @@ def make_folder(folder: Path) -> None:
 
 def remove_partials(folder: Path) -> None:
     """Delete the hidden files of killed writers; nobody may be writing there now."""
-    for path in folder.glob(".*-*"):
-        if re.fullmatch(r"\..+-[0-9a-f]{8}", path.name):
+    for path in folder.glob(".*-*.ip2p"):
+        if re.fullmatch(r"\..+-[0-9a-f]{8}\.ip2p", path.name) and path.is_file():
             path.unlink()
 
 
@@ -143,25 +143,25 @@ def run_lock(folder: Path, path: Path | None = None) -> Iterator[None]:
 
 @contextmanager
 def atomic_directory(
-    folder: Path, *, needed: int = 0, replaces: str | None = None
+    folder: Path, replaces: str | None = None, marker: str = "", *, needed: int = 0
 ) -> Iterator[Path]:
     """Yield an empty folder to fill; it becomes ``folder`` if the block succeeds.
 
     Args:
         folder: missing, empty or an older version.
+        replaces: a regular expression for the paths of all files of an older version.
+        marker: one of them that it always has; without it the folder is not ours.
         needed: bytes it will hold, about; checked against the free space.
-        replaces: a regular expression that matches every name in an older version.
 
     Raises:
         FileExistsError: ``folder`` holds other files.
         FolderInUseError: another run is writing it.
         OSError: the disk is full or write-protected; inside the block too.
     """
-    _check_replaceable(folder, replaces)
+    _check_replaceable(folder, replaces, marker)
     require_room(folder, needed)
-    lock, partial, old = (
-        folder.with_name(f".{folder.name}.{end}") for end in ("lock", "partial", "old")
-    )
+    hidden = folder.with_name(f".{folder.name}.ip2p-")
+    lock, partial, old = (Path(f"{hidden}{end}") for end in ("lock", "partial", "old"))
     with explain_disk_errors(folder, needed), run_lock(folder, lock):
         if old.exists() and not folder.exists():
             os.replace(old, folder)  # a run was killed between its two renames
@@ -172,7 +172,7 @@ def atomic_directory(
             yield partial
             for path in filter(Path.is_file, partial.rglob("*")):
                 _sync(path)  # before the rename, or a crash could keep only that
-            _check_replaceable(folder, replaces)
+            _check_replaceable(folder, replaces, marker)
             if folder.exists():
                 os.replace(folder, old)
             os.replace(partial, folder)
@@ -193,10 +193,14 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _check_replaceable(folder: Path, replaces: str | None) -> None:
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+def _check_replaceable(folder: Path, replaces: str | None, marker: str) -> None:
+    names = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")  # files, links and empty folders
+        if path.is_symlink() or not (path.is_dir() and any(path.iterdir()))
+    }
     ours = all(replaces and re.fullmatch(replaces, name) for name in names)
-    if folder.is_file() or not ours:
+    if folder.is_file() or not ours or (names and marker and marker not in names):
         # Only the exports have this argument; without it they pass no ``replaces``.
         advice = "" if replaces else "; replace=True replaces an older export"
         raise FileExistsError(

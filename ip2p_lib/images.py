@@ -188,9 +188,11 @@ def fit(image: Image.Image, resolution: int, multiple: int = 8) -> Image.Image:
             resolution), up to rounding.
         multiple: of both sides; Stable Diffusion has one latent element per 8 pixels.
     Raises:
-        ImageError: so long and thin that the short side would vanish.
+        ImageError: empty, or so long and thin that the short side would vanish.
     """
     short, long = sorted(image.size)
+    if not short:
+        raise ImageError(f"An image of {image.width} x {image.height} has no pixels.")
     if short * resolution < long * multiple:
         raise ImageError(
             f"An image of {image.width} x {image.height} is too thin for {resolution} "

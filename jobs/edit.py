@@ -4,8 +4,9 @@
 
 Each edit becomes a PNG in ``--out``, under the name of its image; ``edits.csv`` says
 how it was made, or why not. The same command goes on after any stop; an edit made with
-other options, or of an image that has changed since, is made again. Every image is
-edited from the same noise, so that frames flicker less.
+other options, or of an image that has changed since, is made again. A file that is no
+edit of ours is never overwritten, and columns that you add to the table are kept. Every
+image is edited from the same noise, so that frames flicker less.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import argparse
 import csv
 import hashlib
 import io
+import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from tqdm import tqdm
 
 from ip2p_lib.config import SCALES
 from ip2p_lib.editing import Editor, load_editor
-from ip2p_lib.files import read_text, run_lock, write_bytes
+from ip2p_lib.files import run_lock, sha256_of, write_bytes
 from ip2p_lib.images import FORMATS, ImageError, load
 
 TABLE = "edits.csv"
@@ -31,7 +33,8 @@ TABLE = "edits.csv"
 SUFFIXES = {f".{name.lower()}" for name in (*FORMATS, "jpg", "jfif", "tif")}
 SUFFIXES |= {".heic", ".heif", ".avif"}
 OPTIONS = ("instruction", "text_scale", "image_scale", "steps", "seed", "editor")
-COLUMNS = ("output", "image", "modified", *OPTIONS, "error")
+COLUMNS = ("output", "image", "sha256", *OPTIONS, "error")
+STOPPED = "stopped before it was written"  # the error of an edit that may be an older
 Row = dict[str, str]
 
 
@@ -45,15 +48,17 @@ def find_images(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
         ValueError: two edits would have one name, or an edit would replace its image.
     """
     names: dict[Path, Path] = {}
+    own = out.resolve()
     for path in paths:
-        found = {path: Path(path.name)}
+        found = {_place(path): Path(path.name)}
         if path.is_dir():
+            inside = path.resolve().is_relative_to(own)
             files = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES)
             found = {
-                image: image.relative_to(path)
+                _place(image): image.relative_to(path)
                 for image in files
                 if not (image.is_dir() or image.name.startswith("."))
-                and (path.is_relative_to(out) or not image.is_relative_to(out))
+                and (inside or not _place(image).is_relative_to(own))
             }
         if not found or not path.exists():
             raise FileNotFoundError(f"There is no image at {path}.")
@@ -68,24 +73,45 @@ def find_images(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     return names
 
 
+def _place(path: Path) -> Path:
+    """The same for every way to name a file; a link is not followed."""
+    return path.parent.resolve() / path.name
+
+
 def read_table(path: Path) -> dict[str, Row]:
     """The rows of earlier runs by the edit's name; empty if there were none.
 
-    Raises ValueError if it is damaged.
+    Raises ValueError if it is damaged, or another table.
     """
     if not path.is_file():
         return {}
     try:
-        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
-        return {row["output"]: row for row in rows}
-    except (ValueError, KeyError, csv.Error) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it.") from error
+        # Names of files need not be UTF-8: write_table keeps their bytes too.
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        if lost := {"output", "image", "error"} - {*(reader.fieldnames or ())}:
+            raise ValueError(f"no column {min(lost)}")
+        rows = list(reader)
+        table = {row["output"]: row for row in rows}
+        if len(table) < len(rows):
+            raise ValueError("an output is there twice")
+        if any(None in (*row, *row.values()) for row in rows):
+            raise ValueError("a row has more or fewer cells than the first line")
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}), or no table of this job. Move it away, or "
+            "choose another --out."
+        ) from error
+    for row in rows:
+        row.pop("modified", None)  # of earlier versions
+    return table
 
 
-def write_table(path: Path, rows: Iterable[Row]) -> None:
-    """Write the table, whole or not at all."""
+def write_table(path: Path, rows: Collection[Row]) -> None:
+    """Write the table, whole or not at all, with all columns of its rows."""
     text = io.StringIO(newline="")
-    table = csv.DictWriter(text, COLUMNS)
+    names = [*COLUMNS, *(name for row in rows for name in row)]
+    table = csv.DictWriter(text, list(dict.fromkeys(names)))
     table.writeheader()
     table.writerows(rows)
     write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
@@ -105,24 +131,43 @@ def edit_images(
     """
     table = read_table(out / TABLE)
     for image, name in images.items():
-        if (other := table.get(str(name), {}).get("image", str(image))) != str(image):
-            raise ValueError(f"{out / name} is of {other}, not {image}: another --out?")
+        _check_owner(out / name, image, table.get(str(name)))
     texts = {name: str(value) for name, value in options.items()}
     arguments = {name: x for name, x in options.items() if name != "editor"}
     for image, name in images.items():
-        row = {"output": str(name), "image": str(image), "modified": "", **texts}
-        row["error"] = ""
+        earlier = table.get(str(name), {})
+        row = {"sha256": "", **earlier, "output": str(name), "image": str(image)}
+        row |= {**texts, "error": ""}
         try:
-            row["modified"] = str(image.stat().st_mtime_ns)
-            if row != table.get(str(name)) or not _is_image(out / name):
+            row["sha256"] = sha256_of(image)
+            if row != earlier or not _is_image(out / name):
                 edited, file = editor.edit(load(image), **arguments), io.BytesIO()
                 edited.save(file, "PNG")
+                table[str(name)] = row | {"error": STOPPED}
+                write_table(out / TABLE, table.values())
                 write_bytes(out / name, file.getvalue())
         except (ImageError, OSError) as error:
             row["error"] = str(error)
-        table[str(name)] = row
-        write_table(out / TABLE, table.values())
+            row["sha256"] *= os.path.lexists(out / name)  # empty: there is no edit
+        if table.get(str(name)) != row:
+            table[str(name)] = row
+            write_table(out / TABLE, table.values())
         yield row
+
+
+def _check_owner(edit: Path, image: Path, row: Row | None) -> None:
+    """Raise ValueError if there is a file that is no edit of this image."""
+    if row is None or row.get("sha256") == "":  # it could not be read, nor edited
+        if os.path.lexists(edit):
+            raise ValueError(
+                f"{edit} would be overwritten, and {TABLE} does not list it as an "
+                "edit. Move it away, or choose another --out."
+            )
+        return
+    same = image.is_file() and sha256_of(image) == row.get("sha256")  # was moved
+    if not same and _place(Path(row["image"])) != image:
+        other = row["image"]
+        raise ValueError(f"{edit} is of {other}, not {image}: another --out?")
 
 
 def _is_image(path: Path) -> bool:

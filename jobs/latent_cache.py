@@ -73,9 +73,22 @@ def cached_latents(
             time.sleep(POLL_SECONDS)  # its process is still encoding
     pairs = {name: torch.cat([p.tensors[name] for p in parts]) for name in LATENTS}
     texts = [text for part in parts for text in part.state["instructions"]]
-    if rank() == 0 and (cut := sum(p.state["cut"] for p in parts) / max(len(texts), 1)):
-        print(f"Cropping pairs to squares leaves out {cut:.1%} of their area.")
+    if rank() == 0:
+        _tell_losses(backbone, texts, sum(part.state["cut"] for part in parts))
     return add_instructions(backbone, pairs, texts, as_tokens=True)
+
+
+def _tell_losses(backbone: StableDiffusion, texts: list[str], cut: float) -> None:
+    """Say how much of the images, ``cut`` of them in all, and of the texts is lost."""
+    if share := cut / max(len(texts), 1):
+        print(f"Cropping pairs to squares leaves out {share:.1%} of their area.")
+    if texts and (fits := backbone.fits_context(texts)).count(False):
+        first = texts[fits.index(False)]
+        print(
+            f"{fits.count(False)} instructions are longer than the "
+            f"{backbone.context_length} tokens that the text encoder reads, and lose "
+            f"their ends; the first is {first[:60]!r}..."
+        )
 
 
 def crop_to_squares(pairs: Sequence[Pair], resolution: int) -> tuple[Tensor, Tensor]:

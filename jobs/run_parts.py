@@ -28,31 +28,52 @@ def read_parts(args: argparse.Namespace) -> list[dict[str, Any]]:
     An empty list if it left no checkpoint: then it begins anew, with any settings.
 
     Raises:
-        ValueError: there are checkpoints, but ``run.json`` is missing or damaged;
-            ``--changed`` goes on without.
+        ValueError: there are checkpoints, but ``run.json`` is missing or damaged
+            (``--changed`` goes on without); or the two folders hold different runs.
     """
     folders = [folder for folder in (args.out, args.backup_dir) if folder]
     for folder in folders:
         make_folder(folder)
-    stored = [path for f in folders for path in f.glob(f"step-*/{MANIFEST}")]
-    if not stored:
-        return []
-    for folder in folders:
-        if (folder / RUN).is_file():
-            try:
-                parts = read_json(folder / RUN)
-                return [{"after": 0, **part} for part in parts]
-            except (ValueError, TypeError) as error:
-                if args.changed:
-                    return []
-                advice = "--changed goes on without it"
-                raise ValueError(f"{folder / RUN} is damaged; {advice}.") from error
-    if not args.changed:
-        raise ValueError(
-            f"{stored[0].parents[1]} has checkpoints and no {RUN}, so nobody knows "
-            "their settings. Choose another --out, or pass --changed to go on."
+    stored = [f for f in folders if any(f.glob(f"step-*/{MANIFEST}"))]
+    found = [_read_run(folder, args.changed) for folder in stored]
+    parts = max(found, key=len, default=[])
+    for folder, others in zip(stored, found, strict=True):
+        both = zip(parts, others, strict=False)
+        same = all({**a, "steps": 0} == {**b, "steps": 0} for a, b in both)
+        if same and others and len(others) < len(parts):  # it missed the last parts
+            same = _newest_step(folder) <= parts[len(others)]["after"]
+        if not same:
+            raise ValueError(
+                f"{args.out} and {args.backup_dir} hold checkpoints of two different "
+                f"runs, as their {RUN} say. Choose another --backup-dir, or --out."
+            )
+    return parts
+
+
+def _read_run(folder: Path, changed: bool) -> list[dict[str, Any]]:
+    """The parts in ``run.json``; without it, an error or, with ``changed``, none."""
+    path = folder / RUN
+    try:
+        if path.is_file():
+            parts = read_json(path)
+            if not isinstance(parts, list) or not parts:
+                raise ValueError("it is no list of parts")
+            return [{"after": 0, **part} for part in parts]
+        problem = (
+            f"{folder} has checkpoints and no {RUN}, so nobody knows their settings. "
+            "Choose another folder, or pass --changed to go on."
         )
+    except (ValueError, TypeError) as error:
+        problem = f"{path} is damaged ({error}); --changed goes on without it."
+    if not changed:
+        raise ValueError(problem)
     return []
+
+
+def _newest_step(folder: Path) -> int:
+    """The highest number of a folder's checkpoints."""
+    names = [path.parent.name[5:] for path in folder.glob(f"step-*/{MANIFEST}")]
+    return max((int(n) for n in names if n.isascii() and n.isdigit()), default=0)
 
 
 def current_settings(args: argparse.Namespace, scale: Scale) -> dict[str, Any]:
@@ -74,7 +95,8 @@ def current_settings(args: argparse.Namespace, scale: Scale) -> dict[str, Any]:
         "lora_rank": args.lora_rank,
         "backbone": _identify(scale.backbone),
         "clip": _identify(scale.clip),
-        "editor": args.editor and _identify(Source(args.editor)),
+        "editor": args.editor
+        and _identify(find_scale(args.editor).editor, args.editor),
         **vars(scale.training),
     }
 
@@ -112,12 +134,12 @@ def check_settings(args: argparse.Namespace, scale: Scale) -> list[dict[str, Any
     return [*parts[:-1], {**parts[-1], **settings}]
 
 
-def _identify(source: Source) -> str:
-    """Name of networks, and a short hash of their weights or the revision."""
+def _identify(source: Source, name: str = "") -> str:
+    """Name of networks, and a short hash of all their weights or the revision."""
     folder = Path(source.path_or_id)
     files = sorted(folder.rglob("*.safetensors"))
     weights = hashlib.sha256(str([digest(file) for file in files]).encode())
-    return f"{folder.name} {source.revision or weights.hexdigest()[:8]}"
+    return f"{Path(name or folder).name} {source.revision or weights.hexdigest()[:8]}"
 
 
 def write_parts(

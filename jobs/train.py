@@ -74,6 +74,8 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
     "ema_decay": number(float, 0, 1),
     "resolution": multiple_of_8,
 }
+# What a user can mend; anything else is a fault of this program.
+ERRORS = (ValueError, OSError, FolderInUseError, FloatingPointError, ImportError)
 VALIDATION_PAIRS = 4  # at most a quarter of the pairs
 
 
@@ -148,11 +150,52 @@ def find_pairs(args: argparse.Namespace, device: torch.device) -> argparse.Names
     return args
 
 
+def load_unet(args: argparse.Namespace, backbone: StableDiffusion) -> Any:
+    """The U-Net that training begins with: of ``--editor``, or of the backbone.
+
+    Raises ValueError for an editor that does not go with the backbone.
+    """
+    if not args.editor:
+        return backbone.unet
+    folder = Path(find_scale(args.editor).editor.path_or_id)
+    folder = folder if (folder / "config.json").is_file() else folder / "unet"
+    where = locate(folder, "config.json", "There is no editor in {folder}.")
+    unet = load_network(UNet2DConditionModel, where).to(backbone.device)
+    for name in ("cross_attention_dim", "out_channels"):
+        own, needed = unet.config[name], backbone.unet.config[name]
+        if own != needed:
+            raise ValueError(
+                f"The editor in {folder} has {name} {own} and the backbone {needed}. "
+                "Name the --backbone that it was trained from."
+            )
+    if (channels := unet.config.in_channels) not in (4, 8):
+        raise ValueError(f"{folder} takes {channels} channels; an editor takes 8.")
+    return unet
+
+
+def check_validation_texts(args: argparse.Namespace, backbone: StableDiffusion) -> None:
+    """Raise ValueError for a validation pair whose instruction is too long.
+
+    It would stop the run at its first validation.
+    """
+    dataset, n = PairDataset(args.pairs), args.validation_pairs
+    for pair in (dataset[i] for i in range(len(dataset) - n, len(dataset))):
+        if not all(backbone.fits_context([pair.instruction])):
+            raise ValueError(
+                f"The pair {pair.key} of {args.data} is for validation, and its "
+                f"instruction is longer than the {backbone.context_length} tokens that "
+                f"the text encoder reads: {pair.instruction[:60]!r}... Shorten it, or "
+                "choose another number of --validation-pairs."
+            )
+
+
 def prepare(
     args: argparse.Namespace, scale: Scale, plan: TrainingPlan, device: torch.device
 ) -> tuple[StableDiffusion, Latents, TrainState]:
     """Load the networks, encode the pairs, and prepare what is trained."""
     backbone = load_stable_diffusion(scale.backbone, device=device)
+    unet = load_unet(args, backbone)
+    check_validation_texts(args, backbone)
     rows = range(len(PairDataset(args.pairs)) - args.validation_pairs)
     latents = cached_latents(
         backbone,
@@ -163,12 +206,6 @@ def prepare(
         args.out / "latents",
         flips=args.flips,
     )
-    unet = backbone.unet
-    if args.editor:
-        folder = Path(find_scale(args.editor).editor.path_or_id)
-        folder = folder if (folder / "config.json").is_file() else folder / "unet"
-        where = locate(folder, "config.json", "There is no editor in {folder}.")
-        unet = load_network(UNet2DConditionModel, where).to(device)
     if unet.config.in_channels == 4:  # with 8 it is an editor already
         unet = widen_conv_in(unet)
     unet = unet.float().requires_grad_(True)
@@ -289,7 +326,10 @@ def save_outputs(
 
 def run(args: argparse.Namespace) -> None:
     """Train, then save the editor with its card."""
-    device, scale = init(args.processes), get_scale(args)
+    try:
+        device, scale = init(args.processes), get_scale(args)
+    except RuntimeError as error:  # another number of processes
+        raise ValueError(str(error)) from error
     plan = make_plan(args, scale.training.batch_size, device)
     with nullcontext() if rank() else run_lock(args.out, args.out / ".job.lock"):
         parts = check_settings(args, scale)
@@ -313,9 +353,12 @@ def main(words: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     try:
         run(arguments(words))
-    except (ValueError, OSError, FolderInUseError) as error:
+    except ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt as error:
+        print(str(error) or "Stopped. The same command goes on.", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -35,7 +35,12 @@ def number(
 
     def parse(text: str) -> Any:
         """Convert the text, or say what range it must lie in."""
-        value = kind(text)
+        try:
+            value = kind(text)
+        except ValueError as error:
+            name = "a whole number" if kind is int else "a number"
+            message = f"must be {name}, not {text!r}"
+            raise argparse.ArgumentTypeError(message) from error
         if not (low < value if above else low <= value) or not value < high:
             bound = "above" if above else "at least"
             limit = f" and below {high}" if high < math.inf else " and finite"

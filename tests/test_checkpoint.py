@@ -64,12 +64,16 @@ def spoil(path, place):
 
 def test_pruning_keeps_the_newest_and_clears_what_a_killed_save_left(tmp_path):
     save_steps(tmp_path, 1, 2, 3)
-    (tmp_path / ".step-4.partial").mkdir()
-    (tmp_path / ".step-4.partial" / "tensors.safetensors").write_bytes(b"half")
-    (tmp_path / ".step-4.lock").touch()
-    (tmp_path / "notes-of-mine").mkdir()
+    (tmp_path / ".step-4.ip2p-partial").mkdir()
+    (tmp_path / ".step-4.ip2p-partial" / "tensors.safetensors").write_bytes(b"half")
+    (tmp_path / ".step-4.ip2p-lock").touch()
+    own = {"pairs-1", "holiday-9", "step-0", "step-x", ".step-1.old"}
+    for name in own:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / checkpoint.MANIFEST).write_text("{}")
     prune(tmp_path, keep=2)
-    assert names(tmp_path) == {"step-2", "step-3", "notes-of-mine"}
+    assert names(tmp_path) == {"step-2", "step-3", *own}
+    assert not latest(tmp_path).refused
     with pytest.raises(ValueError, match="At least one"):
         prune(tmp_path, keep=0)
 

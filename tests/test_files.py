@@ -77,10 +77,12 @@ def test_a_new_file_has_the_permissions_of_any_new_file(tmp_path):
 
 
 def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
-    for name in (".a.txt-0123abcd", ".a.txt", "a.txt-0123abcd", ".lock"):
+    own = [".a.txt", ".notes-20240101", "a.txt-0123abcd.ip2p"]
+    for name in (*own, ".a.txt-0123abcd.ip2p"):
         (tmp_path / name).write_bytes(b"")
+    (tmp_path / ".b-20240101.ip2p").mkdir()
     remove_partials(tmp_path)
-    assert names(tmp_path) == [".a.txt", ".lock", "a.txt-0123abcd"]
+    assert names(tmp_path) == [own[0], ".b-20240101.ip2p", *own[1:]]
 
 
 def test_json_and_hashes(tmp_path):
@@ -117,14 +119,14 @@ def test_an_error_leaves_nothing(tmp_path, error):
 @pytest.mark.parametrize("replaces", [None, "old|b"])
 def test_files_of_another_kind_are_never_replaced(tmp_path, replaces):
     (tmp_path / "out").mkdir()
-    for name in ("old", "photos"):
+    for name, marker in (("old", "b"), ("photos", "")):
         (tmp_path / "out" / name).write_text("mine")
-    with (
-        pytest.raises(FileExistsError, match="not empty") as refused,
-        atomic_directory(tmp_path / "out", replaces=replaces),
-    ):
-        pass
-    assert ("replace=True" in str(refused.value)) == (replaces is None)
+        with (
+            pytest.raises(FileExistsError, match="not empty") as refused,
+            atomic_directory(tmp_path / "out", replaces=replaces, marker=marker),
+        ):
+            pass
+        assert ("replace=True" in str(refused.value)) == (replaces is None)
     assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["old", "photos"]
 
 
@@ -135,7 +137,7 @@ def test_an_older_version_stays_until_the_new_one_is_complete(tmp_path):
             assert text == "old" or (tmp_path / "out" / "a").read_text() == "old"
 
     replace_by("old")
-    (tmp_path / "out").rename(tmp_path / ".out.old")  # killed between two renames
+    (tmp_path / "out").rename(tmp_path / ".out.ip2p-old")  # killed between two renames
     replace_by("new")
     assert (tmp_path / "out" / "a").read_text() == "new"
     assert names(tmp_path) == ["out"]
@@ -147,7 +149,7 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path, other):
             pass
     other.send_signal(signal.SIGKILL)
     other.wait()
-    assert names(tmp_path) == [".out.lock", ".out.partial", "run"]
+    assert names(tmp_path) == [".out.ip2p-lock", ".out.ip2p-partial", "run"]
     with run_lock(tmp_path / "run"), atomic_directory(tmp_path / "out") as folder:
         (folder / "a").write_text("x")
     assert names(tmp_path) == ["out", "run"] and names(tmp_path / "out") == ["a"]
@@ -189,7 +191,10 @@ def test_shards_survive_a_disk_that_fills_up_anywhere(source):
         with full_disk(offset):
             write_shards(map(make_pair, range(6, 12)), source)
         assert tree(source) == before
-    assert validate(source) == []
+    for pairs, size in (([], 5), (map(make_pair, range(6)), 0)):
+        with pytest.raises(ValueError, match=r"no pair to write|at least 1, not 0"):
+            write_shards(pairs, source, shard_size=size)
+    assert tree(source) == before and validate(source) == []
 
 
 @pytest.mark.parametrize("kind", EXPORTS)
@@ -204,6 +209,9 @@ def test_exports_survive_a_disk_that_fills_up_anywhere(source, tmp_path, kind):
         assert names(tmp_path) == ["out", "shards"]
     EXPORTS[kind](source, out, replace=True)
     assert tree(tmp_path) == before
+    (next(filter(Path.is_dir, out.iterdir())) / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        EXPORTS[kind](source, out, replace=True)
 
 
 def test_too_little_room_is_noticed_before_anything_is_read(

@@ -270,3 +270,5 @@ def test_a_thin_image_is_refused():
     assert fit(Image.new("RGB", (1600, 100)), 128).size == (128, 8)
     with pytest.raises(ImageError, match=r"1700 x 100 is too thin.*at most 16 : 1"):
         fit(Image.new("RGB", (1700, 100)), 128)
+    with pytest.raises(ImageError, match="0 x 0 has no pixels"):
+        fit(Image.new("RGB", (0, 0)), 128)

@@ -37,7 +37,8 @@ _SCORES = {  # the released name of each score
 }
 _SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _IMAGE = re.compile(rf"(0|-?[1-9]\d*)_([01])\.(?i:{'|'.join(_SUFFIXES)})", re.ASCII)
-_EXPORT = r"\d{7}|seeds\.json|README\.md"
+_FILES = r"prompt\.json|metadata\.jsonl|-?\d+_[01]\.jpg"
+_EXPORT = rf"\d{{7}}/({_FILES})|seeds\.json|README\.md"
 
 
 def export_folders(
@@ -53,8 +54,8 @@ def export_folders(
     """
     names: dict[tuple[str, ...], str] = {}  # of the triplets' folders
     seeds: dict[str, list[int]] = {}
-    needed, replaces = stored_bytes(source), _EXPORT if replace else None
-    with atomic_directory(Path(out), needed=needed, replaces=replaces) as folder:
+    older = _EXPORT if replace else None, SEEDS
+    with atomic_directory(Path(out), *older, needed=stored_bytes(source)) as folder:
         for pair in read_encoded_shards(source):
             texts = tuple(pair.record[name] for name in TEXTS)
             name = names.setdefault(texts, f"{len(names):07d}")
@@ -115,6 +116,9 @@ def read_folders(
     readings = [r for n, t in enumerate(triplets) for r in _readings(t, n, keys)]
     if not readings:
         raise FileNotFoundError(f"The folders in {folder} hold no <seed>_0 images.")
+    for path in sorted(Path(folder).glob("[!.]*")):  # images in no folder
+        if path.suffix.lower()[1:] in _SUFFIXES:
+            readings.append((path.parent.name, path.name, partial(_refuse, path)))
     return read_each(readings, problems)
 
 
@@ -149,7 +153,8 @@ def _read(
     prompt = _parse(folder / PROMPT, (folder / PROMPT).read_bytes())
     caption = prompt.get("input", prompt.get("caption", ""))  # the script's name
     # Other names than the released scripts' may hold what a key may not.
-    name = folder.name if folder.name.isdecimal() else f"folder-{number:07d}"
+    own = folder.name.isascii() and folder.name.isdecimal()
+    name = folder.name if own else f"folder-{number:07d}"
     key = line.get("key") or f"{name}-{seed}"
     if key in keys:
         raise ValueError(f"its key {key!r} occurs twice")

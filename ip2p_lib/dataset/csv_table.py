@@ -11,6 +11,7 @@ similarity needs them. ``dataset.write_shards`` makes a data set of the pairs.
 
 import csv
 import difflib
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -37,8 +38,7 @@ def read_table(
 
     Args:
         path: UTF-8, a row for each pair, with comma, semicolon or tab between columns.
-        resolution: side in pixels of the centre square to which each image is resized
-            and cropped. None leaves the images as they are.
+        resolution: side in pixels of the centre squares that images become, or None.
         problems: as in ``dataset.read_shards``.
 
     Raises:
@@ -47,10 +47,11 @@ def read_table(
         DatasetError: a row cannot be used.
     """
     path = Path(path)
+    if resolution is not None and resolution < 1:
+        raise ValueError(f"The resolution must be at least 1, not {resolution}.")
     if not path.is_file():
         raise FileNotFoundError(f"There is no table at {path}.")
-    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
-    head, *lines = text.split("\n")
+    head, *lines = re.split("\r\n|\r|\n", read_text(path))
     delimiter = max(",;\t", key=head.count)
     columns = _read_head(path, head, delimiter)
     widths = len(columns), head.count(delimiter) + 1

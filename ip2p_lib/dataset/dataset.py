@@ -88,7 +88,7 @@ def write_manifest(
     manifest = {"format": FORMAT, "pairs": total, "shards": list(shards), **metadata}
     path = write_json(Path(folder) / MANIFEST, manifest)
     names = {shard["name"] for shard in shards}
-    for older in Path(folder).glob("pairs-?????.tar"):
+    for older in Path(folder).glob(f"pairs-{'[0-9]' * 5}.tar"):
         if older.name not in names:
             older.unlink()
     return path
@@ -99,16 +99,22 @@ def write_shards(
 ) -> Path:
     """Write pairs as shards of ``shard_size`` pairs, then the manifest; its path.
 
-    Only one shard's pairs are in memory at a time. Raises ValueError if a key occurs
-    twice, OSError if the disk is full or write-protected; no partial file remains.
+    Only one shard's pairs are in memory at a time. Raises ValueError for no pair or a
+    key twice, OSError if the disk is full or write-protected; no partial file remains.
     """
+    if shard_size < 1:
+        raise ValueError(f"shard_size must be at least 1, not {shard_size}.")
     stream, entries = _distinct(pairs, set()), list[dict[str, Any]]()
-    new = Path(folder) / ".new"  # the pairs may come from the shards to be replaced
+    new = (
+        Path(folder) / ".new.ip2p"
+    )  # the pairs may come from the shards to be replaced
     shutil.rmtree(new, ignore_errors=True)
     try:
         while chunk := list(itertools.islice(stream, shard_size)):
             path = new / f"pairs-{len(entries):05d}.tar"
             entries.append(write_shard(chunk, path))
+        if not entries:
+            raise ValueError(f"There is no pair to write; {folder} stays as it was.")
         for entry in entries:
             os.replace(new / entry["name"], Path(folder) / entry["name"])
     finally:

@@ -62,8 +62,13 @@ class GenerationConfig:
     tree_size: int = 1  # candidates of one seed: faster, with fewer distinct scenes
 
     def __post_init__(self) -> None:
-        """Raise ValueError if ``tree_size`` does not divide the candidates."""
-        if self.tree_size < 1 or self.rendering.candidates % self.tree_size:
+        """Raise ValueError for a number below 1, or trees that do not fit."""
+        numbers = self.triplets_per_shard, self.tree_size, self.rendering.candidates
+        if min(numbers) < 1:
+            raise ValueError(
+                f"Shards, trees and candidates must be above 0: {numbers}."
+            )
+        if self.rendering.candidates % self.tree_size:
             raise ValueError(f"The candidates cannot form trees of {self.tree_size}.")
 
 
@@ -109,10 +114,11 @@ def _fingerprint(
     digest = hashlib.blake2b(json.dumps(asdict(config)).encode(), digest_size=16)
     for triplet in triplets:
         digest.update(json.dumps(asdict(triplet)).encode())
-    modules = models.backbone.unet, models.backbone.vae, models.clip.model
+    backbone = models.backbone
+    modules = backbone.unet, backbone.vae, backbone.text_encoder, models.clip.model
     for name, weight in chain.from_iterable(m.named_parameters() for m in modules):
-        # Training moves every weight, so the first few of each identify a model.
-        digest.update(f"{name} {weight.flatten()[:8].tolist()}".encode())
+        digest.update(f"{name} {weight.dtype} {[*weight.shape]}".encode())
+        digest.update(weight.detach().cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -30,6 +30,7 @@ from ip2p_lib.dataset.pairs import RECORD, TEXTS, EncodedPair, Pair, Problem, ma
 from ip2p_lib.files import atomic_directory, read_text
 from ip2p_lib.images import load
 
+IMAGES = ("original_image", "input_image", "edited_image")
 COLUMNS = (  # of the authors' data, timbrooks/instructpix2pix-clip-filtered
     "original_prompt",
     "original_image",
@@ -46,7 +47,8 @@ _SPLITS = {  # words in the name of a file
     "validation": {"validation", "valid", "dev", "val"},
     "test": {"test", "testing", "eval", "evaluation"},
 }
-_EXPORT = r"data|records\.jsonl|README\.md"
+_NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)")
+_EXPORT = r"data/train-\d{5}-of-\d{5}\.parquet|records\.jsonl|README\.md"
 
 
 def export_parquet(
@@ -65,8 +67,8 @@ def export_parquet(
     if not importlib.util.find_spec("datasets"):
         raise ModuleNotFoundError("Parquet export needs: pip install datasets")
     pairs, paths = read_encoded_shards(source), list[Path]()
-    needed, replaces = stored_bytes(source), _EXPORT if replace else None
-    with atomic_directory(Path(out), needed=needed, replaces=replaces) as folder:
+    older = _EXPORT if replace else None, RECORDS
+    with atomic_directory(Path(out), *older, needed=stored_bytes(source)) as folder:
         (folder / "data").mkdir()
         with (folder / RECORDS).open("w", encoding="utf-8") as records:
             while chunk := list(itertools.islice(pairs, PAIRS_PER_FILE)):
@@ -126,39 +128,57 @@ def read_parquet(
 
     Raises:
         FileNotFoundError: there is no Parquet file, or none of this split.
-        ValueError: there are several splits, and none was chosen; or several folders.
+        ValueError: there are several splits, and none was chosen; or several folders;
+            or a file of a split is missing.
+        ModuleNotFoundError: the package ``pyarrow`` is not installed.
         DatasetError: a row or file cannot be used.
     """
-    path, known = Path(path), {*COLUMNS, "input_image"}
+    path, known = Path(path), {*COLUMNS, *IMAGES}
     if odd := (columns or {}).keys() - known:
         raise ValueError(f"There is no column {min(odd)}; rename {sorted(known)}.")
-    folder = path.parent if path.is_file() else path
-    paths = [path] if path.is_file() else _select_split(folder, split)
-    if not paths:
-        which = f" of the split {split!r}" if split else ""
-        raise FileNotFoundError(f"There is no Parquet file{which} in {path}.")
-    records = _read_records(folder / RECORDS)
+    paths = find_files(path, split)
+    records = _read_records((path.parent if path.is_file() else path) / RECORDS)
     readings = (r for p in paths for r in _read_file(p, records, columns or {}))
     return read_each(readings, problems)
 
 
-def _select_split(folder: Path, split: str | None) -> list[Path]:
-    """The files of one split: all names before ``-00000-of-00001`` are splits.
+def find_files(path: Path, split: str | None) -> list[Path]:
+    """The Parquet files that ``read_parquet`` reads; errors as there."""
+    if not importlib.util.find_spec("pyarrow"):
+        raise ModuleNotFoundError("Reading Parquet needs: pip install pyarrow")
+    if path.is_file():
+        root = path.parents[1 if path.stem.isdigit() else 0]
+        same = split in (None, named := _split_of(path, root), *_SPLITS.get(named, ()))
+        paths = [path] if same else []
+    else:
+        paths = _select_split(path, split)
+    if not paths:
+        which = f" of the split {split!r}" if split else ""
+        raise FileNotFoundError(f"There is no Parquet file{which} in {path}.")
+    return paths
+
+
+def _split_of(path: Path, root: Path) -> str:
+    """The split of a file: all names before ``-00000-of-00001`` are splits.
 
     So is the name of a folder that holds ``0000.parquet``. Other names are of the split
     whose word ``datasets`` would find in the file's name or its folders', or "train".
     """
+    *folders, _ = path.relative_to(root).parts
+    words = ({*re.split(r"[^a-z]+", n.lower())} for n in (path.stem, *folders[::-1]))
+    usual = (s for w in words for s, known in _SPLITS.items() if known & w)
+    numbered = _NUMBERED.fullmatch(path.stem)
+    own = path.stem.isdigit() and folders[-1:] not in ([], ["data"])
+    return next(usual, numbered[1] if numbered else folders[-1] if own else "train")
+
+
+def _select_split(folder: Path, split: str | None) -> list[Path]:
+    """The files of one split, which must be complete and in one folder."""
     splits: dict[str, list[Path]] = {}
     for path in sorted(path for pattern in PATTERNS for path in folder.glob(pattern)):
-        *folders, _ = path.relative_to(folder).parts
-        names = [path.stem, *reversed(folders)]
-        words = ({*re.split(r"[^a-z]+", name.lower())} for name in names)
-        usual = (s for w in words for s, known in _SPLITS.items() if known & w)
-        numbered = re.fullmatch(r"(.+)-\d+-of-\d+", path.stem)
-        own = path.stem.isdigit() and folders[-1:] not in ([], ["data"])
-        rare = numbered[1] if numbered else folders[-1] if own else "train"
-        if not any(name.startswith(".") for name in names):  # macOS leaves such files
-            splits.setdefault(next(usual, rare), []).append(path)
+        parts = path.relative_to(folder).parts
+        if not any(part.startswith(".") for part in parts):  # macOS leaves such files
+            splits.setdefault(_split_of(path, folder), []).append(path)
     if split is None and len(splits) > 1:
         raise ValueError(
             f"{folder} holds the splits {', '.join(sorted(splits))}. Choose one: "
@@ -171,6 +191,14 @@ def _select_split(folder: Path, split: str | None) -> list[Path]:
             f"There are Parquet files of one split in {' and in '.join(homes)}; name "
             "the folder to read."
         )
+    numbered = [m.groups() for p in paths if (m := _NUMBERED.fullmatch(p.stem))]
+    for name, count in {(name, count) for name, _, count in numbered}:
+        there = sorted(int(i) for other, i, _ in numbered if other == name)
+        if there != [*range(int(count))]:
+            raise ValueError(
+                f"{folder} should hold {int(count)} files {name}-*-of-{count}.parquet "
+                f"and has the numbers {there}. Copy it again, or name one file to read."
+            )
     return paths
 
 
@@ -180,7 +208,7 @@ def _read_records(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     records = {}
     try:
-        for line in read_text(path).splitlines():
+        for line in filter(None, read_text(path).split("\n")):
             record = json.loads(line)
             key = record.pop("key")
             records[key] = {RECORD[name]: value for name, value in record.items()}
@@ -198,6 +226,9 @@ def _read_file(
     count = 0
     try:
         with ParquetFile(path) as table:
+            there = table.schema_arrow.names
+            if lost := {*columns.values()} - {*there}:
+                raise ValueError(f"no column {min(lost)}; there are {', '.join(there)}")
             for batch in table.iter_batches(batch_size=16):
                 for row in batch.to_pylist():
                     row |= {name: row.get(theirs) for name, theirs in columns.items()}
@@ -207,7 +238,7 @@ def _read_file(
                     if key not in records:
                         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)
                         key = f"{stem}-{count:05d}"
-                    row = {n: _locate(value, path.parent) for n, value in row.items()}
+                    row |= {n: _locate(row[n], path.parent) for n in {*IMAGES} & {*row}}
                     read = partial(from_row, row, key, **records.get(key, {}))
                     yield path.name, f"row {count}", read
                     count += 1
@@ -217,9 +248,9 @@ def _read_file(
 
 def _locate(value: Any, folder: Path) -> Any:
     """An image that a row names by its path is beside the file."""
-    if isinstance(value, Mapping) and value.get("path") and not value.get("bytes"):
-        return {"path": folder / str(value["path"])}
-    return value
+    if isinstance(value, Mapping):
+        return value if value.get("bytes") else _locate(value.get("path"), folder)
+    return {"path": folder / value} if value and isinstance(value, str) else value
 
 
 def _refuse(reason: str) -> Pair:

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
+from math import isfinite
 from types import NoneType
 from typing import Any
 
@@ -54,11 +55,16 @@ class Pair:
     def __post_init__(self) -> None:
         """Check key, seed, texts and sizes."""
         check_key_and_seed(self.key, self.seed)
+        for name, kind in (("steps", int), ("word_edit", dict), ("scores", dict)):
+            if type(value := getattr(self, name)) not in (kind, NoneType):
+                raise ValueError(f"its {name} cannot be {value!r}")
         numbers = [self.p, self.cfg_scale, *(self.scores or {}).values()]
-        if any(type(x) not in (int, float, NoneType) for x in numbers):
+        if not all(
+            type(x) in (int, float, NoneType) and isfinite(x or 0) for x in numbers
+        ):
             raise ValueError(f"p, guidance scale and scores are numbers, not {numbers}")
-        if not all(_is_text(getattr(self, name)) for name in TEXTS):
-            raise ValueError("its instruction or a caption is no text")
+        if not all(_is_text(getattr(self, name)) for name in (*TEXTS, "language")):
+            raise ValueError("its instruction, a caption or its language is no text")
         if not self.instruction.strip():
             raise ValueError("its instruction is empty")
         if bool(self.caption.strip()) != bool(self.edited_caption.strip()):

@@ -7,7 +7,6 @@ instruction, and runs a sampler under equation 3.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from ip2p_lib.checks import check_number, check_whole, is_visible
 from ip2p_lib.config import SCALES, Editing, Scale, Source, preset
 from ip2p_lib.diffusion.guidance import edit_denoiser
 from ip2p_lib.diffusion.loading import load_network, locate
@@ -28,6 +28,7 @@ from ip2p_lib.images import check_images, fit, load, to_pil, to_tensor
 from ip2p_lib.rng import key, normal
 
 _SD15_TEXT_WIDTH = 768  # of its text encoder's vectors
+MAX_SCALE = 10_000  # of guidance; far beyond it, images overflow
 MAX_PIXELS = 4 * 512 * 512  # edited at once: four large images, or more small ones
 
 
@@ -49,14 +50,16 @@ class EditOptions:
     def check(self, model: StableDiffusion, sampler: str) -> None:
         """Raise ValueError for what cannot be done, before any image is encoded."""
         for text in self.instructions:
-            if not isinstance(text, str) or not text.strip():
+            if not isinstance(text, str) or not is_visible(text):
                 raise ValueError(f"The instruction is {text!r}: say what to change.")
             if text != text.encode(errors="replace").decode():
                 raise ValueError(f"The instruction {text!r} is no Unicode text.")
-        _check("steps", [self.steps], int, 1)
-        _check("text_scale", self.text_scale, float, 0)
-        _check("image_scale", self.image_scale, float, 0)
-        _check("seed", self.seed, int, -(2**63))
+        check_whole("steps", self.steps)
+        for name in ("text_scale", "image_scale"):
+            for scale in getattr(self, name):
+                check_number(name, scale, high=MAX_SCALE)
+        for seed in self.seed:
+            check_whole("seed", seed, -(2**63))
         timesteps(model.schedule, self.steps, sampler)  # refuses more than there are
         model.tokenize(self.instructions or [""])  # refuses what is too long
 
@@ -65,16 +68,6 @@ class EditOptions:
         lists = {name: x for name, x in vars(self).items() if name != "steps"}
         rows: dict[str, Any] = {k: [x[i] for i in indices] for k, x in lists.items()}
         return replace(self, **rows)
-
-
-def _check(name: str, values: Sequence[Any], kind: type, low: int) -> None:
-    """Raise ValueError unless each value is a number, finite and at least ``low``."""
-    for value in values:
-        if type(value) not in (int, kind):  # a bool is an int to isinstance
-            what = "a whole number" if kind is int else "a number"
-            raise ValueError(f"{name} must be {what}, not {value!r}.")
-        if not low <= value < (2**63 if kind is int else math.inf):
-            raise ValueError(f"{name} must be at least {low} and finite, not {value}.")
 
 
 def _plain(value: Any) -> Any:

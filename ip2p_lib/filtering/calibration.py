@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ip2p_lib.checks import check_number
 from ip2p_lib.config import Filtering
 from ip2p_lib.filtering.clip_filter import Scores, keep_best, thresholds_by_score
 
@@ -34,13 +35,22 @@ def proportion_ci(hits: Tensor) -> Proportion:
 
     It stays within [0, 1], also for small n (Wilson, "Probable inference", JASA 1927).
     """
-    if not (n := len(hits)):
+    if not (n := len(_check_labels(hits))):
         return Proportion(math.nan, 0.0, 1.0)
     p = float(hits.double().mean())
     scale = 1 + _Z95**2 / n
     centre = (p + _Z95**2 / (2 * n)) / scale
     half = _Z95 * math.sqrt(p * (1 - p) / n + _Z95**2 / (4 * n * n)) / scale
     return Proportion(p, max(0.0, centre - half), centre + half)
+
+
+def _check_labels(labels: Tensor, n: int | None = None) -> Tensor:
+    """Labels on the CPU; ValueError unless they are bool, one for each of n pairs."""
+    n = labels.numel() if n is None else n
+    if labels.dtype != torch.bool or labels.shape != (n,):
+        kind = f"{tuple(labels.shape)} {labels.dtype}"
+        raise ValueError(f"The labels of {n} pairs are ({n},) bool, not {kind}.")
+    return labels.cpu()
 
 
 @dataclass(frozen=True)
@@ -60,16 +70,17 @@ def precision_recall_curve(score: Tensor, good: Tensor) -> PrecisionRecallCurve:
         score: (B,), higher is better; a pair whose score is NaN never passes.
         good: (B,) bool.
     Raises:
-        ValueError: the two differ in length, or there is no pair.
+        ValueError: the labels are no bool, the two differ in length, or are empty.
     """
-    if score.shape != good.shape or not len(score):
-        raise ValueError(f"No curve from {len(score)} scores, {len(good)} labels.")
+    score, good = score.cpu(), _check_labels(good, len(score))
+    if not len(score):
+        raise ValueError("There is no curve without scores and labels.")
     valid = ~score.isnan()
-    value, order = score[valid].double().cpu().sort(descending=True)
+    value, order = score[valid].double().sort(descending=True)
     threshold, equal = value.unique_consecutive(return_counts=True)
     count = equal.cumsum(0)  # pairs that reach each threshold; equal scores together
-    hits = good[valid].cpu()[order].double().cumsum(0)[count - 1]
-    rates = count.double() / len(score), hits / count, hits / good.sum().cpu()
+    hits = good[valid][order].double().cumsum(0)[count - 1]
+    rates = count.double() / len(score), hits / count, hits / good.sum()
     return PrecisionRecallCurve(threshold, *rates)
 
 
@@ -93,7 +104,7 @@ class FilterMetrics(NamedTuple):
 
 def evaluate_filter(keep: Tensor, good: Tensor) -> FilterMetrics:
     """Keep rate, precision and recall of a filter, from (B,) bool each."""
-    keep, good = keep.cpu(), good.cpu()
+    keep, good = _check_labels(keep), _check_labels(good, len(keep))
     return FilterMetrics(*map(proportion_ci, (keep, good[keep], keep[good])))
 
 
@@ -128,9 +139,11 @@ def calibrate(
         thresholds: gives ``keep``.
         precision: required fraction of good pairs among the passing, in [0, 1].
     Raises:
-        ValueError: no combination is as precise as that.
+        ValueError: no combination is as precise as that, or the labels are no bool.
     """
-    text, good = torch.minimum(scores.before, scores.after), good.cpu()
+    check_number("precision", precision, high=1)
+    good = _check_labels(good, len(scores.image))
+    text = torch.minimum(scores.before, scores.after)
     table = torch.stack([scores.image, text, scores.direction]).double().cpu()  # (3, B)
     quantiles = torch.arange(_STEPS, dtype=torch.float64) / _STEPS
     limits = table.nanquantile(quantiles, dim=1).T  # (3, _STEPS)

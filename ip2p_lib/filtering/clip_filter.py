@@ -8,6 +8,7 @@ most four per triplet. Read ``score_pairs``, then ``passes`` and ``keep_best``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from ip2p_lib.checks import check_number, check_whole, each_text
 from ip2p_lib.config import Filtering
 from ip2p_lib.diffusion.clip import ClipScorer
 from ip2p_lib.rendering.render import GeneratedPair
@@ -47,13 +49,15 @@ def score_pairs(
         before, after: (B, 3, H, W) in [-1, 1].
         captions, edited_captions: B texts each.
     Raises:
-        ValueError: the four arguments do not have the same length.
+        ValueError: the four arguments do not have the same length, or one is no list.
     """
+    captions = list(each_text("captions", captions))
+    edited_captions = list(each_text("edited_captions", edited_captions))
     sides = (before, after, captions, edited_captions)
     if len(set(lengths := [len(side) for side in sides])) != 1:
         raise ValueError(f"Images and captions of pairs differ in number: {lengths}.")
     image_0, image_1 = clip.embed_images(torch.cat([before, after])).chunk(2)
-    return score_embeddings(clip, image_0, image_1, [*captions, *edited_captions])
+    return score_embeddings(clip, image_0, image_1, captions + edited_captions)
 
 
 def score_embeddings(
@@ -86,13 +90,16 @@ def score_generated(clip: ClipScorer, pairs: Sequence[GeneratedPair]) -> Scores:
 
 
 def thresholds_by_score(thresholds: Filtering) -> dict[str, float]:
-    """The threshold of each score, in the order in which they are applied."""
-    return {
-        "image": thresholds.image,
-        "before": thresholds.text,
-        "after": thresholds.text,
-        "direction": thresholds.direction,
-    }
+    """The threshold of each score, in the order in which they are applied.
+
+    Raises ValueError for a threshold that is no number, or if fewer than one is kept.
+    """
+    image, text, direction = thresholds.image, thresholds.text, thresholds.direction
+    limits = {"image": image, "before": text, "after": text, "direction": direction}
+    for name, limit in limits.items():
+        check_number(name, limit, -math.inf, math.inf)
+    check_whole("keep", thresholds.keep)
+    return limits
 
 
 def passes(scores: Scores, thresholds: Filtering) -> Tensor:
@@ -121,6 +128,8 @@ def keep_best(
     ``groups`` has each pair's triplet. Triplets come in the order in which they appear,
     within one the highest directional similarity first.
     """
+    if len(groups) != (n := len(scores.image)):
+        raise ValueError(f"There are {n} pairs, and triplets of {len(groups)} of them.")
     members: dict[Hashable, list[int]] = {}
     for row in passes(scores, thresholds).nonzero().flatten().tolist():
         members.setdefault(groups[row], []).append(row)

@@ -85,7 +85,7 @@ def add_instructions(
     Pairs whose instruction names left or right, in English or Chinese, lose their
     mirrored variant: ``pairs`` then has the plain one in both places. ``as_tokens``
     stores token ids, of which ``train`` needs ``encode`` to make hidden states: those
-    of many instructions are larger than the latents.
+    of many instructions are larger than the latents. Texts that are too long are cut.
     """
     condition = pairs["condition"]
     if len(condition) != len(instructions):

@@ -17,6 +17,7 @@ from ip2p_lib.diffusion.lora import merge_lora
 from ip2p_lib.files import atomic_directory
 from ip2p_lib.training.state import TrainState
 
+_EDITOR = r"README\.md|unet/(config\.json|diffusion_pytorch_model[^/]*)"
 UPLOADED = ("README.md", "unet/*.json", "unet/*.safetensors")  # and nothing else
 TEMPLATE = """\
 ---
@@ -119,8 +120,8 @@ def save_editor(
         merge_lora(nn.Module.to(unet, dtype=torch.float32))
     unet = unet.to("cpu", memory_format=torch.contiguous_format).type(dtype)
     size = sum(w.numel() * w.element_size() for w in unet.parameters())
-    folder, own = Path(folder), r"unet|README\.md"
-    with atomic_directory(folder, needed=size, replaces=own) as partial:
+    folder = Path(folder)
+    with atomic_directory(folder, _EDITOR, "README.md", needed=size) as partial:
         unet.save_pretrained(partial / "unet")
         (partial / "README.md").write_text(card, "utf-8")
     return folder

@@ -133,7 +133,7 @@ class Run:
         checkpoint.prune(self.root, self.keep)
         remove_partials(self.root)
         self.write_losses()
-        stored = len(list(self.root.glob(f"*/{checkpoint.MANIFEST}")))
+        stored = len(list(self.root.glob(f"step-*/{checkpoint.MANIFEST}")))
         size = checkpoint.size_of(self.state.tensors())
         require_room(self.root, max(0, self.keep + 1 - stored) * size)
 

@@ -2,8 +2,8 @@
 
 Notebook 01. Read ``record`` (the triplet, its text format and files), ``generation``
 (sampling, best of n) and ``quality_filters``; for a model of your own ``loading`` and
-``finetuning``; for a chat model behind an API ``chat_format``, ``service`` and
-``pricing``.
+``finetuning``; for a chat model behind an API ``chat_format``, ``service``,
+``reply_file`` and ``pricing``.
 """
 
 from ip2p_lib.triplets.pricing import estimate_cost

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ip2p_lib.checks import check_whole
 from ip2p_lib.rng import key, uniform
 from ip2p_lib.triplets.record import Triplet, to_completion, to_prompt, write_lines
 
@@ -103,16 +104,17 @@ def fine_tune(
         epochs, learning_rate, batch_size: of AdamW with torch's other defaults.
         micro_batch_size: rows at once; gradients are accumulated over a batch.
         gradient_checkpointing: recompute activations in the backward pass, for memory.
-
     Yields:
         The loss of each step, taken before the step.
-
     Raises:
         FloatingPointError: the loss is NaN or infinite; that step is not taken.
+        ValueError: epochs or a batch size is below 1.
     """
+    micro = batch_size if micro_batch_size is None else micro_batch_size
+    for size in (epochs, batch_size, micro):
+        check_whole("epochs and each batch size", size)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate)
-    # Small gradients underflow in float16 unless the loss is scaled up.
     half = model.dtype is torch.float16
     scaler = torch.amp.GradScaler(tokens.device.type, enabled=half)
     if gradient_checkpointing:
@@ -121,8 +123,7 @@ def fine_tune(
     for epoch in range(epochs):
         order = uniform(key("fine-tune", epoch), ids).argsort()
         for rows in order.split(batch_size):
-            parts = rows.split(micro_batch_size or batch_size)
-            batches = [(tokens[part], labels[part]) for part in parts]
+            batches = [(tokens[part], labels[part]) for part in rows.split(micro)]
             yield _step(model, batches, optimizer, scaler)
 
 
@@ -146,7 +147,7 @@ def _step(
     total = 0.0
     for batch, count in zip(batches, counts, strict=True):
         loss = completion_loss(model, *batch) * (count / sum(counts))
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # in float16, small gradients would underflow
         total += loss.item()
     if not math.isfinite(total):
         raise FloatingPointError(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList
 
+from ip2p_lib.checks import check_number, check_whole, each_text
 from ip2p_lib.rng import key, uniform
 from ip2p_lib.triplets.loading import LanguageModel, context_length
 from ip2p_lib.triplets.record import (
@@ -61,18 +62,20 @@ def generate_triplets(
 
     Args:
         language_model, captions: any number of captions, read one batch at a time.
-        run_seed, temperature (above 0), frequency_penalty: see ``_sample_tokens``.
-        max_tokens: of a reply.
+        run_seed, temperature (from 1e-6), frequency_penalty: see ``_sample_tokens``.
+        max_tokens, batch_size: of a reply; replies sampled at once.
         num_samples: replies to each caption, for ``best_of_n``; 1 in the paper.
-        batch_size: replies sampled at once.
 
     Raises:
-        ValueError: a temperature of 0 or less, or less than one sample.
+        ValueError: a number is out of range, or a caption is no text.
     """
-    if not (temperature > 0 and num_samples >= 1):
-        raise ValueError("The temperature must be above 0 and num_samples at least 1.")
+    check_number("temperature", temperature, low=1e-6)  # below, logits overflow
+    check_number("frequency_penalty", frequency_penalty, -1000, 1000)
+    check_whole("max_tokens", max_tokens)
+    check_whole("batch_size", batch_size)
+    check_whole("num_samples", num_samples)
     settings = run_seed, temperature, frequency_penalty
-    remaining, start = iter(captions), 0
+    remaining, start = each_text("captions", captions), 0
     while batch := list(islice(remaining, max(1, batch_size // num_samples))):
         samples = torch.arange(num_samples)[:, None] * _SAMPLE_STRIDE
         ids = (samples + torch.arange(len(batch)) + start).flatten()
@@ -96,14 +99,14 @@ def _sample_tokens(
     Args:
         ids: (B,) what the random numbers depend on, beside the seed and n.
         run_seed: another seed samples other triplets.
-        temperature: above 0; lower is more predictable.
+        temperature: from 1e-6; lower is more predictable.
         frequency_penalty: off a token's logit for each time it is in the reply already.
         logits: (B, V) of the next tokens.
         reply: (B, n) tokens of the replies so far.
     """
     ones = torch.ones_like(reply, dtype=logits.dtype)
     counts = torch.zeros_like(logits).scatter_add_(1, reply, ones)
-    scores = (logits - frequency_penalty * counts) / temperature
+    scores = (logits - frequency_penalty * counts).float() / temperature
     cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
     u = uniform(key(run_seed, "reply", reply.shape[1]), ids).to(cumulative)
     # Scaled by the last entry: rounded probabilities do not sum to exactly 1.

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ip2p_lib.checks import check_number, each_text
 from ip2p_lib.config import DATA
 from ip2p_lib.files import read_json
 from ip2p_lib.triplets.chat_format import SCHEMA, caption_message, few_shot_messages
@@ -18,7 +19,7 @@ _TOKEN = re.compile(r"[A-Za-z]{1,9}|\d{1,3}|[^\x00-\x7f]|[^\sA-Za-z0-9]+")
 
 @dataclass(frozen=True)
 class Price:
-    """Price of a model, in dollars per million tokens."""
+    """Price of a model, in dollars per million tokens; ValueError if it is none."""
 
     model: str
     input: float
@@ -27,6 +28,11 @@ class Price:
     reasoning_effort: str | None = None  # the lowest, of models that reason
     shutdown: str | None = None  # date, if one is announced
     checked: str | None = None  # date on which the price was read
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number of dollars."""
+        for name in ("input", "output", "batch"):
+            check_number(name, getattr(self, name), high=1e6)
 
     def cost(self, input_tokens: int, output_tokens: int) -> float:
         """Dollars."""
@@ -39,10 +45,7 @@ def read_prices() -> dict[str, Price]:
     try:
         table = read_json(path)
         checked, rows = table["checked"], table["models"].items()
-        prices = {model: Price(model, checked=checked, **row) for model, row in rows}
-        if not all(0 <= x < 1e6 for p in prices.values() for x in (p.input, p.output)):
-            raise ValueError("a price is no number of dollars")
-        return prices
+        return {model: Price(model, checked=checked, **row) for model, row in rows}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         advice = "git checkout data/prices.json brings it back"
         raise ValueError(f"{path} is no price table ({error}); {advice}.") from error
@@ -92,10 +95,13 @@ def estimate_cost(
     """Estimate the cost of ``ask_service`` with the same arguments; sends nothing.
 
     Raises:
-        ValueError: no price is given and the table has none.
+        ValueError: no price is given and the table has none; or captions is one text.
     """
     price = price or price_of(model)
-    sizes = [count_tokens(caption_message(c)["content"]) for c in captions]
+    sizes = [
+        count_tokens(caption_message(caption)["content"])
+        for caption in each_text("captions", captions)
+    ]
     prompt = [count_tokens(m["content"]) for m in few_shot_messages(examples)]
     overhead = sum(prompt) + 4 * (len(prompt) + 1) + count_tokens(SCHEMA)
     # By how much a reply is longer than its caption: as in the examples, or in our set.

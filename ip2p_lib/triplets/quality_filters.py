@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 
+from ip2p_lib.checks import each_text
 from ip2p_lib.config import DATA
 from ip2p_lib.triplets.record import Reply
 
@@ -27,7 +28,7 @@ def has_blocked_word(texts: Sequence[str]) -> bool:
 
     Whole words in the Latin script, any occurrence in Chinese.
     """
-    return any(_blocked_words().search(text.lower()) for text in texts)
+    return any(_blocked_words().search(t.lower()) for t in each_text("texts", texts))
 
 
 @cache

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from unicodedata import normalize
 
-from ip2p_lib.files import atomic_write, decode_text
+from ip2p_lib.checks import is_visible
+from ip2p_lib.files import atomic_write, decode_text, explain_disk_errors
 
 T = TypeVar("T")
 
@@ -33,8 +34,6 @@ _CHINESE = re.compile("[\u3400-\u9fff]")
 _CONTROL = re.compile(
     "[\x00-\x08\x0e-\x1b\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-
-
 _INVISIBLE = re.compile("[\u200b-\u200d\ufeff]")
 
 
@@ -114,8 +113,8 @@ def make_triplet(
     """
     texts = caption.strip(), instruction.strip(), edited_caption.strip()
     for text in texts:
-        if not text:
-            raise TripletError("blank", "One of the three texts is empty.")
+        if not is_visible(text) and not _CONTROL.search(text):
+            raise TripletError("blank", f"One of the three texts is empty: {text!r}.")
         if len(text.splitlines()) > 1 or text in _DELIMITERS:
             message = f"A text must be one line without delimiters: {text!r}."
             raise TripletError("lines", message)
@@ -166,7 +165,7 @@ def write_jsonl(path: str | Path, triplets: Iterable[Triplet]) -> Path:
 def write_lines(path: str | Path, rows: Iterable[dict[str, Any]]) -> Path:
     """Write JSON objects, one a line, completely or not at all."""
     path = Path(path)
-    with atomic_write(path) as file:
+    with explain_disk_errors(path, 0), atomic_write(path) as file:
         for row in rows:
             file.write(f"{json.dumps(row, ensure_ascii=False)}\n".encode())
     return path
@@ -212,10 +211,11 @@ def read_lines(path: str | Path, parse: Callable[[str], T]) -> Iterator[T]:
 def _parse_triplet(line: str) -> Triplet:
     row = json.loads(line)
     if isinstance(row, dict):
-        match row.get("input", row.get("caption")), row.get("edit"), row.get("output"):
-            case (str(caption), str(edit), str(edited_caption)):
-                return make_triplet(caption, edit, edited_caption, row.get("language"))
-    keys = "'input' (or 'caption'), 'edit' and 'output'"
+        texts = row.get("input", row.get("caption")), row.get("edit"), row.get("output")
+        match *texts, row.get("language"):
+            case str(caption), str(edit), str(edited), (str() | None) as language:
+                return make_triplet(caption, edit, edited, language)
+    keys = "'input' (or 'caption'), 'edit', 'output' and, if there is one, 'language'"
     raise ValueError(f"expected a JSON object with texts under the keys {keys}.")
 
 

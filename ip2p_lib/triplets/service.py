@@ -3,37 +3,29 @@
 The authors fine-tuned GPT-3; here a chat model sees a few examples before each caption
 and replies in JSON. Read ``ask_service``, then ``_Run.answer``, which takes one caption
 to a triplet or to a reason for none.
-
-- Retries, exponential back-off and ``Retry-After`` are the ``openai`` package's own.
-- ``replies_path`` names a JSON-lines file of all replies. A run that was killed goes on
-  from it, and no reply in it is paid for again.
-- ``max_cost`` is a limit in dollars: the most that a request can cost is reserved
-  before it is sent, and if that does not fit, it is not sent.
-- A failure that concerns all captions (wrong key, wrong address, no credit) stops the
-  run with one sentence.
+Retries, exponential back-off and ``Retry-After`` are the ``openai`` package's own. A
+failure that concerns all captions (wrong key, no credit) stops the run in a sentence.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
-from ip2p_lib.files import make_folder
+from ip2p_lib.checks import check_number, check_whole, each_text
 from ip2p_lib.triplets.chat_format import (
+    MAX_TOKENS,
     SCHEMA,
     EditReply,
     caption_message,
@@ -43,6 +35,7 @@ from ip2p_lib.triplets.chat_format import (
 )
 from ip2p_lib.triplets.pricing import Price, price_of, read_prices
 from ip2p_lib.triplets.record import Reply, Triplet
+from ip2p_lib.triplets.reply_file import ReplyFile, ServiceError
 
 if TYPE_CHECKING:
     from openai import OpenAI
@@ -54,11 +47,8 @@ _MAX_FAILURES = 3  # captions in a row
 MAX_ATTEMPTS = 2  # requests for a caption, if a reply is not the JSON requested
 MAX_BYTES = 2**20  # of one answer; longer ones have no end
 _OVERSIZED = "oversized"
+_TOKEN_LIMITS = {"max_tokens", "max_completion_tokens"}
 SILENCE = 60.0  # seconds for which a service may send nothing during a request
-
-
-class ServiceError(RuntimeError):
-    """The service cannot go on; the message says what to check, without the key."""
 
 
 class CostLimitError(RuntimeError):
@@ -132,7 +122,7 @@ def ask_service(
         replies_path: JSON-lines file of replies, which answers the same requests.
         max_cost: dollars for all replies in that file (without those in flight, up to
             ``max_workers``, when a run is killed).
-        price: of the model; ``None`` is the table's, which a limit needs (ValueError).
+        price: of the model; ``None`` is the table's, which a limit needs.
         max_workers: requests at once; the first goes alone, to test key and address.
         deadline: seconds to wait for a caption, retries included.
         options: of the request, such as ``temperature=0.7``.
@@ -140,17 +130,28 @@ def ask_service(
     Raises:
         ServiceError: the service cannot answer any caption.
         CostLimitError: the next request could exceed ``max_cost``.
+        ValueError: a number is out of range or missing, or a caption is no text.
     """
+    check_number("max_cost", 0 if max_cost is None else max_cost)
+    check_number("deadline", deadline, high=threading.TIMEOUT_MAX)
     price = price or (read_prices().get(model) if max_cost is None else price_of(model))
     price = price or Price(model, 0.0, 0.0)
-    if not options.keys() & {"max_tokens", "max_completion_tokens"}:
-        options["max_completion_tokens"] = MAX_REPLY_TOKENS  # max_cost needs a limit
-    if price.reasoning_effort:
-        options.setdefault("reasoning_effort", price.reasoning_effort)
+    options = _complete(options, price)
     prompt, client = few_shot_messages(examples), client or connect()
     with closing(ReplyFile(replies_path)) as file:
         run = _Run(client, model, prompt, options, file, price, max_cost)
         yield from _in_order(run, captions, max_workers, deadline)
+
+
+def _complete(options: dict[str, Any], price: Price) -> dict[str, Any]:
+    """Options of the request, with our defaults; their sizes bound what it costs."""
+    if not options.keys() & _TOKEN_LIMITS:
+        options["max_completion_tokens"] = MAX_REPLY_TOKENS
+    for name in options.keys() & {*_TOKEN_LIMITS, "n"}:
+        check_whole(name, options[name], high=MAX_TOKENS)
+    if price.reasoning_effort:
+        options.setdefault("reasoning_effort", price.reasoning_effort)
+    return options
 
 
 def _in_order(
@@ -160,7 +161,7 @@ def _in_order(
     pending: deque[tuple[str, Future[Reply]]] = deque()
     pool, wait = ThreadPoolExecutor(max_workers, "ask_service"), True
     try:
-        for caption in captions:
+        for caption in each_text("captions", captions):
             same = (future for text, future in pending if text == caption)
             future = next(same, None) or pool.submit(run.answer, caption)
             pending.append((caption, future))
@@ -178,70 +179,6 @@ def _in_order(
         run.stop.set()
         # Requests in flight are paid for: their replies still go into the file.
         pool.shutdown(wait=wait, cancel_futures=True)
-
-
-class ReplyFile:
-    """Replies of a service, in memory and one a line in a JSON-lines file.
-
-    A line has the ``key`` of its request, the ``cost`` in dollars and, if a reply came,
-    its ``caption``, ``text``, ``reason`` and ``tokens``. It is on the disk (fsync)
-    before the reply is handed on; a last line that was cut off is removed. Threads may
-    share the object, processes may not.
-
-    Raises:
-        ServiceError: another process has the file open, or a line is damaged.
-    """
-
-    def __init__(self, path: str | Path | None = None) -> None:
-        self.cost, self._file, self._mutex = 0.0, None, threading.Lock()
-        self.rows: dict[str, dict[str, Any]] = {}  # by key
-        if path is None:
-            return
-        path = Path(path)
-        make_folder(path.parent)
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"), thread_local=False)
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise ServiceError(f"Another run is using {path}. Wait for it.") from None
-        self._file = path.open("a+b", buffering=0)
-        self._file.seek(0)
-        *lines, rest = self._file.read().split(b"\n")
-        with suppress(ValueError, RecursionError):
-            json.loads(rest)
-            lines.append(rest)  # complete, but for its line end
-        for number, line in enumerate(lines, start=1):
-            try:
-                self._add(json.loads(line))
-            except (ValueError, TypeError, KeyError, RecursionError):
-                self.close()
-                raise ServiceError(f"{path}:{number} is no reply; delete it.") from None
-        if rest in lines:
-            self._file.write(b"\n")
-        else:
-            self._file.truncate(self._file.tell() - len(rest))
-
-    def append(self, row: dict[str, Any]) -> None:
-        """Store a reply, or the cost of a request without one."""
-        line = json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
-        with self._mutex:
-            if self._file is not None:
-                self._file.write(line)
-                os.fsync(self._file.fileno())
-            self._add(row)
-
-    def _add(self, row: dict[str, Any]) -> None:
-        if not 0 <= row["cost"] < math.inf or ("text" in row and "reason" not in row):
-            raise ValueError(f"not a reply: {row}")
-        self.cost += row["cost"]
-        if "text" in row:
-            self.rows[row["key"]] = row
-
-    def close(self) -> None:
-        """Close the file and let another process open it."""
-        if self._file is not None:
-            self._file.close()
-            self._lock.release()
 
 
 @dataclass
@@ -291,8 +228,8 @@ class _Run:
         self, caption: str, request: dict[str, Any], key: str, max_input: int
     ) -> Reply:
         """Send one request, retries included, and store what came back."""
-        limits = (request.get("max_tokens"), request.get("max_completion_tokens"))
-        max_output = max(filter(None, limits)) * request.get("n", 1)
+        limits = [request[name] for name in request.keys() & _TOKEN_LIMITS]
+        max_output = max(limits) * request.get("n", 1)
         most = self.price.cost(max_input, max_output)
         reserved = most * (self.client.max_retries + 1)
         self._reserve(reserved)
@@ -301,7 +238,7 @@ class _Run:
             if response is None:
                 return self._fail(caption, key, error, reserved)
             tokens, choice = read_response(response.text)
-            cost = max(self.price.cost(*tokens), 0.0) if tokens else most
+            cost = self.price.cost(*tokens) if tokens else most
             cost += most * response.retries_taken  # these may have been billed too
             row = {"key": key, "cost": cost, "tokens": tokens, "caption": caption}
             if choice is None:

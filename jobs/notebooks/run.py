@@ -27,7 +27,7 @@ import psutil
 from papermill.exceptions import PapermillExecutionError
 from papermill.iorw import LocalHandler, papermill_io
 
-from ip2p_lib.files import make_folder, write_bytes, write_json
+from ip2p_lib.files import explain_disk_errors, make_folder, write_bytes, write_json
 from ip2p_lib.notebook.lesson import ParameterError
 from jobs.notebooks.html_report import Run, report_page
 from jobs.notebooks.parameters import check_settings, parse_settings
@@ -55,7 +55,8 @@ def prepare_papermill(out: Path) -> None:
     on, and now and then waits for ever (jupyter/nbclient issue 312). Only a live front
     end needs the answer, so here there is none.
     """
-    make_folder(out)
+    with explain_disk_errors(out, 0):
+        make_folder(out)
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     os.environ["IP2P_GENERATED"] = str(out.resolve() / "generated")
@@ -214,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = parse_settings(options.set)
         paths = find(options.names)
         runs = run_all(paths, options.out, settings, options.timeout)
-    except (ParameterError, FileNotFoundError, NotADirectoryError) as error:
+    except (ParameterError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     total, peak = sum(r.seconds for r in runs), max(r.peak_mib for r in runs)

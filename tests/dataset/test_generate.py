@@ -102,7 +102,9 @@ def test_candidates_in_trees_are_those_that_draw_trees_draws(models, tmp_path):
         assert_same_images(pair, apart[pair.seed, pair.p])
 
 
-def test_candidates_that_are_no_whole_trees_are_refused():
+def test_candidates_that_are_no_whole_trees_and_no_triplets_are_refused():
+    with pytest.raises(ValueError, match=r"above 0: .-1, 1, 3"):
+        replace(CONFIG, triplets_per_shard=-1)
     with pytest.raises(ValueError, match="cannot form trees"):
         replace(CONFIG, tree_size=2)
 
@@ -164,11 +166,12 @@ def test_another_run_in_the_folder_is_refused(models, undisturbed, tmp_path):
     ):
         with pytest.raises(DatasetError, match="holds pairs of another run"):
             next(generate_dataset(models, triplets, config, folder))
-    other = copy.deepcopy(models)
-    with torch.no_grad():
-        other.backbone.unet.conv_out.weight.add_(1e-3)
-    with pytest.raises(DatasetError, match="its models"):
-        next(generate_dataset(other, TRIPLETS, CONFIG, folder))
+    for name in ("unet", "text_encoder"):
+        other = copy.deepcopy(models)
+        with torch.no_grad():
+            [*getattr(other.backbone, name).parameters()][-1].view(-1)[-1] += 1
+        with pytest.raises(DatasetError, match="its models"):
+            next(generate_dataset(other, TRIPLETS, CONFIG, folder))
     with run_lock(tmp_path), pytest.raises(FolderInUseError, match="Another run"):
         next(generate_dataset(models, TRIPLETS, CONFIG, tmp_path))
 

@@ -23,6 +23,7 @@ from tests.support.pairs import make_pair, same, tree
 
 PAIRS = [make_pair(i) for i in range(25)]
 PAIRS[3] = make_pair(3, caption="", edited_caption="", seed=None)
+PAIRS[4] = make_pair(4, word_edit={"line": "\u2028"})
 
 
 @pytest.fixture
@@ -142,6 +143,12 @@ def test_splits_are_not_mixed(exported):
     (data / "train-00002-of-00003.parquet").rename(data / "test.parquet")
     with pytest.raises(ValueError, match="the splits test, train, validation"):
         read_parquet(exported)
+    with pytest.raises(ValueError, match=r"3 files train-.* the numbers \[0\]"):
+        read_parquet(exported, split="train")
+    whole = data / "train-00000-of-00001.parquet"
+    (data / "train-00000-of-00003.parquet").rename(whole)
+    with pytest.raises(FileNotFoundError, match="of the split 'test'"):
+        read_parquet(whole, split="test")
     parts = {name: read_parquet(exported, split=name) for name in ("train", "test")}
     keys = {name: [pair.key for pair in pairs] for name, pairs in parts.items()}
     expected = [pair.key for pair in PAIRS]
@@ -204,20 +211,23 @@ def test_folders_of_the_hubs_conversion_are_splits(exported, tmp_path):
         read_parquet(tmp_path / "hub", split="test")
 
 
-def test_odd_names_nulls_and_paths_beside_the_file_are_read(exported, tmp_path):
+def test_odd_names_nulls_and_paths_beside_the_file_are_read(
+    exported, tmp_path, monkeypatch
+):
     rows = pq.read_table(exported / "data" / "train-00002-of-00003.parquet").to_pylist()
     for row in rows:
         name = row["edited_image"]["path"]
         (tmp_path / name).write_bytes(row["edited_image"]["bytes"])
         row |= {"edited_image": {"path": name}, "original_prompt": None}
-        row["edited_prompt"] = None
+        row |= {"original_image": name, "edited_prompt": None}
     path = tmp_path / "my data (1).v2.parquet"
     pq.write_table(Table.from_pylist(rows), path)
     pairs = list(read_parquet(path))
     assert np.array_equal(pairs[0].after, PAIRS[20].after) and pairs[0].caption == ""
     with pytest.raises(ValueError, match="no column orig_image"):
         read_parquet(path, columns={"orig_image": "source_img"})
-    problems = []
-    columns = {"original_image": "nope"}
-    assert not list(read_parquet(path, columns=columns, problems=problems))
-    assert len(problems) == len(rows)
+    with pytest.raises(DatasetError, match="no column nope; there are original_pr"):
+        next(read_parquet(path, columns={"original_image": "nope"}))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="pip install pyarrow"):
+        read_parquet(path)

@@ -108,6 +108,9 @@ def test_the_aspect_is_kept(editor, size):
     [
         ({"instruction": "  \n"}, "instruction"),
         ({"instruction": None}, "instruction"),
+        ({"instruction": "\u200b"}, "instruction"),
+        ({"instruction": "\0"}, "instruction"),
+        ({"text_scale": 10**400}, "text_scale must be at least 0 and at most 10000"),
         ({"instruction": "a horse " * 60}, "122 tokens"),
         ({"image": "cat.png"}, "PIL image"),
         ({"steps": 0}, "steps must be at least 1"),
@@ -134,11 +137,12 @@ def test_options_are_checked_once_and_before_an_image_is_encoded(
     editor, wrong, word, monkeypatch
 ):
     sizes = [smooth_image(64, 64), smooth_image(90, 60)]
-    checks, check = [], module._check
+    checks, check = [], module.EditOptions.check
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_check", lambda *a: checks.append(a[0]) or check(*a))
+        seen = lambda *a: checks.append(a[0].steps) or check(*a)  # noqa: E731
+        patch.setattr(module.EditOptions, "check", seen)
         editor.edit_batch(sizes, [CAT, CAT], steps=1)
-    assert sorted(checks) == ["image_scale", "seed", "steps", "text_scale"]
+    assert checks == [1]
     monkeypatch.setattr(editor.backbone.vae, "encode", None)
     with pytest.raises(ValueError, match=word):
         editor.edit_batch(sizes, [CAT, CAT], **wrong)

@@ -96,6 +96,11 @@ def test_metrics_are_of_all_pairs_of_the_passing_and_of_the_good():
     good = torch.tensor([True, True, False, True, False])
     values = [proportion.value for proportion in evaluate_filter(keep, good)]
     assert values == pytest.approx([3 / 5, 2 / 3, 2 / 3])
+    for odd in (keep.long(), keep[:1]):
+        with pytest.raises(ValueError, match="pairs are"):
+            evaluate_filter(odd, good)
+        with pytest.raises(ValueError, match=r"of 60 pairs are \(60,\) bool"):
+            calibrate(SCORES, odd, LIMITS, precision=0.5)
 
 
 @pytest.mark.parametrize("precision", [0.3, 0.9])

@@ -105,3 +105,6 @@ def test_of_each_triplet_the_best_by_direction_remain():
     groups = ["x", "x", "y", "x", "x", "y"]
     assert keep_best(table, groups, LIMITS) == [4, 1, 5]
     assert keep_best(table, groups, replace(LIMITS, keep=1)) == [4, 5]
+    for wrong, word in (({"keep": -1}, "keep"), ({"keep": 0}, "keep")):
+        with pytest.raises(ValueError, match=f"{word} must be"):
+            keep_best(table, groups, replace(LIMITS, **wrong))

@@ -138,6 +138,8 @@ def test_a_half_precision_base_trains_its_float32_matrices(kind: str, dtype):
 
 def test_a_step_without_a_finite_loss_is_not_taken():
     model, rows = learner("qwen2")
+    with pytest.raises(ValueError, match="each batch size must be at least 1"):
+        next(fine_tune(model, *rows, micro_batch_size=0))
     steps = fine_tune(model, *rows, batch_size=2)
     next(steps)
     before = weights_of(model)

@@ -84,9 +84,12 @@ def test_a_caption_longer_than_the_context_is_answered_all_the_same(tiny):
 
 
 def test_bad_settings_are_refused(tiny):
-    for settings in ({"temperature": 0.0}, {"num_samples": 0}):
-        with pytest.raises(ValueError, match="num_samples at least 1"):
-            next(generate_triplets(tiny, CAPTIONS, **settings))
+    numbers = [("temperature", 1e-40), ("frequency_penalty", math.nan)]
+    for name, value in [*numbers, ("num_samples", 0), ("batch_size", 0)]:
+        with pytest.raises(ValueError, match=f"{name} must be at least"):
+            next(generate_triplets(tiny, CAPTIONS, **{name: value}))
+    with pytest.raises(ValueError, match="captions is one text"):
+        next(generate_triplets(tiny, CAPTIONS[0]))
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,7 @@ def test_both_of_the_authors_spellings_are_read(tmp_path):
 
 
 BAD_LINES = [b"{", b"[1]", b"\xff", b'{"input": "a", "edit": "b"}']
+BAD_LINES += [b'{"input": "a", "edit": "b", "output": "c", "language": ["en"]}']
 BAD_LINES += [b'{"input": "a", "edit": "b", "output": %s}' % x for x in (b"3", b'"A."')]
 
 

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from ip2p_lib.config import ROOT
-from ip2p_lib.triplets.service import ReplyFile, ServiceError, ask_service
+from ip2p_lib.triplets.reply_file import ReplyFile, ServiceError
+from ip2p_lib.triplets.service import ask_service
+from tests.support.pairs import file_size_limit
 from tests.support.service import GOOD, caption_of, reply
 
 ROW = {"key": "k", "cost": 0.5, "text": "t", "reason": None}
@@ -106,6 +109,15 @@ def test_a_line_that_was_cut_off_is_removed(tmp_path) -> None:
     assert len(path.read_bytes().splitlines()) == 2
 
 
+def test_on_a_full_disk_no_part_of_a_reply_stays(tmp_path) -> None:
+    path, line = tmp_path / "r.jsonl", len(json.dumps(ROW)) + 1
+    with closing(ReplyFile(path)) as file, file_size_limit(line + 5):
+        file.append(ROW)
+        with pytest.raises(OSError, match="No room"):
+            file.append(ROW)
+        assert file.cost == 0.5 and path.stat().st_size == line
+
+
 COSTS = [json.dumps(ROW | {"cost": x}).encode() for x in (-1, float("nan"), None)]
 
 
@@ -115,7 +127,7 @@ def test_a_damaged_line_is_named_and_nothing_is_changed(tmp_path, line) -> None:
     text = json.dumps(ROW).encode() + b"\n" + line + b"\n"
     path.write_bytes(text)
     for _ in range(2):  # the lock is released
-        with pytest.raises(ServiceError, match=r"r\.jsonl:2 "):
+        with pytest.raises(ServiceError, match=r"r\.jsonl:2 .*this line only"):
             ReplyFile(path)
     assert path.read_bytes() == text
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from ip2p_lib.dataset import write_shards
+from ip2p_lib.dataset import read_shards, write_shards
 from ip2p_lib.files import read_json, run_lock, write_json
 from ip2p_lib.training.validation import COLUMNS, ValidationResult
 from jobs import train
@@ -73,10 +73,18 @@ def test_a_stopped_run_goes_on_in_the_same_bits(
         assert (tmp_path / "run" / name).read_bytes() == (alone / name).read_bytes()
 
 
-def test_another_number_of_processes_than_asked_for_is_refused(words, tmp_path):
-    with pytest.raises(RuntimeError, match="3 processes"):
-        train.main([*words, "--processes", "3", "--out", str(tmp_path)])
-    assert list(tmp_path.iterdir()) == [], "nothing was begun"
+def test_what_cannot_be_trained_is_one_error(words, pairs, tmp_path, capsys):
+    long = make_pair(99, 48, instruction="a cat " * 90, caption="", edited_caption="")
+    write_shards([*read_shards(pairs), long], tmp_path / "long")
+    for option, value, says in (
+        ("--processes", "3", "3 processes are needed"),
+        ("--learning-rate", "1e30", "not finite"),
+        ("--validation-pairs", "12", "12 pairs, and --validation-pairs takes 12"),
+        ("--pairs", tmp_path / "long", "pair 000099 of long is for validation"),
+    ):
+        command = [*words, "--out", str(tmp_path / option), option, str(value)]
+        assert says in refused(command, capsys)
+    assert not (tmp_path / "--processes").exists(), "nothing was begun"
 
 
 def test_validation_reads_back_without_results_after_the_step_resumed_at(tmp_path):
@@ -94,6 +102,11 @@ def refused(command, capsys):
     """What a command that is refused says."""
     assert train.main(command) == 2
     return capsys.readouterr().err
+
+
+def parts_of(command):
+    args = train.arguments(command)
+    return train.check_settings(args, train.get_scale(args))
 
 
 def test_a_resumed_run_has_the_settings_it_began_with(
@@ -138,16 +151,28 @@ def test_a_run_that_goes_on_from_its_backup_has_its_settings_too(
     assert "had seed 0, now 77" in refused(command, capsys)
     (tmp_path / "drive" / "run.json").unlink()
     assert "nobody knows their settings" in refused(command, capsys)
-    (tmp_path / "drive" / "run.json").write_text("[1]")
-    assert "run.json is damaged; --changed" in refused(command, capsys)
+    for text in ("[1]", "[]", "{}"):
+        (tmp_path / "drive" / "run.json").write_text(text)
+        said = refused(command, capsys)
+        assert "run.json is damaged (" in said and "; --changed" in said
+
+
+@pytest.mark.parametrize("others", [[{"seed": 7}], [{"steps": 9}, {"after": 1}]])
+def test_a_backup_of_another_run_is_refused(words, tmp_path, others):
+    """Even if it was the same run at first, or a part of its settings was changed."""
+    for name, step, parts in (("a", 2, [{"steps": 4}]), ("b", 3, others)):
+        write_json(tmp_path / name / "run.json", parts)
+        write_json(tmp_path / name / f"step-000000{step}" / "manifest.json", {})
+    folders = ["--out", str(tmp_path / "a"), "--backup-dir", str(tmp_path / "b")]
+    with pytest.raises(ValueError, match="of two different runs"):
+        parts_of([*words, *folders, "--changed"])
 
 
 def test_a_run_without_a_checkpoint_begins_anew(words, tmp_path):
     """Whatever the settings of the one that was stopped before its first."""
     write_json(tmp_path / "run.json", [{"after": 0, "seed": 77}])
     (tmp_path / "step-0000002").mkdir()  # a save that was killed
-    args = train.arguments([*words, "--out", str(tmp_path)])
-    (part,) = train.check_settings(args, train.get_scale(args))
+    (part,) = parts_of([*words, "--out", str(tmp_path)])
     assert (part["after"], part["seed"]) == (0, 0)
 
 

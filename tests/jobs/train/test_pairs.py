@@ -4,8 +4,10 @@ from shutil import copytree
 
 import pytest
 from PIL import Image
+from pyarrow import Table
+from pyarrow.parquet import write_table
 
-from ip2p_lib.dataset import export_folders, export_parquet, read_shards
+from ip2p_lib.dataset import export_folders, export_parquet, read_shards, write_shards
 from jobs.pairs import fingerprint, import_pairs
 from jobs.train import main
 
@@ -39,8 +41,15 @@ def test_every_kind_of_pairs_becomes_shards_once(kind, pairs, tmp_path):
     assert sorted(texts) == sorted(p.instruction for p in read_shards(pairs))
     assert (shards == path) == (kind == "shards")
     before = (shards / "manifest.json").stat().st_mtime_ns
+    (path if path.is_dir() else path.parent).joinpath(".DS_Store").touch()
     assert import_pairs(path, tmp_path / "out") == shards
     assert (shards / "manifest.json").stat().st_mtime_ns == before
+    if shards != path:  # a copy that was lost is made again
+        (shards / "pairs-00000.tar").unlink()
+        assert len(list(read_shards(import_pairs(path, shards)))) == 12
+        write_shards(read_shards(pairs), tmp_path / "own")
+        with pytest.raises(ValueError, match="own holds another data set"):
+            import_pairs(path, tmp_path / "own")
 
 
 def test_what_cannot_be_used_is_left_out_by_name(pairs, tmp_path, capsys):
@@ -57,7 +66,9 @@ def test_what_cannot_be_used_is_left_out_by_name(pairs, tmp_path, capsys):
         import_pairs(path, tmp_path / "out")
 
 
-def test_a_path_without_pairs_is_named(tmp_path):
+def test_a_path_without_pairs_is_named(pairs, tmp_path):
+    with pytest.raises(ValueError, match="is not Parquet"):
+        import_pairs(pairs, tmp_path, split="train")
     with pytest.raises(FileNotFoundError, match="nothing at"):
         import_pairs(tmp_path / "none", tmp_path / "out")
     with pytest.raises(ValueError, match="holds no pairs"):
@@ -75,13 +86,6 @@ def test_few_pairs_leave_most_of_them_to_train_on(
     assert "leaves out 33.3% of their area" in out
     card = (tmp_path / "run" / "editor" / "README.md").read_text()
     assert ("directional similarity 0." not in card) and "nan" not in card
-
-
-def test_no_pair_to_train_on_names_the_option(pairs, words, tmp_path, capsys):
-    few = few_pairs(tmp_path, pairs, 3)
-    command = [*options(words, few), "--validation-pairs", "3"]
-    assert main([*command, "--out", str(tmp_path / "run")]) == 2
-    assert "3 pairs, and --validation-pairs takes 3" in capsys.readouterr().err
 
 
 def few_pairs(folder, pairs, count):
@@ -106,16 +110,23 @@ def options(words, pairs):
 def test_the_same_pairs_elsewhere_are_the_same(pairs, tmp_path):
     """A copy, another way to name the folder, or a file that was touched."""
     path = as_kind("table", pairs, tmp_path)
+    path.write_text(
+        path.read_text().replace(",000003-after.png", ', "000003-after.png"')
+    )
     first = fingerprint(path)
     copy = copytree(tmp_path, tmp_path.parent / f"{tmp_path.name} copy")
     assert fingerprint(copy / "pairs.csv") == first
-    image = next(copy.glob("*.png"))
+    image = copy / "000003-after.png"
     image.touch()
     assert fingerprint(copy / "pairs.csv") == first
     image.write_bytes(image.read_bytes() + b"x")
     assert fingerprint(copy / "pairs.csv") != first
-
-
-def test_a_split_is_refused_where_there_is_none(pairs, tmp_path):
-    with pytest.raises(ValueError, match="is not Parquet"):
-        import_pairs(pairs, tmp_path, split="train")
+    table = Table.from_pylist(
+        [{"input_image": {"path": image.name}, "edited_image": "b"}]
+    )
+    write_table(table, copy / "train.parquet")
+    found = {fingerprint(copy)}
+    for name in (image.name, "b"):  # also in the middle of a large file
+        (copy / name).write_bytes(bytes(10**6) + name.encode() + bytes(10**6))
+        found.add(fingerprint(copy))
+    assert len(found) == 3

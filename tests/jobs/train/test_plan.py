@@ -25,6 +25,7 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
         ("--validate-every", "0", "at least 1"),
         ("--resolution", "60", "multiple of 8"),
         ("--warmup", "-1", "at least 0"),
+        ("--warmup", "abc", "must be a whole number, not 'abc'"),
         ("--validation-pairs", "-1", "at least 0"),
         ("--learning-rate", "0", "above 0"),
         ("--learning-rate", "nan", "above 0"),
