@@ -145,7 +145,7 @@ _SMOKE = replace(
     training=replace(_MINIATURE.training, steps=3, batch_size=4),
     editing=replace(_MINIATURE.editing, steps=6),
     evaluation=Evaluation(
-        samples=4, image_scales=(1.0, 1.8), sdedit_strengths=(0.5, 0.9)
+        samples=6, image_scales=(1.0, 1.8), sdedit_strengths=(0.5, 0.9)
     ),
 )
 _PAPER = Scale(
