@@ -122,7 +122,7 @@ _MINIATURE = Scale(
         steps=12, cfg_min=2.0, cfg_max=4.0, candidates=4, sampler="dpm_solver_pp"
     ),
     # Calibrated in notebook 03 on pairs whose ground truth is known.
-    filtering=Filtering(image=0.6, text=0.75, direction=0.75, keep=3),
+    filtering=Filtering(image=0.5, text=0.75, direction=0.7, keep=3),
     # In two minutes on a laptop the first edits should show: small batches, a high rate
     # that falls, and an average short enough for so few steps.
     training=Training(

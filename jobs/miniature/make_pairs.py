@@ -5,7 +5,8 @@
 This is section 3.1 end to end. ``write`` leaves triplets in ``--work``; ``generate``
 turns them into filtered pairs, stored as latents, from which ``train_editor`` trains,
 and a sample of images for readers. Several GPUs work side by side, each with another
-``--part``. No pair is stored mirrored: instructions name left and right.
+``--part``. Every pair is stored mirrored as well; training leaves those out whose
+instruction names left or right.
 """
 
 import argparse
@@ -49,9 +50,8 @@ SAMPLE = 256  # pairs shipped for readers
 # shared for a middle part of the steps: of those that pass the filter more are good,
 # see ``results/filter-calibration-cross-attention.json``.
 P_MIN, P_MAX = 0.3, 0.7
-# Candidates of a triplet, and how many of the best are kept. More of them are good than
-# of two that are both kept: the same file.
-CANDIDATES, KEPT = 4, 2
+# Candidates of a triplet, and how many of the best are kept: the same file.
+CANDIDATES, KEPT = 4, 3
 
 
 @dataclass
@@ -194,7 +194,7 @@ def run_generate(args: argparse.Namespace, scale: Scale) -> None:
         sample = pairs.pairs(rows, scale.rendering.steps)
         write_shards(sample, args.out / "pairs" / "sample", **run)
     texts = [candidate.triplet.instruction for candidate in pairs.candidates]
-    latents = encode_pairs(sd, pairs.batches(), flips=False)
+    latents = encode_pairs(sd, pairs.batches())
     checkpoint.save(
         args.work / f"part-{args.part}", latents, {**run, "instructions": texts}
     )

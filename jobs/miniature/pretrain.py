@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPModel
+from transformers import CLIPModel, CLIPTokenizer
 
 from ip2p_lib.config import MODELS, RESULTS
 from ip2p_lib.diffusion.clip import ClipScorer, load_clip
@@ -44,6 +44,7 @@ STAGES = {
 BATCHES = {"vae": 192, "clip": 768, "unet": 1024}  # rows of each process
 _TEXT = 56  # tokens of a caption while CLIP trains; later positions only hold padding
 _CAPTION_DROPOUT = 0.1  # for classifier-free guidance
+_REPLACED = 0.4  # of an instruction's tokens at most
 _HALF_SIZE = 4  # every fourth batch of the autoencoder is decoded at half the size
 
 
@@ -165,10 +166,34 @@ def teach_instructions(
 
     def loss_of(step: int) -> Tensor:
         rows = integers(key("clip", step), ids, n)
-        words = tokens[rows].long(), tokens[n + rows].long()
-        return instruction_loss(clip.model, teacher, change[rows], *words)
+        words = replace_tokens(tokens[n + rows].long(), ids, step, clip.tokenizer)
+        captions = tokens[rows].long()
+        return instruction_loss(clip.model, teacher, change[rows], captions, words)
 
     follow(fit(tower, loss_of, budget), "instructions")
+
+
+def replace_tokens(
+    tokens: Tensor, ids: Tensor, step: int, tokenizer: CLIPTokenizer
+) -> Tensor:
+    """Replace up to ``_REPLACED`` of each row's tokens by random ones.
+
+    People use words that no phrasing has: a text encoder that cannot rely on any one
+    word learns to read the others.
+
+    Args:
+        tokens: (B, L) int64; the special tokens stay.
+        ids: (B,) int64 with ``step``, they name the draws.
+        step: number of the step.
+        tokenizer: of the tokens.
+    """
+    shape = tuple(tokens.shape[1:])
+    share = _REPLACED * uniform(key("replaced share", step), ids)[:, None]
+    chosen = uniform(key("replaced", step), ids, shape) < share
+    special = torch.tensor(tokenizer.all_special_ids, device=tokens.device)
+    others = integers(key("replacement", step), ids, len(tokenizer), shape)
+    kept = torch.isin(tokens, special) | torch.isin(others, special)
+    return torch.where(chosen & ~kept, others, tokens)
 
 
 def run_unet(

@@ -93,6 +93,19 @@ def test_new_instructions_are_learnt_and_captions_keep_their_states():
     assert (now - then).square().mean() < 0.02 * then.square().mean()
 
 
+def test_replaced_tokens_are_few_and_never_special_ones():
+    tokenizer = load_clip(MODELS / "miniature-clip").tokenizer
+    tokens = token_ids(tokenizer, build_corpus(0, 200).instructions, 77).long()
+    ids, special = torch.arange(200), torch.tensor(tokenizer.all_special_ids)
+    noisy = pretrain.replace_tokens(tokens, ids, 3, tokenizer)
+    words = ~torch.isin(tokens, special)
+    assert torch.equal(noisy[~words], tokens[~words])
+    assert not torch.isin(noisy[words], special).any()
+    assert (noisy != tokens)[words].float().mean() == pytest.approx(0.2, abs=0.04)
+    again = pretrain.replace_tokens(tokens[7:9], ids[7:9], 3, tokenizer)
+    assert torch.equal(again, noisy[7:9])
+
+
 class Copy(torch.nn.Module):
     """An autoencoder whose decoder returns a given image at any size."""
 
