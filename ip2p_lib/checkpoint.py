@@ -104,7 +104,7 @@ def load(folder: str | Path) -> Checkpoint:
     return Checkpoint(folder, load_file(folder / TENSORS), state)
 
 
-def _numbered(*roots: Path) -> list[Path]:
+def numbered(*roots: Path) -> list[Path]:
     """List the folders ``step-<number>`` under all roots, highest number first."""
     folders = [f for root in roots for f in root.glob("step-*") if f.is_dir()]
     ours = [f for f in folders if re.fullmatch(r"step-[0-9]+", f.name)]
@@ -121,12 +121,10 @@ def latest(*roots: str | Path) -> Checkpoint | None:
     """Read the newest intact checkpoint ``<root>/step-<number>`` of all roots.
 
     Damaged ones are skipped and named in ``refused``; of two with one number the one in
-    the earlier root counts. Returns None if there is no checkpoint at all.
-
-    Raises:
-        CheckpointError: there are checkpoints, but all are damaged.
+    the earlier root counts. Returns None if there is no checkpoint at all; raises
+    CheckpointError if there are, but all are damaged.
     """
-    refused, folders = list[str](), _numbered(*map(Path, roots))
+    refused, folders = list[str](), numbered(*map(Path, roots))
     for folder in folders:
         try:
             return replace(load(folder), refused=tuple(refused))
@@ -148,7 +146,7 @@ def prune(root: str | Path, keep: int) -> None:
     """
     if keep < 1:
         raise ValueError(f"At least one checkpoint must be kept, not {keep}.")
-    ours = list(filter(_is_ours, _numbered(Path(root))))
+    ours = list(filter(_is_ours, numbered(Path(root))))
     for newest, folder in enumerate(ours):
         with suppress(CheckpointError):
             verify(folder)

@@ -12,16 +12,29 @@ def check_whole(name: str, value: Any, low: int = 1, high: int = 2**63 - 1) -> N
 
 
 def check_number(
-    name: str, value: Any, low: float = 0, high: float = 3e38, kind: type = Real
+    name: str,
+    value: Any,
+    low: float = 0,
+    high: float = 3e38,
+    kind: type = Real,
+    *,
+    above: bool = False,
+    below: bool = False,
 ) -> None:
-    """Raise ValueError unless ``value`` is in [low, high], by default of float32."""
+    """Raise ValueError unless ``value`` is in [low, high], by default of float32.
+
+    ``above`` leaves out ``low``, and ``below`` leaves out ``high``.
+    """
     if isinstance(value, bool) or not isinstance(value, kind):
         what = "a number" if kind is Real else "a whole number"
         raise ValueError(f"{name} must be {what}, not {value!r}.")
     number: Any = value
-    if not low <= number <= high:  # NaN fails too
-        end = "finite" if high >= 2**63 - 1 else f"at most {high:g}"
-        raise ValueError(f"{name} must be at least {low:g} and {end}, not {value}.")
+    inside = low <= number <= high  # NaN is not
+    if not inside or (above and number == low) or (below and number == high):
+        start = f"{'above' if above else 'at least'} {low:g}"
+        end = f"{'below' if below else 'at most'} {high:g}"
+        end = "finite" if high >= 2**63 - 1 else end
+        raise ValueError(f"{name} must be {start} and {end}, not {value}.")
 
 
 def each_text(name: str, texts: Iterable[str]) -> Iterator[str]:

@@ -14,8 +14,7 @@ BF16_CAPABILITY = (8, 0)  # older cards emulate bfloat16, and still claim to sup
 def pick_device(device: str | torch.device | None = None) -> torch.device:
     """Check a device; None chooses the GPU if there is one, else the CPU.
 
-    Raises:
-        ValueError: the name is no device, or asks for a GPU that torch cannot use.
+    Raises ValueError for a name of no device, or of a GPU that torch cannot use.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -158,7 +158,7 @@ def atomic_directory(
         FolderInUseError: another run is writing it.
         OSError: the disk is full or write-protected; inside the block too.
     """
-    _check_replaceable(folder, replaces, marker)
+    check_replaceable(folder, replaces, marker)
     require_room(folder, needed)
     hidden = folder.with_name(f".{folder.name}.ip2p-")
     lock, partial, old = (Path(f"{hidden}{end}") for end in ("lock", "partial", "old"))
@@ -172,7 +172,7 @@ def atomic_directory(
             yield partial
             for path in filter(Path.is_file, partial.rglob("*")):
                 _sync(path)  # before the rename, or a crash could keep only that
-            _check_replaceable(folder, replaces, marker)
+            check_replaceable(folder, replaces, marker)
             if folder.exists():
                 os.replace(folder, old)
             os.replace(partial, folder)
@@ -193,7 +193,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _check_replaceable(folder: Path, replaces: str | None, marker: str) -> None:
+def check_replaceable(folder: Path, replaces: str | None, marker: str) -> None:
+    """Raise FileExistsError for what ``atomic_directory`` would not replace."""
     names = {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")  # files, links and empty folders

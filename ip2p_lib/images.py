@@ -7,6 +7,7 @@ tensors (B, 3, H, W) in [-1, 1], as Stable Diffusion's autoencoder does.
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ class ImageError(ValueError):
 def load(source: str | Path | bytes | Image.Image) -> Image.Image:
     """Open an image as people see it: upright, RGB, transparency on white.
 
-    Args:
-        source: the path or the bytes of a file of one of ``FORMATS``, or a PIL image;
-            of an animation, the first frame is read.
+    ``source`` is the path or the bytes of a file of one of ``FORMATS``, or a PIL image;
+    of an animation, the first frame is read.
+
     Raises:
         FileNotFoundError: there is no such file.
         ImageError: not one of ``FORMATS``, damaged, or so many pixels (PIL's own
@@ -62,17 +63,10 @@ def load(source: str | Path | bytes | Image.Image) -> Image.Image:
         raise ImageError(f"{name} cannot be read ({error}); save it again.") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says, if that is a number."""
-    try:
-        return ImageOps.exif_transpose(image)
-    except TypeError:  # some programs write a text there
-        return image
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     tags = getattr(image, "tag_v2", {})  # of a TIFF
-    image = _upright(image)
+    with suppress(TypeError):  # some programs write a text as the orientation
+        image = ImageOps.exif_transpose(image)
     signed = tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
     if signed or image.mode.startswith("I") or image.mode == "F":
         image = _to_eight_bits(image, tags, signed)  # PIL would clip these to white
@@ -135,9 +129,7 @@ def to_tensor(images: Image.Image | Sequence[Image.Image]) -> Tensor:
 def to_pil(x: Tensor) -> list[Image.Image]:
     """Convert a (B, 3, H, W) or (3, H, W) tensor to images; clamps to [-1, 1].
 
-    Raises:
-        ImageError: another shape, or values that are not numbers (a sign of half
-            precision overflowing).
+    Raises ImageError for another shape, or NaN (half precision that overflowed).
     """
     batch = x[None] if x.ndim == 3 else x
     if batch.ndim != 4 or batch.shape[1] != 3:
@@ -178,17 +170,11 @@ def check_images(x: Tensor, multiple: int = 8) -> None:
 def fit(image: Image.Image, resolution: int, multiple: int = 8) -> Image.Image:
     """Resize and crop slightly, to sides a latent can have (released ``edit_cli.py``).
 
-    The short side is rounded up to a multiple and the long one, at the same scale,
-    down; Lanczos resampling; what exceeds the new aspect is cut evenly. The released
-    code takes multiples of 64.
-
-    Args:
-        image: any size.
-        resolution: aim for the long side, in pixels; it will be in [resolution, 2
-            resolution), up to rounding.
-        multiple: of both sides; Stable Diffusion has one latent element per 8 pixels.
-    Raises:
-        ImageError: empty, or so long and thin that the short side would vanish.
+    Both become multiples of ``multiple`` pixels (the released code has 64): the short
+    side is rounded up and the long one, at the same scale, down; Lanczos resampling;
+    what exceeds the new aspect is cut evenly. The long side will be in [resolution, 2
+    resolution), up to rounding. Raises ImageError for an image without pixels, or so
+    long and thin that the short side would vanish.
     """
     short, long = sorted(image.size)
     if not short:

@@ -88,8 +88,7 @@ def write_results(
         readme: the file's lines in the README; the device is added to each.
         settings: further JSON values, such as the number of steps.
 
-    Raises:
-        ValueError: a number is NaN or infinite.
+    Raises ValueError if a number is NaN or infinite.
     """
     run = provenance(device) | {"seed": seed, "seconds": seconds} | settings
     lines = [asdict(row) | {"device": run["device"]} for row in readme]

@@ -28,13 +28,10 @@ MIX_2 = 0x94D049BB133111EB - 2**64
 def key(*parts: int | str) -> int:
     """Hash integers and strings, which name a purpose, to one integer.
 
-    Args:
-        parts: what the draw is for, such as ``(run_seed, "timestep", step)``. Types and
-            boundaries count: ``key(1, 2)``, ``key(12)`` and ``key("12")`` all differ.
-    Returns:
-        An integer in [0, 2**63): 63 bits of BLAKE2b, so that it fits an int64 tensor.
-    Raises:
-        TypeError: a part is neither int nor str; a float's text depends on rounding.
+    Such as ``key(run_seed, "timestep", step)``. Types and boundaries count:
+    ``key(1, 2)``, ``key(12)`` and ``key("12")`` all differ. Returns an integer in
+    [0, 2**63): 63 bits of BLAKE2b, so that it fits an int64 tensor. Raises TypeError
+    for other parts, since a float's text depends on rounding.
     """
     if odd := [part for part in parts if not isinstance(part, int | str)]:
         raise TypeError(f"A key is made of int and str, not {odd}. Convert it first.")
@@ -79,14 +76,9 @@ def _unit(words: Tensor) -> Tensor:
 def uniform(key: int, ids: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
     """Uniform numbers in [0, 1), one block of ``shape`` for each sample.
 
-    Args:
-        key: the purpose, from ``key``.
-        ids: (B,) int64 sample ids. Row b depends on ``ids[b]`` alone.
-        shape: of one sample's block, such as (4, 64, 64); ``()`` is one number each.
-    Returns:
-        (B, *shape) float32 on the device of ``ids``, bit-identical on every device.
-    Raises:
-        ValueError: ``ids`` is not a one-dimensional int64 tensor.
+    ``ids`` are (B,) int64, or a ValueError; row b depends on ``ids[b]`` alone. Returns
+    (B, *shape) float32 on their device, bit-identical on every device; ``shape`` is
+    that of one sample's block, such as (4, 64, 64), ``()`` one number each.
     """
     words = _words(key, ids, math.prod(shape))
     # 24 bits are all a float32 in [0, 1) can hold; more could round up to 1.

@@ -40,7 +40,11 @@ from ip2p_lib.training import train as training
 from ip2p_lib.training.compiled import compile_unet
 from ip2p_lib.training.latents import Latents
 from ip2p_lib.training.loss_weighting import LOSS_WEIGHTINGS
-from ip2p_lib.training.model_card import model_card, save_editor
+from ip2p_lib.training.model_card import (
+    check_editor_folder,
+    model_card,
+    save_editor,
+)
 from ip2p_lib.training.resume import Run, resumable_run
 from ip2p_lib.training.state import CHECK_EVERY, TrainState
 from ip2p_lib.training.surgery import add_editor_lora, widen_conv_in
@@ -61,6 +65,7 @@ from jobs.training_plan import (
     assignment,
     make_plan,
     multiple_of_8,
+    non_negative,
     number,
     positive,
 )
@@ -69,9 +74,9 @@ from jobs.training_plan import (
 SETTINGS: dict[str, Callable[[str], Any]] = {
     "steps": positive,
     "batch_size": positive,
-    "warmup": number(int, 0),
+    "warmup": non_negative,
     "learning_rate": above_zero,
-    "ema_decay": number(float, 0, 1),
+    "ema_decay": number(float, 0, high=1, below=True),
     "resolution": multiple_of_8,
 }
 # What a user can mend; anything else is a fault of this program.
@@ -102,7 +107,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--no-flips", dest="flips", action="store_false", help=mirrored)
     add("--loss-weighting", choices=LOSS_WEIGHTINGS, help="default: none, as the paper")
     few = f"pairs left out of training; default: {VALIDATION_PAIRS}, or fewer of few"
-    add("--validation-pairs", type=number(int, 0), help=few)
+    add("--validation-pairs", type=non_negative, help=few)
     add("--validate-every", type=positive, default=500, help="steps")
     add("--processes", type=positive, help="refuse to run with any other number")
     add("--changed", action="store_true", help="resume although settings differ")
@@ -331,6 +336,7 @@ def run(args: argparse.Namespace) -> None:
     except RuntimeError as error:  # another number of processes
         raise ValueError(str(error)) from error
     plan = make_plan(args, scale.training.batch_size, device)
+    check_editor_folder(args.out / "editor")
     with nullcontext() if rank() else run_lock(args.out, args.out / ".job.lock"):
         parts = check_settings(args, scale)
         args = find_pairs(args, device)

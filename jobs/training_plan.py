@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 
+from ip2p_lib.checks import check_number
 from ip2p_lib.device import pick_autocast
 from ip2p_lib.distributed import world_size
 from ip2p_lib.training.compiled import MODES
@@ -28,30 +30,26 @@ class TrainingPlan:
     compile_mode: str
 
 
-def number(
-    kind: type, low: float, high: float = math.inf, *, above: bool = False
-) -> Callable[[str], Any]:
-    """A type of ``argparse``: a number in [low, high), or in (low, high)."""
+def number(kind: type, low: float, **limits: Any) -> Callable[[str], Any]:
+    """A type of ``argparse``: what ``check_number`` lets pass with these limits."""
 
     def parse(text: str) -> Any:
         """Convert the text, or say what range it must lie in."""
-        try:
+        value: Any = text  # which is no number
+        with suppress(ValueError):
             value = kind(text)
+        try:
+            numbers = Integral if kind is int else Real
+            check_number("it", value, low, kind=numbers, **limits)
         except ValueError as error:
-            name = "a whole number" if kind is int else "a number"
-            message = f"must be {name}, not {text!r}"
-            raise argparse.ArgumentTypeError(message) from error
-        if not (low < value if above else low <= value) or not value < high:
-            bound = "above" if above else "at least"
-            limit = f" and below {high}" if high < math.inf else " and finite"
-            message = f"must be {bound} {low}{limit}, not {text}"
-            raise argparse.ArgumentTypeError(message)
+            raise argparse.ArgumentTypeError(str(error)) from error
         return value
 
     return parse
 
 
 positive = number(int, 1)
+non_negative = number(int, 0)
 above_zero = number(float, 0, above=True)
 
 

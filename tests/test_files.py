@@ -156,6 +156,14 @@ def test_a_second_run_is_refused_until_the_first_is_killed(tmp_path, other):
     assert names(tmp_path / "run") == []
 
 
+def test_an_error_of_the_disk_releases_the_lock(tmp_path):
+    for _ in range(2):  # the second finds nothing of the first
+        with pytest.raises(OSError, match="full"), run_lock(tmp_path):
+            assert names(tmp_path) == [".lock"]
+            raise OSError("full")
+    assert names(tmp_path) == []
+
+
 def test_of_two_that_start_at_the_same_moment_one_writes(tmp_path):
     """The second opens the lock file just before the first deletes it."""
     first = run_lock(tmp_path)

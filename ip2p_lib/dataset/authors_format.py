@@ -22,6 +22,7 @@ from ip2p_lib.dataset.dataset import (
     Reading,
     read_each,
     read_encoded_shards,
+    refuse,
     stored_bytes,
 )
 from ip2p_lib.dataset.pairs import TEXTS, EncodedPair, Pair, Problem, make_pair
@@ -37,6 +38,10 @@ _SCORES = {  # the released name of each score
 }
 _SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _IMAGE = re.compile(rf"(0|-?[1-9]\d*)_([01])\.(?i:{'|'.join(_SUFFIXES)})", re.ASCII)
+_FOREIGN = (  # of a file that does not belong
+    f"it is no <seed>_0 or <seed>_1 image ({', '.join(_SUFFIXES)}), or the second one "
+    "of its name"
+)
 _FILES = r"prompt\.json|metadata\.jsonl|-?\d+_[01]\.jpg"
 _EXPORT = rf"\d{{7}}/({_FILES})|seeds\.json|README\.md"
 
@@ -106,19 +111,19 @@ def read_folders(
 
     Raises:
         FileNotFoundError: there is no such data set, or not one image in it.
-        DatasetError: a pair cannot be used, or a file is no part of this layout; the
-            message names the folder, and seed or file.
+        DatasetError: a pair cannot be used, a prompt is without images, or a file is no
+            part of this layout; the message names the folder, and seed or file.
     """
     triplets = sorted(path for path in Path(folder).glob("*") if path.is_dir())
     if not any((triplet / PROMPT).is_file() for triplet in triplets):
         raise FileNotFoundError(f"{folder} has no folders with a {PROMPT}.")
+    if not any(_IMAGE.fullmatch(p.name) for t in triplets for p in t.iterdir()):
+        raise FileNotFoundError(f"The folders in {folder} hold no <seed>_0 images.")
     keys = set[str]()
     readings = [r for n, t in enumerate(triplets) for r in _readings(t, n, keys)]
-    if not readings:
-        raise FileNotFoundError(f"The folders in {folder} hold no <seed>_0 images.")
     for path in sorted(Path(folder).glob("[!.]*")):  # images in no folder
         if path.suffix.lower()[1:] in _SUFFIXES:
-            readings.append((path.parent.name, path.name, partial(_refuse, path)))
+            readings.append((path.parent.name, path.name, partial(refuse, _FOREIGN)))
     return read_each(readings, problems)
 
 
@@ -130,17 +135,10 @@ def _readings(folder: Path, number: int, keys: set[str]) -> Iterator[Reading[Pai
         if match and match[2] not in images.setdefault(int(match[1]), {}):
             images[int(match[1])][match[2]] = path
         elif path.name not in (PROMPT, METADATA) and not path.name.startswith("."):
-            yield folder.name, path.name, partial(_refuse, path)
+            yield folder.name, path.name, partial(refuse, _FOREIGN)
     for seed, files in sorted(images.items()):
         read = partial(_read, folder, number, seed, files, keys)
         yield folder.name, f"seed {seed}", read
-
-
-def _refuse(path: Path) -> Pair:
-    raise ValueError(
-        f"it is no <seed>_0 or <seed>_1 image ({', '.join(_SUFFIXES)}), or the second "
-        "one of its name"
-    )
 
 
 def _read(

@@ -71,12 +71,10 @@ def write_card(
 
     Args:
         source: the folder of shards, which is read completely.
-        out: ``source`` itself, or what ``export_parquet`` or ``export_folders`` wrote.
+        out: ``source`` itself, or what ``export_parquet`` or ``export_folders`` wrote;
+            FileNotFoundError if one of them holds no data set.
         name, license: as the Hub spells them, such as "cc-by-4.0".
         attribution: whom to name, and for what.
-
-    Raises:
-        FileNotFoundError: ``out`` or ``source`` holds no data set.
     """
     from huggingface_hub import DatasetCard, DatasetCardData
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from ip2p_lib.checks import is_visible
 from ip2p_lib.dataset.dataset import read_each
 from ip2p_lib.dataset.pairs import TEXTS, Pair, Problem, make_pair
 from ip2p_lib.files import read_text
@@ -37,14 +38,13 @@ def read_table(
     """Read pairs from a CSV file in its order; the images are upright and RGB.
 
     Args:
-        path: UTF-8, a row for each pair, with comma, semicolon or tab between columns.
+        path: UTF-8, with comma, semicolon or tab between columns.
         resolution: side in pixels of the centre squares that images become, or None.
-        problems: as in ``dataset.read_shards``.
+        problems: as in ``dataset.read_shards``; without it DatasetError for a row.
 
     Raises:
         FileNotFoundError: there is no such table.
         ValueError: it is not UTF-8, has no rows, or a column is missing or there twice.
-        DatasetError: a row cannot be used.
     """
     path = Path(path)
     if resolution is not None and resolution < 1:
@@ -112,7 +112,7 @@ def _split(line: str, delimiter: str, widths: tuple[int, int]) -> list[str]:
 def _to_pair(
     key: str, cells: dict[str, str], folder: Path, resolution: int | None
 ) -> Pair:
-    if empty := [name for name in REQUIRED if not cells[name]]:
+    if empty := [name for name in REQUIRED if not is_visible(cells[name])]:
         raise ValueError(f"its {' and '.join(empty)} is empty")
     before, after = (load(folder / cells[name]) for name in ("before", "after"))
     if resolution is not None:

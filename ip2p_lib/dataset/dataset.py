@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -51,29 +51,27 @@ def stack(pairs: Sequence[Pair]) -> tuple[Tensor, Tensor]:
     return to_tensor([p.before for p in pairs]), to_tensor([p.after for p in pairs])
 
 
-def write_shard(pairs: Iterable[Pair], path: str | Path) -> dict[str, Any]:
+def write_shard(
+    pairs: Iterable[Pair], path: str | Path, keys: set[str] | None = None
+) -> dict[str, Any]:
     """Write one shard atomically; returns its entry in the manifest.
 
-    Equal pairs give equal bytes. Raises ValueError if a key occurs twice.
+    Equal pairs give equal bytes. Raises ValueError if a key occurs twice, or is among
+    the ``keys`` of the shards before, to which those of the pairs are added.
     """
-    buffer, keys = io.BytesIO(), set[str]()
+    buffer, keys = io.BytesIO(), set() if keys is None else keys
+    earlier = len(keys)
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for pair in _distinct(pairs, keys):
+        for pair in pairs:
+            if pair.key in keys:
+                raise ValueError(f"The key {pair.key!r} occurs twice.")
+            keys.add(pair.key)
             for name, data in to_files(encode_pair(pair)).items():
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     path = write_bytes(path, buffer.getvalue())
-    return {"name": path.name, "pairs": len(keys), "sha256": sha256_of(path)}
-
-
-def _distinct(pairs: Iterable[Pair], keys: set[str]) -> Iterator[Pair]:
-    """Yield the pairs and collect their keys; ValueError for one that occurs twice."""
-    for pair in pairs:
-        if pair.key in keys:
-            raise ValueError(f"The key {pair.key!r} occurs twice.")
-        keys.add(pair.key)
-        yield pair
+    return {"name": path.name, "pairs": len(keys) - earlier, "sha256": sha256_of(path)}
 
 
 def write_manifest(
@@ -104,15 +102,14 @@ def write_shards(
     """
     if shard_size < 1:
         raise ValueError(f"shard_size must be at least 1, not {shard_size}.")
-    stream, entries = _distinct(pairs, set()), list[dict[str, Any]]()
-    new = (
-        Path(folder) / ".new.ip2p"
-    )  # the pairs may come from the shards to be replaced
+    stream, keys, entries = iter(pairs), set[str](), list[dict[str, Any]]()
+    # Aside, for the pairs may come from the shards that are replaced.
+    new = Path(folder) / ".new.ip2p"
     shutil.rmtree(new, ignore_errors=True)
     try:
         while chunk := list(itertools.islice(stream, shard_size)):
             path = new / f"pairs-{len(entries):05d}.tar"
-            entries.append(write_shard(chunk, path))
+            entries.append(write_shard(chunk, path, keys))
         if not entries:
             raise ValueError(f"There is no pair to write; {folder} stays as it was.")
         for entry in entries:
@@ -125,9 +122,8 @@ def write_shards(
 def read_manifest(folder: str | Path) -> dict[str, Any]:
     """Read ``manifest.json``.
 
-    Raises:
-        FileNotFoundError: there is none, so no run has finished here.
-        DatasetError: it cannot be read, or another version wrote it.
+    Raises FileNotFoundError if there is none, since no run has finished here, and
+    DatasetError if it cannot be read, or another version wrote it.
     """
     path = Path(folder) / MANIFEST
     if not path.is_file():
@@ -230,14 +226,9 @@ def read_shards(
 ) -> Iterator[Pair]:
     """Read every pair in the order written, from shards whose SHA-256 is right.
 
-    Args:
-        folder: as written by ``write_shards``.
-        problems: a list that collects what cannot be used: a damaged shard, or a pair.
-            Without it, the first problem stops the reading.
-
-    Raises:
-        FileNotFoundError: no finished data set.
-        DatasetError: a shard or a pair cannot be used.
+    ``problems`` is a list that collects what cannot be used: a damaged shard, or a
+    pair. Without it, the first one is a DatasetError. Raises FileNotFoundError if there
+    is no finished data set.
     """
     encoded = read_encoded_shards(folder, problems=problems)
     readings = ((str(folder), p.key, partial(decode_pair, p)) for p in encoded)
@@ -259,6 +250,11 @@ def read_each(
             problems.append(problem)
         else:
             yield value
+
+
+def refuse(reason: str) -> NoReturn:
+    """A reading of what is no pair: it is a problem with this reason."""
+    raise ValueError(reason)
 
 
 class PairDataset(Dataset[Pair]):

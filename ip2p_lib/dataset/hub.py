@@ -24,6 +24,7 @@ from ip2p_lib.dataset.dataset import (
     Reading,
     read_each,
     read_encoded_shards,
+    refuse,
     stored_bytes,
 )
 from ip2p_lib.dataset.pairs import RECORD, TEXTS, EncodedPair, Pair, Problem, make_pair
@@ -57,12 +58,9 @@ def export_parquet(
     """Write a data set of shards as Parquet files; the folder appears when complete.
 
     ``source`` is a folder of shards; ``out`` is a new one, or with ``replace`` an older
-    export, and is returned.
-
-    Raises:
-        ModuleNotFoundError: the package ``datasets`` is not installed.
-        DatasetError, OSError, FolderInUseError: as ``dataset.read_shards`` and
-            ``files.atomic_directory``.
+    export, and is returned. Errors are those of ``dataset.read_shards`` and
+    ``files.atomic_directory``, and ModuleNotFoundError without the package
+    ``datasets``.
     """
     if not importlib.util.find_spec("datasets"):
         raise ModuleNotFoundError("Parquet export needs: pip install datasets")
@@ -119,7 +117,6 @@ def read_parquet(
     the Hub has only texts and images.
 
     Args:
-        path: the file, or a folder whose files are read by name.
         split: "train", "validation" or "test", as names of files or folders say; needed
             where a folder holds several, which must not be mixed.
         columns: the data set's name of any of ``COLUMNS`` that it calls otherwise, such
@@ -243,7 +240,8 @@ def _read_file(
                     yield path.name, f"row {count}", read
                     count += 1
     except (ArrowException, OSError, ValueError, TypeError) as error:
-        yield path.name, f"rows from {count}", partial(_refuse, str(error))
+        reason = f"it cannot be read ({error})"
+        yield path.name, f"rows from {count}", partial(refuse, reason)
 
 
 def _locate(value: Any, folder: Path) -> Any:
@@ -253,18 +251,12 @@ def _locate(value: Any, folder: Path) -> Any:
     return {"path": folder / value} if value and isinstance(value, str) else value
 
 
-def _refuse(reason: str) -> Pair:
-    raise ValueError(f"it cannot be read ({reason})")
-
-
 def from_row(row: Mapping[str, Any], key: str, **metadata: Any) -> Pair:
     """Convert a row, as ``datasets.load_dataset`` gives it; ValueError if it is unfit.
 
-    Args:
-        row: with ``COLUMNS``, or with ``input_image``, ``edit_prompt`` and
-            ``edited_image``, the defaults of diffusers' script. An image is a PIL
-            image, or a mapping with a file's ``bytes`` or ``path``.
-        key, metadata: fields of ``Pair``.
+    It has ``COLUMNS``, or ``input_image``, ``edit_prompt`` and ``edited_image``, the
+    defaults of diffusers' script. An image is a PIL image, or a mapping with a file's
+    ``bytes`` or ``path``. ``metadata`` are other fields of ``Pair``.
     """
     before = "original_image" if "original_image" in row else "input_image"
     if missing := {before, "edit_prompt", "edited_image"} - row.keys():

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from ip2p_lib.checks import is_visible
 from ip2p_lib.images import ImageError, load
 from ip2p_lib.triplets.record import is_unchanged, language_of
 
@@ -65,9 +66,9 @@ class Pair:
             raise ValueError(f"p, guidance scale and scores are numbers, not {numbers}")
         if not all(_is_text(getattr(self, name)) for name in (*TEXTS, "language")):
             raise ValueError("its instruction, a caption or its language is no text")
-        if not self.instruction.strip():
+        if not is_visible(self.instruction):
             raise ValueError("its instruction is empty")
-        if bool(self.caption.strip()) != bool(self.edited_caption.strip()):
+        if is_visible(self.caption) != is_visible(self.edited_caption):
             raise ValueError("a caption is empty; give both captions, or none")
         if self.before.size != self.after.size:
             sizes = [f"{i.width} x {i.height}" for i in (self.before, self.after)]
@@ -126,7 +127,8 @@ def make_pair(
     """
     lines = (" ".join(t.split()) if isinstance(t, str) else t for t in texts)
     caption, instruction, edited_caption = lines
-    if isinstance(caption, str) and caption and is_unchanged(caption, edited_caption):
+    given = isinstance(caption, str) and is_visible(caption)
+    if given and is_unchanged(caption, edited_caption):
         raise ValueError(f"its two captions are equal: {caption!r}")
     metadata.setdefault("language", language_of(str(instruction)))
     return Pair(key, *images, caption, instruction, edited_caption, **metadata)

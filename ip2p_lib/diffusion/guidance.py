@@ -29,9 +29,8 @@ def _per_row(scale: float | Tensor, like: Tensor) -> float | Tensor:
 def classifier_free(e_uncond: Tensor, e_cond: Tensor, scale: float | Tensor) -> Tensor:
     """One-conditioning guidance, as the text-to-image model uses it (3.2.1, Eq. 2).
 
-    Args:
-        e_uncond, e_cond: (B, C, H, W) noise predictions.
-        scale: a number or (B,); 1 gives ``e_cond``, 0 ``e_uncond``, more extrapolates.
+    From (B, C, H, W) noise predictions. ``scale`` is a number or (B,); 1 gives
+    ``e_cond``, 0 ``e_uncond``, more extrapolates.
     """
     return e_uncond + _per_row(scale, e_uncond) * (e_cond - e_uncond)
 
@@ -67,10 +66,9 @@ def caption_denoiser(
 ) -> Denoiser:
     """Predict noise guided by a caption: two branches in one batch (3.2.1, Eq. 2).
 
-    Args:
-        unet: called as (4-channel sample, t, encoder_hidden_states=text).
-        text, null_text: (B, L, D) captions, and the empty caption (1, L, D).
-        scale: guidance scale, one for all or (B,); 1 follows the caption as trained.
+    ``unet`` takes (4-channel sample, t, encoder_hidden_states=text); ``text`` are
+    (B, L, D) captions, ``null_text`` is the empty one (1, L, D), ``scale`` as in
+    ``classifier_free``.
     """
     text_rows = torch.cat([null_text.expand_as(text), text])
 

@@ -45,8 +45,7 @@ def explain_missing(where: dict[str, Any]) -> Iterator[None]:
 def load_network(network: Any, where: dict[str, Any]) -> Any:
     """Load a network, a class of ``diffusers`` or ``transformers``, from ``locate``.
 
-    Raises:
-        ValueError: weights are missing; those libraries would draw random ones.
+    Raises ValueError if weights are missing; those libraries would draw random ones.
     """
     from diffusers.utils import logging as diffusers
     from transformers.utils import logging as transformers

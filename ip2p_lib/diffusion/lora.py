@@ -46,15 +46,13 @@ def add_lora(
 
     Args:
         model: changed in place and returned; its weights may be in half precision.
-        rank: r, the width of the bottleneck.
-        alpha: the product B A is scaled by alpha / r.
+        rank, alpha: r, the width of the bottleneck; B A is scaled by alpha / r.
         targets: ends of layers' names, such as ``["to_q", "to_v"]``; or
             ``"all-linear"``, every linear layer but a language model's last.
         modules_to_save: names of layers that are trained as a whole, in float32.
         run_seed: determines A. B is zero: at first the outputs do not change by a bit.
     Raises:
-        ValueError: it has LoRA already, no layer has such a name, or the rank is
-            below 1.
+        ValueError: it has LoRA already, no layer has such a name, or rank < 1.
     """
     from peft import LoraConfig
 
@@ -167,13 +165,8 @@ def save_lora(
 ) -> Path:
     """Write the trained weights, not the base, as two files that ``peft`` also opens.
 
-    Args:
-        model: with LoRA.
-        folder: created if missing; an adapter there is replaced.
-        base: what the model was loaded from; its revision goes into the files.
-        dtype: of the weights in the file.
-    Raises:
-        FileExistsError: ``folder`` holds something else.
+    An adapter in ``folder`` is replaced, anything else a FileExistsError. ``base`` is
+    what the model was loaded from; its revision goes into the files.
     """
     config = copy.copy(model.peft_config[_ADAPTER])
     config.base_model_name_or_path, config.revision = identify_base(base)
@@ -192,12 +185,11 @@ def save_lora(
 def load_lora(model: Model, folder: str | Path, base: str | Path | Source) -> Model:
     """Put an adapter onto the base that it was trained on; it may be trained further.
 
-    Args:
-        model: the base, in any precision; changed in place and returned.
-        folder: written by ``save_lora``.
-        base: what the model was loaded from.
+    ``model`` is the base, in any precision, as loaded from ``base``; it is changed in
+    place and returned.
+
     Raises:
-        FileNotFoundError: there is no adapter in the folder.
+        FileNotFoundError: ``save_lora`` has written no adapter into ``folder``.
         ValueError: it was trained on another base.
         SafetensorError: the file is damaged.
     """

@@ -43,11 +43,9 @@ class Schedule:
 def add_noise(schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """Noised latents x_t (B, C, H, W), the input of the training loss (3.2, Eq. 1).
 
-    Args:
-        schedule: on the device of ``t``.
-        x0: (B, C, H, W) clean latents, scaled to unit variance.
-        noise: (B, C, H, W) unit normal.
-        t: (B,) timesteps in [0, T - 1]; sigma is linear between whole ones.
+    From clean latents x0 of unit variance, unit normal noise of the same shape, and
+    timesteps t (B,) in [0, T - 1], on whose device the schedule is; sigma is linear
+    between whole ones.
     """
     signal, rest = _weights(schedule, t, x0)
     return signal * x0 + rest * noise

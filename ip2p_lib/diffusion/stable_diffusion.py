@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ip2p_lib.checks import each_text
 from ip2p_lib.config import Source
 from ip2p_lib.device import pick_device, pick_dtype, without_cudnn_attention
 from ip2p_lib.diffusion.loading import explain_missing, load_network, locate
@@ -89,15 +90,12 @@ class StableDiffusion:
     def tokenize(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
         """Texts to (B, L) int64 token ids, padded to the text encoder's length.
 
-        Raises:
-            ValueError: a text is too long, and ``truncate`` is False; or one lone
-                string, which would be read letter by letter.
+        Raises ValueError for a text that is too long, unless ``truncate``, and for one
+        lone text, as ``checks.each_text``.
         """
-        if isinstance(texts, str):
-            raise ValueError(f"Give a list of texts, [{texts!r}], not one string.")
-        limit = self.context_length
+        texts, limit = list(each_text("texts", texts)), self.context_length
         ids = self.tokenizer(
-            list(texts), padding="max_length", max_length=limit, truncation=truncate
+            texts, padding="max_length", max_length=limit, truncation=truncate
         ).input_ids
         for text, tokens in zip(texts, ids, strict=True):
             if len(tokens) > limit:
@@ -144,10 +142,10 @@ def load_stable_diffusion(
 ) -> StableDiffusion:
     """Load a Stable Diffusion model for inference. Only safetensors files are read.
 
-    Args:
-        source: a local folder; or a ``config.Source`` with a Hub id and a revision.
-        device: None picks the GPU where there is one.
-        dtype: None is float32 on a CPU and float16 on a GPU.
+    ``source`` is a local folder, or a ``config.Source`` with a Hub id and a revision;
+    ``device`` None picks the GPU where there is one, ``dtype`` None float32 on a CPU
+    and float16 on a GPU.
+
     Raises:
         FileNotFoundError: the folder holds no model, or the Hub is out of reach.
         ValueError: weights are missing, the model does not predict epsilon under a

@@ -122,7 +122,6 @@ class Editor:
         Args:
             image: is fitted to the editor's resolution and keeps its aspect, as in the
                 released ``edit_cli.py``.
-            instruction: what to change, such as ``"make it winter"``.
             text_scale: s_T, how strongly to follow the instruction; paper 5 to 10.
             image_scale: s_I, how strongly to keep the input; paper 1 to 1.5.
             steps, seed: denoising steps; another seed is another attempt.
@@ -212,12 +211,8 @@ def sample_edits(
 ) -> Iterator[Step]:
     """Sample edited latents step by step (section 3.2.1, equation 3).
 
-    Args:
-        editor: its networks, sampler and noise are used.
-        before: (B, 3, H, W) input images in [-1, 1].
-        options: of the B images.
-    Yields:
-        Steps; the last one's ``x`` decodes to the edits, every ``x0`` to a preview.
+    From input images (B, 3, H, W) in [-1, 1]. The last step's ``x`` decodes to the
+    edits, every ``x0`` to a preview.
     """
     model = editor.backbone
     condition = model.encode(before)  # c_I: the mode, unscaled

@@ -56,9 +56,7 @@ class Imagic:
     def edit(self, eta: float, *, cfg_scale: float, steps: int, seed: int = 0) -> Image:
         """Sample between the image (eta 0) and the edited caption (eta 1), stage 3.
 
-        Args:
-            eta: weight of the caption's embedding; the paper has 0.6 to 0.8.
-            cfg_scale, steps, seed: of the sampling; see ``sdedit_tensors``.
+        The paper has eta 0.6 to 0.8. The sampling is that of ``sdedit_tensors``.
         """
         text = torch.lerp(self.optimized_embedding, self.target_embedding, eta)
         noise = initial_noise([seed], self.latent)
@@ -77,13 +75,9 @@ def fit_imagic(
     """Stages 1 and 2. The model stays as it is; a copy of its U-Net is trained.
 
     Args:
-        backbone: a text-to-image model; the copy is float32.
+        backbone: a text-to-image model, or a ValueError; the copy is float32.
         image: fitted to the model's resolution, keeping its aspect.
-        edited_caption: what the edited image shows.
-        embedding, unet: settings of stage 1 and stage 2.
-        seed: of the noise that is drawn while training.
-    Raises:
-        ValueError: the U-Net is an editor's.
+        embedding, unet, seed: settings of stage 1 and stage 2; of the noise in both.
     """
     check_text_to_image(backbone)
     clean = backbone.encode(preprocess(backbone, image)).float()

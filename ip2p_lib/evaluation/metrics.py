@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from ip2p_lib.checks import is_visible
 from ip2p_lib.diffusion.clip import ClipScorer
 from ip2p_lib.images import ImageError
 from ip2p_lib.results import Row
@@ -80,7 +81,7 @@ def _similarities(clip: ClipScorer, examples: Examples, after: Tensor) -> Column
         "nearer_target": (to_target > to_source).float(),
     }
     captions = zip(examples.captions, examples.edited_captions, strict=True)
-    blank = torch.tensor([not (a.strip() and b.strip()) for a, b in captions])
+    blank = torch.tensor([not all(map(is_visible, pair)) for pair in captions])
     return {
         "image_similarity": cosine_similarity(input_, edit),
         **{n: x.masked_fill(blank.to(x.device), torch.nan) for n, x in by_text.items()},

@@ -50,12 +50,10 @@ def sdedit_tensors(
     """Edit images by adding and removing noise (Meng et al., arXiv 2108.01073).
 
     Args:
-        backbone: a text-to-image model.
-        before: (B, 3, H, W) in [-1, 1].
-        edited_captions: what each edited image shows.
+        backbone, before: a text-to-image model; (B, 3, H, W) in [-1, 1].
+        edited_captions, seeds: one an image; another seed is another attempt.
         strength: fraction of the steps taken, in (0, 1]; figure 8 has 0.3 to 0.9.
         cfg_scale, steps: guidance scale; steps of the whole trajectory from noise.
-        seeds: one an image; another seed is another attempt.
     Raises:
         ValueError: the strength lies outside (0, 1], or the U-Net is an editor's.
     """

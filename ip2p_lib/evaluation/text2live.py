@@ -82,14 +82,9 @@ def text2live(
 ) -> Image:
     """Edit one image by a layer that is trained for it.
 
-    Args:
-        clip: in float32; gradients pass through it.
-        image: its sides multiples of 4; CLIP sees the middle square.
-        caption, edited_caption: what it shows, and what the edited image shows.
-        training: the schedule and the weights of the loss.
-        seed: of the network and of the crops.
-    Raises:
-        ValueError: the sides are no multiples of 4, or CLIP is in half precision.
+    CLIP, through which gradients pass, is float32, and sees the middle square of the
+    image, whose sides are multiples of 4; ValueError otherwise. ``seed`` is that of the
+    network and of the crops.
     """
     if clip.model.dtype != torch.float32:
         raise ValueError(f"Gradients need CLIP in float32, not {clip.model.dtype}.")
@@ -139,12 +134,10 @@ def sparsity(opacity: Tensor) -> Tensor:
 def layer_loss(
     clip: ClipScorer, crops: Tensor, texts: Tensor, structure: float
 ) -> Tensor:
-    """Composition and structure terms of the loss.
+    """Composition term of the loss, and ``structure`` times the structure term.
 
-    Args:
-        clip, structure: gradients pass through it; weight of the structure term.
-        crops: (2 K, 3, h, w), K of the image, then the same K of the edit.
-        texts: (2, D) embeddings of the caption and of the edited one.
+    ``crops`` (2 K, 3, h, w) are K of the image, then the same K of the edit; ``texts``
+    (2, D) embeddings of the caption and of the edited one.
     """
     output = clip.model.vision_model(pixel_values=clip.preprocess(crops))
     embeddings = clip.model.visual_projection(output.pooler_output)

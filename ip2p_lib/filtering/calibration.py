@@ -66,11 +66,8 @@ class PrecisionRecallCurve:
 def precision_recall_curve(score: Tensor, good: Tensor) -> PrecisionRecallCurve:
     """Precision, recall and keep rate of one score at every threshold.
 
-    Args:
-        score: (B,), higher is better; a pair whose score is NaN never passes.
-        good: (B,) bool.
-    Raises:
-        ValueError: the labels are no bool, the two differ in length, or are empty.
+    ``score`` (B,) is higher for better pairs; one whose score is NaN never passes.
+    ValueError unless ``good`` is (B,) bool, and not empty.
     """
     score, good = score.cpu(), _check_labels(good, len(score))
     if not len(score):
@@ -134,12 +131,9 @@ def calibrate(
     a threshold, as in the paper. Evaluate the result on other triplets: on these it is
     too optimistic.
 
-    Args:
-        scores, good: of B pairs; (B,) bool, which are good.
-        thresholds: gives ``keep``.
-        precision: required fraction of good pairs among the passing, in [0, 1].
-    Raises:
-        ValueError: no combination is as precise as that, or the labels are no bool.
+    ``good`` (B,) bool says which of the B pairs are; ``thresholds`` gives ``keep``;
+    ``precision`` is the required fraction of good pairs among the passing, in [0, 1].
+    Raises ValueError if no combination is as precise as that.
     """
     check_number("precision", precision, high=1)
     good = _check_labels(good, len(scores.image))

@@ -44,12 +44,8 @@ def score_pairs(
     The direction is cos(E(after) - E(before), T(edited) - T(caption)) with unit
     embeddings E of images and T of texts (Gal et al., StyleGAN-NADA).
 
-    Args:
-        clip: the scorer; the scores stay on its device.
-        before, after: (B, 3, H, W) in [-1, 1].
-        captions, edited_captions: B texts each.
-    Raises:
-        ValueError: the four arguments do not have the same length, or one is no list.
+    From (B, 3, H, W) in [-1, 1] and B texts each; ValueError for other numbers or one
+    lone text. The scores stay on the device of ``clip``.
     """
     captions = list(each_text("captions", captions))
     edited_captions = list(each_text("edited_captions", edited_captions))

@@ -47,10 +47,8 @@ def plot_precision_curves(
 ) -> Figure:
     """Precision over keep rate, of each score alone and of whole filters.
 
-    Args:
-        curves: by name; the last one is drawn strongest.
-        filters: by name, each a point with its 95 % interval.
-        ceiling: precision of perfect pairs, where the labels themselves err.
+    The last curve is drawn strongest; a filter is a point with its 95 % interval;
+    ``ceiling`` is the precision of perfect pairs, where the labels themselves err.
     """
     figure, axes = new_plot("fraction of pairs kept", "fraction of them that is good")
     for name, curve in curves.items():

@@ -173,14 +173,10 @@ def _windows(image: Tensor, mask: Tensor, code: Tensor) -> Tensor:
 
 
 def land(code: Tensor) -> tuple[Tensor, Tensor]:
-    """Sky and land of encoded scenes.
+    """Sky and land of scenes, whose codes (B, 20) are from ``render.encode``.
 
-    Args:
-        code: (B, 20) from ``render.encode``.
-
-    Returns:
-        The backdrop, (B, 3, 128, 128) in [0, 1], and the light that falls on objects,
-        (B, 3, 1, 1).
+    Returns the backdrop, (B, 3, 128, 128) in [0, 1], and the light that falls on
+    objects, (B, 3, 1, 1).
     """
     place, time, weather, _, _, seed = code[:, :6].unbind(1)
     device, variation = code.device, seed.float()
@@ -230,9 +226,7 @@ _FALLING = {
 def weather_layers(image: Tensor, code: Tensor) -> Tensor:
     """Add what falls in front of everything, and the fog's veil.
 
-    Args:
-        image: (B, 3, 128, 128) in [0, 1].
-        code: (B, 20) from ``render.encode``.
+    To images (B, 3, 128, 128) in [0, 1], of codes (B, 20) from ``render.encode``.
     """
     time, weather, seed = code[:, 1], code[:, 2], code[:, 5]
     glow = _floats((1.0, 0.95, 0.75), image.device)[time][:, None, None, None]

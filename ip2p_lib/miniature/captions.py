@@ -30,12 +30,9 @@ def caption(
     Args:
         seed: chooses the phrasing and the synonyms; equal seeds describe two scenes
             alike, so that captions before and after an edit differ where scenes do.
-        language: ``"en"`` or ``"zh"``.
+        language: ``"en"`` or ``"zh"``, else ValueError.
         art: whether to name the art set, so that images of both captions are drawn
             alike; None leaves it to ``seed``.
-
-    Raises:
-        ValueError: another language.
     """
     if language not in LANGUAGES:
         raise ValueError(f"Captions are in 'en' or 'zh', not in {language!r}.")

@@ -35,12 +35,10 @@ def sample_edits(
     wording: str = "train",
     language: CaptionLanguage = lambda seed, edit: "en",
 ) -> Iterator[SceneEdit]:
-    """Draw one scene with one edit for each seed, and describe both.
+    """Draw one scene with one edit for each seed, and describe both in a language.
 
-    Args:
-        seeds: of scenes; ``config.HELD_OUT`` and above are never trained on.
-        wording: ``"train"`` or ``"held-out"`` phrasings of the instructions.
-        language: of both captions.
+    Seeds from ``config.HELD_OUT`` on are never trained on, nor are instructions of the
+    ``wording`` "held-out".
     """
     for seed in seeds:
         scene = sample_scene(seed)
@@ -68,10 +66,6 @@ def build_corpus(first_seed: int, n: int, wording: str = "train") -> Corpus:
     """Draw ``n`` scenes with one edit each; a fifth of the captions is Chinese.
 
     One process draws thousands a second: others would take longer to start.
-
-    Args:
-        first_seed: seeds ``first_seed`` to ``first_seed + n - 1`` are used.
-        wording: phrasings of the instructions, as in ``world.sample_edit``.
     """
 
     def language(seed: int, edit: Edit) -> str:

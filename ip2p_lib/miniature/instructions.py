@@ -31,19 +31,15 @@ def instruct(
     wording: str,
     language: str,
 ) -> str:
-    """Put an edit into words.
+    """Put an edit of a type, ``kind``, into words.
 
     Args:
         scene: the scene before the edit.
-        kind: an edit type.
         change: ``new``, the new value; ``object``, the name of the object concerned;
             ``old``, an accessory that is taken off; ``side``, where an object is added.
         rng: chooses the phrasing and the synonyms.
-        wording: ``"train"`` or ``"held-out"``.
-        language: ``"en"`` or ``"zh"``.
-
-    Raises:
-        ValueError: another wording.
+        wording, language: ``"train"`` or ``"held-out"``, else ValueError; ``"en"`` or
+            ``"zh"``.
     """
     if wording not in ("train", "held-out"):
         raise ValueError(f"The wording is 'train' or 'held-out', not {wording!r}.")

@@ -78,11 +78,9 @@ _FILTERS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def apply_media(image: Tensor, medium: Tensor) -> Tensor:
-    """Show each image in its medium.
+    """Show each image, (B, 3, H, W) in [0, 1], in its medium.
 
-    Args:
-        image: (B, 3, H, W) in [0, 1].
-        medium: (B,) index into ``vocabulary.MEDIA``; a photo is left as it is.
+    That is a (B,) index into ``vocabulary.MEDIA``; a photo is left as it is.
     """
     for name, paint in _FILTERS.items():
         chosen = (medium == list(words.MEDIA).index(name)).nonzero()[:, 0]

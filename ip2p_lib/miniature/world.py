@@ -141,11 +141,9 @@ def sample_edit(
 
     Args:
         seed: any integer; decides the change, the language and the phrasing.
-        kind: one of ``KINDS``; ``None`` draws among those the scene allows.
+        kind: one of ``KINDS``, ValueError if the scene does not allow it; ``None``
+            draws among those that it allows.
         wording: ``"train"``, or ``"held-out"`` for phrasings no model was trained on.
-
-    Raises:
-        ValueError: an unknown wording, or an edit type this scene does not allow.
     """
     rng = random.Random(f"edit {seed}")
     allowed = possible_kinds(scene)

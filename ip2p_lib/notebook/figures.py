@@ -93,8 +93,7 @@ def show_pairs(
 ) -> Figure:
     """Show inputs and edits side by side, each pair under its instruction.
 
-    Raises:
-        ValueError: the three do not have the same number, or there are none.
+    Raises ValueError if the three do not have the same number, or there are none.
     """
     lefts, rights = _to_list(before), _to_list(after)
     texts = [instruction] if isinstance(instruction, str) else list(instruction)
@@ -121,8 +120,7 @@ def show_grid(
 ) -> Figure:
     """Show rows of images with labels on the left and on top, under one title.
 
-    Raises:
-        ValueError: there is no image.
+    Raises ValueError if there is no image.
     """
     grid = [_to_list(row) for row in rows]
     left = 1.0 if any(row_labels) else 0.0
@@ -155,9 +153,8 @@ def plot_lines(x: Numbers, lines: Mapping[str, Numbers], **labels: str) -> Figur
 def plot_curve(curves: Mapping[str, Sequence[tuple[float, float, Any]]]) -> Figure:
     """Plot the trade-off of section 4.1: following the text against keeping the image.
 
-    Args:
-        curves: for each method its points (directional similarity, image similarity,
-            scale), joined in the order given; the scale is written beside the point.
+    ``curves`` are for each method its points (directional similarity, image similarity,
+    scale), joined in the order given; the scale is written beside the point.
     """
     figure, axes = new_plot("CLIP directional similarity", "CLIP image similarity")
     for name, points in curves.items():

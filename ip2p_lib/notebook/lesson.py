@@ -39,13 +39,8 @@ def show_table(
 ) -> None:
     """Display a table as Markdown, and as plain text where Markdown is not drawn.
 
-    Args:
-        header: the columns' names.
-        rows: as long as the header; cells are shown by ``str``.
-        align_left: align every column to the left, not only the first.
-
-    Raises:
-        ValueError: a row has another number of columns.
+    Rows are as long as the header, or a ValueError; cells are shown by ``str``;
+    ``align_left`` aligns every column to the left, not only the first.
     """
     texts = [[" ".join(str(cell).split()) for cell in row] for row in (header, *rows)]
     if {len(row) for row in texts} != {len(header)}:
@@ -67,13 +62,9 @@ def show_table(
 def check_exercise(solution: Callable[..., Any], test: Callable[[Any], None]) -> str:
     """Mark an exercise; an unfilled stub is not a failure.
 
-    Args:
-        solution: the reader's function; the stub raises ``NotImplementedError``.
-        test: takes the solution and asserts what must hold, with helpful messages.
-
-    Returns:
-        ``"passed"``, ``"not attempted: ..."`` or ``"not yet: <the message>"``. Other
-        errors inside the solution are raised, with their traceback.
+    The stub raises ``NotImplementedError``; ``test`` takes the solution and asserts
+    what must hold, with helpful messages. Returns ``"passed"``, ``"not attempted: .."``
+    or ``"not yet: <the message>"``; other errors inside the solution are raised.
     """
     try:
         test(solution)
@@ -87,7 +78,7 @@ def check_exercise(solution: Callable[..., Any], test: Callable[[Any], None]) ->
 def check_parameters(
     namespace: Mapping[str, Any], **allowed: Allowed
 ) -> dict[str, Any]:
-    """Check every parameter of a notebook, right after its cell tagged ``parameters``.
+    """Check, and return, all parameters, after the cell tagged ``parameters``.
 
     Args:
         namespace: the notebook's ``globals()``.
@@ -95,9 +86,6 @@ def check_parameters(
             closed interval (two ints ask for an int); ``str`` is any text that is not
             blank, ``Path`` one that may name a file; ``bool`` is True or False; any
             other collection lists the choices.
-
-    Returns:
-        The checked values by name.
 
     Raises:
         ParameterError: a value is out of range or missing, or papermill passed a name

@@ -57,14 +57,9 @@ def draw_candidates(
 ) -> list[Candidate]:
     """Draw n candidates for each triplet (3.1.2; released ``generate_img_dataset.py``).
 
-    Args:
-        triplets: in any order; the draws depend on a triplet's texts, not its index.
-        n: candidates per triplet; the paper takes 100.
-        run_seed: another one gives other candidates.
-        settings: ranges of the uniform draws; the paper has p in [0.1, 0.9], the
-            released code a guidance scale in [7.5, 15].
-    Returns:
-        n candidates of the first triplet, then of the second, and so on.
+    The draws depend on a triplet's texts, not its index; candidates of the first
+    triplet come first. The paper takes 100 of each, with p in [0.1, 0.9]; the released
+    code has a guidance scale in [7.5, 15].
     """
     owners = [triplet for triplet in triplets for _ in range(n)]
     seeds = [_seed(t, i, run_seed) for t in triplets for i in range(n)]
@@ -92,10 +87,8 @@ def add_cross_attention_edit(
     the steps, and a local blend keeps the latents equal away from the other words. The
     longer caption is the source, because what it alone names has a map to blend by.
 
-    Args:
-        candidates: of ``draw_candidates``.
-        fraction: of the candidates that get an edit, in [0, 1].
-        run_seed: of the choice of candidates and of tau.
+    A ``fraction`` in [0, 1] of the candidates get one; ``run_seed`` decides which, and
+    their tau.
     """
     ids = torch.tensor([c.seed for c in candidates], dtype=torch.int64)
     u_select, u_tau = (

@@ -36,15 +36,12 @@ def generate_batched(
     """Generate candidates by shared-prefix sampling and continuous batching.
 
     Args:
-        backbone: its ``unet`` may be compiled: every call has 2 * batch_rows rows.
+        backbone, steps, sampler: as in ``render.generate_pairs``.
         candidates: those of one triplet, and in it those of one seed and guidance
-            scale, together; read lazily.
-        steps, sampler: as in ``render.generate_pairs``.
-        batch_rows: images at once, two U-Net rows each; at least 2.
+            scale, together; read lazily. None has a word edit.
+        batch_rows: images at once, two U-Net rows each in every call; at least 2.
     Yields:
         Pairs in the order in which they finish, each candidate once.
-    Raises:
-        ValueError: fewer than 2 batch rows, a word edit, and as ``generate_pairs``.
     """
     if batch_rows < 2:
         raise ValueError(f"A pair needs 2 batch rows, not {batch_rows}.")

@@ -95,8 +95,7 @@ class EditedCrossAttnProcessor:
     ) -> Tensor:
         """Cross-attention of a transformer block: (4N, positions, C) to the same shape.
 
-        Raises:
-            ValueError: the batch has not four rows a pair.
+        Raises ValueError if the batch has not four rows a pair.
         """
         q = split_heads(attn.to_q(hidden_states), attn.heads)
         k = split_heads(attn.to_k(encoder_hidden_states), attn.heads)
@@ -118,10 +117,9 @@ def edited_attention(
     """Attention whose last quarter of rows has maps M0 R + M1 diag(b).
 
     Args:
-        q: (4N, heads, positions, d).
-        k, v: (4N, heads, L, d).
-        mapper: (N, L, L) the matrices R.
-        keep: (N, L) the vectors b. R = 0, b = 1 is plain attention, to the last bit.
+        q, k, v: (4N, heads, positions, d); and (4N, heads, L, d) each.
+        mapper, keep: (N, L, L) the matrices R; (N, L) the vectors b. R = 0, b = 1 is
+            plain attention, to the last bit.
     Returns:
         (4N, heads, positions, d).
     """
@@ -176,14 +174,9 @@ def edit_cross_attention(
 ) -> Iterator[EditedCrossAttnProcessor]:
     """Let a U-Net edit cross-attention inside a ``with`` block.
 
-    Args:
-        unet: with Stable Diffusion 1.5's transformer blocks.
-        edits: of the N pairs in the batch, which has 4N rows.
-        steps, size: number of steps in all, and (h, w) of the latents.
-    Yields:
-        The processor of all cross-attention layers.
-    Raises:
-        ValueError: as ``use_attention_processor``.
+    ``edits`` are those of the N pairs in the batch, which has 4N rows; ``steps`` is the
+    number of all steps, ``size`` (h, w) of the latents. Yields the processor of all
+    cross-attention layers; errors as ``use_attention_processor``.
     """
     grid = attention_resolution(unet, size)
     processor = EditedCrossAttnProcessor(unet, edits, steps, grid)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ip2p_lib import rng
+from ip2p_lib.checks import check_whole
 from ip2p_lib.diffusion.guidance import caption_denoiser
 from ip2p_lib.diffusion.samplers import (
     Denoiser,
@@ -62,9 +63,8 @@ def generate_pairs(
     Args:
         backbone: its ``unet`` may be compiled; every batch but the last has one shape.
         candidates: a caption is encoded once, if those of a triplet are together.
-        steps: of the sampler; the released code takes 100.
+        steps, sampler: 100 in the released code, and a key of ``samplers.SAMPLERS``.
         batch_size: candidates at once, four U-Net rows each.
-        sampler: a key of ``samplers.SAMPLERS``; the paper's is "euler_ancestral".
     Yields:
         One list of pairs a batch, in the order of ``candidates``.
     Raises:
@@ -159,15 +159,9 @@ def generate_images(
 ) -> Iterator[Tensor]:
     """Plain text-to-image. A candidate's caption and seed give its ``before`` image.
 
-    Args:
-        backbone, steps, sampler: as in ``generate_pairs``.
-        captions, seeds: one of each per image.
-        cfg_scale: guidance scale of all.
-        batch_size: images at once, two U-Net rows each.
-    Yields:
-        (batch, 3, H, W) float32 in [-1, 1] a batch, in order, on the model's device.
-    Raises:
-        ValueError: captions and seeds differ in number; others as ``generate_pairs``.
+    ``batch_size`` images are made at once, two U-Net rows each; yields (batch, 3, H, W)
+    float32 in [-1, 1], in order, on the model's device. ValueError if captions and
+    seeds differ in number; others, and all arguments, as ``generate_pairs``.
     """
     if len(captions) != len(seeds):
         raise ValueError(f"{len(captions)} captions, but {len(seeds)} seeds.")
@@ -181,8 +175,7 @@ def generate_images(
 
 
 def _batches(n: int, size: int) -> Iterator[slice]:
-    if size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {size}.")
+    check_whole("batch_size", size)
     return (slice(i, i + size) for i in range(0, n, size))
 
 

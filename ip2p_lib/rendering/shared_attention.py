@@ -58,8 +58,7 @@ class SharedSelfAttnProcessor:
     ) -> Tensor:
         """Self-attention of a transformer block: (rows, tokens, C) to the same shape.
 
-        Raises:
-            ValueError: ``source`` has another number of rows.
+        Raises ValueError if ``source`` has another number of rows.
         """
         x, source = hidden_states, self.source
         q, k, v = (
@@ -78,12 +77,9 @@ def use_attention_processor(
 ) -> Iterator[None]:
     """Set the processor of all self- or cross-attention layers in a ``with`` block.
 
-    Args:
-        unet: with Stable Diffusion 1.5's transformer blocks.
-        name_ending: of the layers, ``SELF_ATTENTION`` or ``CROSS_ATTENTION``.
-        processor: for all of them; the old ones return at exit, also on errors.
-    Raises:
-        ValueError: the U-Net has no such layer.
+    These are the layers called ``SELF_ATTENTION`` or ``CROSS_ATTENTION`` in Stable
+    Diffusion 1.5's transformer blocks; ValueError if the U-Net has none. The old
+    processors return at exit, also on errors.
     """
     old = dict(unet.attn_processors)
     names = [name for name in old if name.endswith(name_ending)]
@@ -102,10 +98,8 @@ def share_self_attention(
 ) -> Iterator[SharedSelfAttnProcessor]:
     """Let a U-Net share self-attention between rows inside a ``with`` block.
 
-    Yields:
-        The processor of all its self-attention layers, at first for plain attention.
-    Raises:
-        ValueError: as ``use_attention_processor``.
+    Yields the processor of all its self-attention layers, at first for plain attention;
+    errors as ``use_attention_processor``.
     """
     processor = SharedSelfAttnProcessor()
     with use_attention_processor(unet, SELF_ATTENTION, processor):
@@ -115,10 +109,8 @@ def share_self_attention(
 def is_active(p: Tensor, step: int, steps: int) -> Tensor:
     """(N,) bool, whether pairs still share attention at a step (released code's rule).
 
-    Args:
-        p: (N,) fraction of steps with shared attention, in [0, 1].
-        step, steps: index of the step, 0 first, and their number. With 100 steps
-            p = 0.1 is active for 10.
+    ``p`` (N,) is the fraction of steps with shared attention, in [0, 1]. With 100
+    steps, of which the first is 0, p = 0.1 is active for 10.
     """
     return p > step / max(steps - 1, 1)
 

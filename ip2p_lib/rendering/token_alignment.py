@@ -54,9 +54,7 @@ class ColumnMapping:
 def align(before: Sequence[int], after: Sequence[int], end: int) -> list[Block]:
     """Blocks that cover two captions in order, longest common stretch first.
 
-    Args:
-        before, after: token ids, padded to one length.
-        end: id of the end marker, after which the padding begins.
+    The captions are token ids, padded to one length after the end marker ``end``.
     """
     n, m, length = before.index(end), after.index(end), len(before)
     codes = SequenceMatcher(None, before[:n], after[:m], autojunk=False).get_opcodes()
@@ -68,10 +66,8 @@ def get_replacement_mapper(blocks: Sequence[Block]) -> ColumnMapping:
 
     As in the released ``seq_aligner.py``, a word of several tokens distributes the sum
     of their columns equally over the tokens of the new word; words of equally many
-    tokens are mapped one to one. So each position's attention still sums to one.
-
-    Raises:
-        ValueError: words were added or removed, so that some have no counterpart.
+    tokens are mapped one to one. So each position's attention still sums to one. Raises
+    ValueError for words that were added or removed, and so have no counterpart.
     """
     if {"insert", "delete"} & {block.tag for block in blocks}:
         raise ValueError("'replace' needs a word for a word; 'refine' does not.")
@@ -119,10 +115,8 @@ def find_tokens(tokenizer: CLIPTokenizerFast, caption: str, phrase: str) -> list
     """Indices of a phrase's tokens in a caption, at each occurrence.
 
     A token that spans the phrase and its neighbour counts too, as in Chinese. Case and
-    spacing of the phrase do not matter.
-
-    Raises:
-        ValueError: the caption does not contain the phrase as whole words.
+    spacing of the phrase do not matter. Raises ValueError if the caption does not
+    contain it as whole words.
     """
     caption, phrase = (unicodedata.normalize("NFC", text) for text in (caption, phrase))
     words = r"\s+".join(map(re.escape, phrase.split()))

@@ -90,14 +90,9 @@ def build_trees(
 ) -> Iterator[tuple[Trajectory, Trajectory]]:
     """Source and shared prefix of each tree, at their first step.
 
-    Args:
-        backbone: encodes the captions.
-        candidates: those of one tree together; read lazily.
-        coefficients, sampler: of ``samplers.sampler_coefficients``.
-        prefetch: trees whose captions are encoded at once.
-    Raises:
-        ValueError: a caption too long for the text encoder, or a candidate whose
-            cross-attention is edited.
+    The candidates of one tree come together, and are read lazily: the captions of
+    ``prefetch`` trees are encoded at once. Raises ValueError for a caption too long for
+    the text encoder, or a candidate whose cross-attention is edited.
     """
     trees, cache = _group_by_tree(candidates), dict[str, Tensor]()
     while group := list(islice(trees, prefetch)):

@@ -118,10 +118,8 @@ def build_edit_tensors(
 ) -> EditTensors:
     """Align N pairs of captions and write their edits as tensors, on the CPU.
 
-    Args:
-        backbone: its tokenizer is used.
-        edits: N, None for a pair with plain cross-attention.
-        before, after: N captions each.
+    There are N edits, None for a pair with plain cross-attention, and N captions each.
+
     Raises:
         ValueError: "replace" for captions that differ by more than swapped words, a
             word to re-weight or to blend that its caption lacks, a blend between equal

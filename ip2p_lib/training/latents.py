@@ -59,8 +59,7 @@ def encode_pairs(
 ) -> dict[str, Tensor]:
     """Encode pairs of images (before, after), each (B, 3, H, W) in [-1, 1].
 
-    Returns:
-        ``target_mean``, ``target_logvar`` and ``condition`` as ``Latents`` holds them.
+    Returns the fields ``LATENTS`` as ``Latents`` holds them.
     """
     parts: list[tuple[Tensor, ...]] = []
     for before, after in batches:

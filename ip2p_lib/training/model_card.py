@@ -14,10 +14,11 @@ from torch import nn
 
 from ip2p_lib.config import ROOT, Editing, Source
 from ip2p_lib.diffusion.lora import merge_lora
-from ip2p_lib.files import atomic_directory
+from ip2p_lib.files import atomic_directory, check_replaceable
 from ip2p_lib.training.state import TrainState
 
-_EDITOR = r"README\.md|unet/(config\.json|diffusion_pytorch_model[^/]*)"
+_EDITOR = r"README\.md|unet/(config\.json|\.ip2p|diffusion_pytorch_model[^/]*)"
+_MARK = "unet/.ip2p"  # empty; only ``save_editor`` leaves it
 UPLOADED = ("README.md", "unet/*.json", "unet/*.safetensors")  # and nothing else
 TEMPLATE = """\
 ---
@@ -57,21 +58,22 @@ edited = pipe("make it winter", image=image, guidance_scale={{ editing.text_scal
 def model_card(
     name: str, rows: Mapping[str, Any], *, base: Source, editing: Editing, license: str
 ) -> str:
-    """Fill the model card of an editor.
+    """Fill the model card of an editor, by its name and the license of its weights.
 
     Args:
-        name: of the editor.
         rows: of the table about the run: data, settings, validation, and
             ``results.provenance``, whose ``versions`` become rows of their own.
         base: the text-to-image model that training started from.
         editing: recommended guidance scales.
-        license: of the weights.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     table = {"base revision": base.revision or "none", **rows}
     table |= table.pop("versions", {})
-    local = base.revision is None  # paths of a machine are not published
+    # Paths of a machine are not published: only those from the repository's root.
+    local, folder = base.revision is None, Path(base.path_or_id).resolve()
+    inside = folder.is_relative_to(ROOT)
+    shown = folder.relative_to(ROOT).as_posix() if inside else folder.name
     header = ModelCardData(
         model_name=name,
         license=license,
@@ -85,17 +87,16 @@ def model_card(
         header,
         template_str=TEMPLATE,
         editing=editing,
-        base=_shown_path(Path(base.path_or_id)) if local else base.path_or_id,
+        base=shown if local else base.path_or_id,
         rows=table,
         license=license,
     )
     return str(card)
 
 
-def _shown_path(folder: Path) -> str:
-    """A folder as seen from the repository, or outside of it, its name alone."""
-    inside = folder.resolve().is_relative_to(ROOT)
-    return folder.resolve().relative_to(ROOT).as_posix() if inside else folder.name
+def check_editor_folder(folder: Path) -> None:
+    """Raise FileExistsError if ``save_editor`` would, before a long run begins."""
+    check_replaceable(folder, _EDITOR, _MARK)
 
 
 def save_editor(
@@ -110,7 +111,7 @@ def save_editor(
     An older editor in ``folder`` is replaced; ``state`` is not changed.
 
     Raises:
-        FileExistsError: ``folder`` holds something else.
+        FileExistsError: ``folder`` holds something else, such as another's editor.
         FloatingPointError: a weight is not finite.
     """
     state.require_finite()
@@ -121,8 +122,9 @@ def save_editor(
     unet = unet.to("cpu", memory_format=torch.contiguous_format).type(dtype)
     size = sum(w.numel() * w.element_size() for w in unet.parameters())
     folder = Path(folder)
-    with atomic_directory(folder, _EDITOR, "README.md", needed=size) as partial:
+    with atomic_directory(folder, _EDITOR, _MARK, needed=size) as partial:
         unet.save_pretrained(partial / "unet")
+        (partial / _MARK).touch()
         (partial / "README.md").write_text(card, "utf-8")
     return folder
 

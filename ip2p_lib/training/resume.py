@@ -16,13 +16,14 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ip2p_lib import checkpoint
@@ -64,9 +65,16 @@ def resume(
 
     Raises:
         CheckpointError: there are checkpoints, but every one is damaged.
-        ValueError: the checkpoint is of another U-Net.
+        ValueError: the checkpoint is of another U-Net, or the two folders hold
+            checkpoints of two runs.
     """
-    newest = checkpoint.latest(*(folder for folder in (root, backup_dir) if folder))
+    folders = [folder for folder in (root, backup_dir) if folder]
+    if len(folders) > 1 and len({*map(_first_step, folders)} - {""}) > 1:
+        raise ValueError(
+            f"{root} and {backup_dir} hold checkpoints of two different runs: their "
+            "logs begin otherwise. Choose another backup_dir, or another folder."
+        )
+    newest = checkpoint.latest(*folders)
     if newest is None:
         return None
     for problem in newest.refused:
@@ -83,6 +91,19 @@ def resume(
         text = f"{newest.folder} was saved under {saved}, and {own} rounds otherwise."
         warnings.warn(text, stacklevel=2)
     return newest
+
+
+def _first_step(root: str | Path) -> str:
+    """The log of a run's first step, which its data, seed and weights determine.
+
+    Empty if no checkpoint in ``root`` is intact and has a log.
+    """
+    for folder in checkpoint.numbered(Path(root)):
+        with suppress(checkpoint.CheckpointError, FileNotFoundError, SafetensorError):
+            checkpoint.verify(folder)
+            with safe_open(folder / checkpoint.TENSORS, "pt") as file:
+                return str(*file.get_tensor(LOG)[:1].tolist())
+    return ""
 
 
 @contextmanager
@@ -203,10 +224,8 @@ def resumable_run(state: TrainState, root: str | Path, **options: Any) -> Iterat
     the state may be of half a step. If the backup fails, a warning says so and training
     goes on.
 
-    Args:
-        state: changed in place.
-        root: folder of the run, created if missing.
-        options: ``backup_dir`` and the next three fields of ``Run``.
+    ``state`` is changed in place; ``root`` is created if missing; ``options`` are
+    ``backup_dir`` and the next three fields of ``Run``.
 
     Raises:
         FolderInUseError: another run uses ``root``.

@@ -100,11 +100,8 @@ class TrainState:
         after one skipped step) the run is over: the scale becomes NaN, so that no later
         step is taken, and ``check`` raises, on a GPU up to ``CHECK_EVERY`` steps late.
 
-        Args:
-            lr: learning rate of this step.
-            max_norm: gradients with a larger norm are scaled down to it.
-        Returns:
-            The norm of the gradients before clipping, a scalar.
+        Gradients with a norm above ``max_norm`` are scaled down to it. Returns the norm
+        before that, a scalar.
         """
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(named_weights(self.unet).values(), max_norm)
@@ -161,8 +158,7 @@ class TrainState:
     def restore(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Continue from what ``tensors`` and ``metadata`` returned when it was saved.
 
-        Raises:
-            ValueError: they are of another U-Net, or need another loss scaling.
+        Raises ValueError if they are of another U-Net, or need another loss scaling.
         """
         own, options = self.tensors(), (self.options.to_dict(), metadata["options"])
         shapes = [{k: v.shape for k, v in t.items()} for t in (own, tensors)]

@@ -9,11 +9,12 @@ first training step the wider U-Net *is* the text-to-image model.
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from ip2p_lib.checks import check_whole
 from ip2p_lib.diffusion.lora import add_lora
 
 if TYPE_CHECKING:
@@ -31,17 +32,15 @@ def widen_conv_in(
     forgets the bias, which starts training from a different model.
 
     Args:
-        unet: a text-to-image U-Net, as many channels in as out.
+        unet: a text-to-image U-Net; ValueError unless it takes as many channels as it
+            predicts: it was widened before.
         extra_channels: channels of the condition latent, at least 1.
     Returns:
         A new U-Net; ``unet`` is not changed. It has the same weights, bias,
         dtype, device and ``requires_grad``; ``config.in_channels`` is updated.
-    Raises:
-        ValueError: ``extra_channels`` is below 1, or the U-Net was widened before.
     """
     channels = unet.config.in_channels
-    if extra_channels < 1:
-        raise ValueError(f"extra_channels must be at least 1, not {extra_channels}.")
+    check_whole("extra_channels", extra_channels)
     if channels != unet.config.out_channels:
         raise ValueError(
             f"This U-Net reads {channels} channels and predicts "
@@ -71,17 +70,12 @@ def add_editor_lora(
 
     For GPUs too small for the paper's way, all 860 M weights. ``conv_in`` is trained as
     a whole: frozen, its new weights would ignore the image for good. ``diffusion.lora``
-    merges, saves and loads the result.
-
-    Args:
-        unet: changed in place and returned.
-        rank: of the matrices; their product is not scaled.
-        frozen: data type of the frozen weights; half precision halves their memory.
+    merges, saves and loads the result. The matrices' product is not scaled; ``frozen``
+    is the data type of the frozen weights. ``unet`` is changed in place and returned.
     """
     if unet.config.in_channels == unet.config.out_channels:
         raise ValueError("The U-Net takes no image: call widen_conv_in first.")
     if frozen is not None:
         nn.Module.to(unet, dtype=frozen)
-    whole = ["conv_in"]
-    sizes = {"rank": rank, "alpha": rank}
-    return add_lora(unet, targets=ATTENTION, modules_to_save=whole, **sizes)
+    parts: dict[str, Any] = {"targets": ATTENTION, "modules_to_save": ["conv_in"]}
+    return add_lora(unet, rank=rank, alpha=rank, **parts)

@@ -49,8 +49,7 @@ def drop_conditioning(
     Args:
         text, null_text: (B, L, D) embeddings, and (1, L, D) that of the empty text.
         image: (B, C, H, W) condition latents; the null image is the zero latent.
-        u: (B,) numbers in [0, 1).
-        rate: r; ValueError outside [0, 1/3].
+        u, rate: (B,) numbers in [0, 1); r, a ValueError outside [0, 1/3].
     Returns:
         ``text`` and ``image`` with the chosen rows replaced.
     """
@@ -78,11 +77,9 @@ def example_losses(
 
     Args:
         unet: called as (8-channel sample, t, encoder_hidden_states=text).
-        schedule: on the batch's device.
-        batch: B examples.
+        schedule, batch: on one device; B examples.
         drop: probability of losing the text, both, the image (5 % each, 3.2.1).
-        run_seed: with ``step`` and the batch's sample ids, determines every draw.
-        step: number of the optimiser step.
+        run_seed, step: with the batch's sample ids, determine every draw.
     Returns:
         Losses (B,) float32, means over a latent's elements, and their timesteps (B,).
     """
@@ -124,9 +121,7 @@ def bin_losses(t: Tensor, losses: Tensor, T: int = 1000) -> Tensor:
 
     A batch's mean loss depends mostly on which timesteps were drawn: noise is hard to
     predict at small t and easy at large t. The mean within a bin shows learning.
-
-    Returns:
-        (2, NUM_BINS) float32 on the device of ``losses``: sums, numbers of examples.
+    Returns (2, NUM_BINS) float32 where ``losses`` are: sums, numbers of examples.
     """
     number = torch.arange(NUM_BINS, device=t.device)[:, None]
     inside = ((t * NUM_BINS).long() // T == number).float()
@@ -184,13 +179,9 @@ def accumulate_gradients(
     rounding. If memory runs out, ``state.micro_batch`` is halved and the step is begun
     again; a warning says so, once.
 
-    Args:
-        backward: adds the gradients of some sample ids; returns losses, timesteps.
-        ids: (B,) sample ids of this process.
-    Returns:
-        Losses (B,), not weighted, and timesteps (B,).
-    Raises:
-        torch.OutOfMemoryError: not even one example fits; says what to do.
+    ``backward`` adds the gradients of some of this process's sample ids (B,). Returns
+    losses (B,), not weighted, and timesteps (B,). Raises torch.OutOfMemoryError, which
+    says what to do, if not even one example fits.
     """
     first = size = state.micro_batch or len(ids)
     while True:

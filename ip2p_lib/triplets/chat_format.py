@@ -76,12 +76,7 @@ def replace_surrogates(text: str) -> str:
 
 
 def parse_reply(caption: str, text: str) -> Reply:
-    """Parse a chat model's reply into a triplet, or into one reason for none.
-
-    Args:
-        caption: of the prompt.
-        text: has the JSON of an ``EditReply`` in it.
-    """
+    """Parse a chat model's reply into a triplet, or into one reason for none."""
     try:
         if (edit := _find_edit(text)) is None:
             return Reply(caption, text, reason="schema")
@@ -113,10 +108,8 @@ def _find_edit(text: str) -> EditReply | None:
 def read_response(text: str) -> tuple[Tokens | None, Choice | None]:
     """Read the body of a chat completion, whatever it is.
 
-    Returns:
-        Input and output tokens, if the service counted them and it can be true; and the
-        text of the first choice with the reason if it was refused or cut off. ``None``
-        if missing.
+    Returns input and output tokens, if the service counted them and it can be true; and
+    the text of the first choice with the reason if it was refused or cut off.
     """
     try:
         body = json.loads(text)

@@ -45,10 +45,8 @@ def tokenize_triplets(
 
     Returns:
         tokens, labels (N, L) int64: prompt, completion and, if the tokenizer has one,
-        end token; labels are ``IGNORE_INDEX`` except on the completion.
-
-    Raises:
-        ValueError: a row is longer than ``tokenizer.model_max_length``.
+        end token; labels are ``IGNORE_INDEX`` except on the completion. ValueError if a
+        row is longer than ``tokenizer.model_max_length``.
     """
     prompts = tokenizer([to_prompt(t.caption) for t in triplets])["input_ids"]
     completions = [to_completion(t) + (tokenizer.eos_token or "") for t in triplets]

@@ -61,13 +61,12 @@ def generate_triplets(
     caption may take half of the model's context.
 
     Args:
-        language_model, captions: any number of captions, read one batch at a time.
+        captions: any number, read one batch at a time.
         run_seed, temperature (from 1e-6), frequency_penalty: see ``_sample_tokens``.
         max_tokens, batch_size: of a reply; replies sampled at once.
         num_samples: replies to each caption, for ``best_of_n``; 1 in the paper.
 
-    Raises:
-        ValueError: a number is out of range, or a caption is no text.
+    Raises ValueError for a number out of range, or a caption that is no text.
     """
     check_number("temperature", temperature, low=1e-6)  # below, logits overflow
     check_number("frequency_penalty", frequency_penalty, -1000, 1000)

@@ -39,10 +39,8 @@ def load_language_model(
     Weights are in float32; those of a model from ``LARGE`` parameters on are in half
     precision where there is a GPU: bfloat16, or float16 on cards before Ampere.
 
-    Args:
-        source: a local folder; or a ``config.Source`` with a Hub id and a revision.
-        adapter: a folder of ``save_lora``; ``merge_lora`` makes it faster.
-        device: ``None`` picks the GPU where there is one.
+    ``source`` and ``device`` are as in ``load_stable_diffusion``; ``adapter`` is a
+    folder of ``save_lora``, which ``merge_lora`` makes faster.
 
     Raises:
         FileNotFoundError: there is no model or no adapter, or the Hub is out of reach.

@@ -94,8 +94,7 @@ def estimate_cost(
 ) -> Estimate:
     """Estimate the cost of ``ask_service`` with the same arguments; sends nothing.
 
-    Raises:
-        ValueError: no price is given and the table has none; or captions is one text.
+    Raises ValueError without a price, given or in the table, or for one lone text.
     """
     price = price or price_of(model)
     sizes = [

@@ -64,19 +64,15 @@ def filter_replies(
             yield reply
             continue
         texts = [triplet.caption, triplet.instruction, triplet.edited_caption]
-        digest = _digest(texts)
+        # Equal for triplets that differ in case and spaces only.
+        plain = "\n".join(" ".join(text.lower().split()) for text in texts)
+        digest = hashlib.blake2b(plain.encode("utf-8", "replace"), digest_size=16)
         if count_tokens and max(map(count_tokens, texts)) > MAX_TOKENS:
             yield replace(reply, triplet=None, reason="length")
-        elif digest in digests:
+        elif digest.digest() in digests:
             yield replace(reply, triplet=None, reason="duplicate")
         elif is_flagged(texts):
             yield replace(reply, triplet=None, reason="moderation")
         else:
-            digests.add(digest)
+            digests.add(digest.digest())
             yield reply
-
-
-def _digest(texts: Sequence[str]) -> bytes:
-    """Equal for triplets that differ in case and spaces only."""
-    text = "\n".join(" ".join(text.lower().split()) for text in texts)
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()

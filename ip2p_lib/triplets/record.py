@@ -101,11 +101,9 @@ def is_unchanged(caption: str, edited_caption: str) -> bool:
 def make_triplet(
     caption: str, instruction: str, edited_caption: str, language: str | None = None
 ) -> Triplet:
-    """Build a triplet from three texts and check it.
+    """Build a triplet from three texts, without outer white space, and check it.
 
-    Args:
-        caption, instruction, edited_caption: any text; outer white space is dropped.
-        language: the instruction's; ``None`` takes it from its characters.
+    ``language`` is the instruction's; ``None`` takes it from its characters.
 
     Raises:
         TripletError: a field is blank, breaks the line, or holds a delimiter or control
@@ -138,9 +136,7 @@ def to_completion(triplet: Triplet) -> str:
 def parse_completion(caption: str, text: str) -> Triplet:
     """Parse a model's reply to ``to_prompt(caption)``.
 
-    Args:
-        caption: of the prompt.
-        text: the reply; the stop text may be missing, what follows it is ignored.
+    Its stop text may be missing; what follows it is ignored.
 
     Raises:
         TripletError: the reply does not split into exactly two parts at the
@@ -186,10 +182,8 @@ def read_jsonl(path: str | Path) -> list[Triplet]:
     """Read triplets written by ``write_jsonl`` or by the authors' scripts.
 
     The released set calls the caption ``input``, the authors' generating script
-    ``caption``; both are read. Other keys, such as ``url``, are ignored.
-
-    Raises:
-        ValueError: a line is not a valid triplet; the message names file and line.
+    ``caption``; both are read. Other keys, such as ``url``, are ignored. Raises
+    ValueError for a line that is no valid triplet; the message names file and line.
     """
     return list(read_lines(path, _parse_triplet))
 
@@ -204,7 +198,8 @@ def read_lines(path: str | Path, parse: Callable[[str], T]) -> Iterator[T]:
             try:
                 values = [parse(line)] if line.strip() else []
             except (ValueError, RecursionError) as error:  # also JSON errors
-                raise ValueError(f"{path}:{number}: {error}") from error
+                advice = "Correct this line, or delete it."
+                raise ValueError(f"{path}:{number}: {error} {advice}") from error
             yield from values
 
 
@@ -223,13 +218,9 @@ def read_captions(path: str | Path) -> Iterator[str]:
     """Read captions from a file, one at a time, so any number needs the memory of one.
 
     The authors took 454,445 captions from LAION-Aesthetics.
-
-    Args:
-        path: ``.txt``, one caption a line; or ``.jsonl``, one object a line with the
-            caption under ``input``, ``caption``, ``text`` or ``TEXT``.
-
-    Yields:
-        Captions with single spaces between words; blank ones are left out.
+    ``path`` is ``.txt``, one caption a line; or ``.jsonl``, one object a line with the
+    caption under ``input``, ``caption``, ``text`` or ``TEXT``. Words are put apart by
+    single spaces, and blank captions are left out.
 
     Raises:
         ValueError: another kind of file, or a line without a caption; the message names

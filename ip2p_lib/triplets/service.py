@@ -58,13 +58,9 @@ class CostLimitError(RuntimeError):
 def connect(base_url: str | None = None, *, max_retries: int = 6) -> OpenAI:
     """Create a client for OpenAI, or for a compatible server at ``base_url``.
 
-    Args:
-        base_url: usually ends in ``/v1``; ``None`` reads ``OPENAI_BASE_URL``. The key
-            is read from ``OPENAI_API_KEY``; a local server usually needs none.
-        max_retries: of a request, with exponential back-off and jitter.
-
-    Raises:
-        ServiceError: there is neither a key nor an address, or the key is malformed.
+    The address usually ends in ``/v1``; ``None`` reads ``OPENAI_BASE_URL``. The key is
+    read from ``OPENAI_API_KEY``; a local server usually needs none. Raises ServiceError
+    without a key and an address, or for a malformed key.
     """
     from openai import DefaultHttpxClient, OpenAI
 

@@ -124,14 +124,17 @@ def test_a_folder_of_another_kind_is_refused(tmp_path, source):
         read_folders(source)
 
 
-def test_pairs_that_were_not_generated_are_numbered_and_need_no_captions(tmp_path):
-    bare = {"caption": "", "edited_caption": "", "seed": None, "instruction": "a hat"}
-    write_shards([make_pair(i, **bare) for i in range(3)], tmp_path / "shards")
+def test_any_seed_is_kept_and_pairs_without_one_or_captions_are_numbered(tmp_path):
+    bare = {"caption": "", "edited_caption": "", "instruction": "a hat"}
+    seeds = [-5, 0, None, 3, None]
+    pairs = [make_pair(i, seed=seed, **bare) for i, seed in enumerate(seeds)]
+    write_shards(pairs, tmp_path / "shards")
     out = export_folders(tmp_path / "shards", tmp_path / "out")
     prompt = json.loads((out / "0000000" / "prompt.json").read_bytes())
     assert prompt == {"edit": "a hat"}
     back = [(p.key, p.seed, p.caption) for p in read_folders(out)]
-    assert back == [(f"{i:06d}", i, "") for i in range(3)]
+    numbered = enumerate([-5, 0, 2, 3, 4])  # by its place, where there was no seed
+    assert back == [(f"{i:06d}", seed, "") for i, seed in numbered]
 
 
 def test_one_seed_twice_in_a_triplet_is_refused(tmp_path):
@@ -143,7 +146,7 @@ def test_one_seed_twice_in_a_triplet_is_refused(tmp_path):
 
 def test_png_and_jpeg_images_and_any_name_of_a_folder_are_read(exported):
     """Hidden files of a Mac are none of them."""
-    for number, name in enumerate(["a cat.v2", "猫", "dots.and spaces"]):
+    for number, name in enumerate(["a cat.v2", "猫", "００００００２"]):
         folder = (exported / f"{number:07d}").rename(exported / name)
         (folder / METADATA).unlink()
         for path in [*folder.glob("*.jpg")]:
@@ -154,6 +157,20 @@ def test_png_and_jpeg_images_and_any_name_of_a_folder_are_read(exported):
     assert not problems and len({pair.key for pair in pairs}) == len(PAIRS)
     write_shards(pairs, exported.parent / "again")
     assert len(list(read_shards(exported.parent / "again"))) == len(PAIRS)
+
+
+def test_an_image_that_cannot_be_read_or_is_in_no_folder_costs_only_itself(exported):
+    broken = exported / "0000001" / f"{PAIRS[2].seed}_1.jpg"
+    broken.write_bytes(b"no image")
+    for side in (0, 1):
+        Image.new("RGB", (8, 8)).save(exported / f"7_{side}.jpg")
+    problems = []
+    keys = [pair.key for pair in read_folders(exported, problems=problems)]
+    assert keys == [pair.key for pair in PAIRS if pair is not PAIRS[2]]
+    seed, *lost = problems
+    assert (seed.shard, seed.key) == ("0000001", f"seed {PAIRS[2].seed}")
+    assert broken.name in seed.reason
+    assert [p.key for p in lost] == ["7_0.jpg", "7_1.jpg"]
 
 
 def test_a_file_that_is_no_pair_is_a_problem_and_no_pair_at_all_an_error(exported):
@@ -191,12 +208,3 @@ def test_what_is_missing_or_there_twice_costs_itself_alone(exported):
     assert len(list(read_folders(exported, problems=problems))) == 3
     assert [p.shard for p in problems] == [f"000000{i}" for i in (1, 1, 2, 3, 3)]
     assert "occurs twice" in problems[2].reason and "whole seed" in problems[3].reason
-
-
-def test_any_seed_and_pairs_without_one_are_read_back(tmp_path):
-    texts = {"caption": "a cat", "edited_caption": "a dog", "instruction": "a hat"}
-    seeds = [-5, 0, None, 3, None]
-    pairs = [make_pair(i, seed=s, **texts) for i, s in enumerate(seeds)]
-    write_shards(pairs, tmp_path / "shards")
-    back = list(read_folders(export_folders(tmp_path / "shards", tmp_path / "out")))
-    assert sorted(p.key for p in back) == [p.key for p in pairs]

@@ -102,6 +102,13 @@ def test_images_become_squares_of_one_size(folder):
     assert "aspect ratios differ" in problems[0].reason, "not squeezed together"
 
 
+@pytest.mark.parametrize("resolution", [0, -8])
+def test_a_square_without_pixels_is_refused_before_a_row_is_read(folder, resolution):
+    path = table(folder, "0.png,1.png,x")
+    with pytest.raises(ValueError, match=f"at least 1, not {resolution}"):
+        read_table(path, resolution=resolution, problems=[])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

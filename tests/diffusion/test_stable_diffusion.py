@@ -110,7 +110,7 @@ def test_a_long_text_is_refused_or_cut(tiny_backbone, pipeline):
     ours = tiny_backbone.tokenize([long], truncate=True)
     theirs = pipeline.tokenizer(long, max_length=77, truncation=True).input_ids
     assert ours.tolist() == [theirs]
-    with pytest.raises(ValueError, match="Give a list of texts"):
+    with pytest.raises(ValueError, match="put it into a list"):
         tiny_backbone.encode_text("a cat")
 
 

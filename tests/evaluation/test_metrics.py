@@ -75,13 +75,6 @@ def test_a_sweep_edits_at_every_setting_whatever_the_batches(clip, tiny_backbone
     assert rows[1] == pytest.approx({"image_scale": 2.0, **expected}, abs=1e-6)
 
 
-def test_copying_is_perfectly_consistent_and_edits_nothing(clip):
-    (row,) = sweep(lambda x, _: x.before, [{}], clip, PARTS, method="copy the input")
-    assert row["image_similarity"] == pytest.approx(1.0, abs=1e-6)
-    assert row["directional_similarity"] == pytest.approx(0.0, abs=1e-3)
-    assert row["l1_source"] == 0.0 and row["l1_truth"] == row["l1_untouched"] > 0
-
-
 def test_without_captions_their_similarities_are_blank_and_not_zero(clip):
     some = replace(EXAMPLES, captions=["", "the horse", " "])
     full, part = (summarise(measure(clip, x, PICTURES[6:9])) for x in (EXAMPLES, some))

@@ -44,6 +44,9 @@ def test_scores_are_the_cosines_of_the_released_code(clip, tiny_clip_folder):
     assert torch.allclose(columns(alone), columns(scores)[:, 3:], atol=1e-5)
     with pytest.raises(ValueError, match=r"\[4, 4, 4, 1\]"):
         score_pairs(clip, x, y, captions, edited[3:])
+    for texts in (("cats", edited), (captions, "dogs")):  # as long as there are pairs
+        with pytest.raises(ValueError, match="captions is one text"):
+            score_pairs(clip, x, y, *texts)
 
 
 def test_direction_is_of_the_change_and_the_same_backwards(clip):
@@ -105,6 +108,9 @@ def test_of_each_triplet_the_best_by_direction_remain():
     groups = ["x", "x", "y", "x", "x", "y"]
     assert keep_best(table, groups, LIMITS) == [4, 1, 5]
     assert keep_best(table, groups, replace(LIMITS, keep=1)) == [4, 5]
-    for wrong, word in (({"keep": -1}, "keep"), ({"keep": 0}, "keep")):
-        with pytest.raises(ValueError, match=f"{word} must be"):
-            keep_best(table, groups, replace(LIMITS, **wrong))
+    for keep in (-1, 0):
+        with pytest.raises(ValueError, match="keep must be"):
+            keep_best(table, groups, replace(LIMITS, keep=keep))
+    for others in (groups[:5], [*groups, "z"]):
+        with pytest.raises(ValueError, match=f"6 pairs, and triplets of {len(others)}"):
+            keep_best(table, others, LIMITS)

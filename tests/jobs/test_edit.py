@@ -2,6 +2,7 @@
 
 import csv
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,26 @@ def test_the_same_command_makes_only_what_is_missing(editor, photos, monkeypatch
         editor.backbone.unet.conv_out.weight.mul_(0.5)
     run(photos, "--seed", "1")
     assert len(done) == 12
+
+
+def test_ctrl_c_keeps_the_edits_so_far_and_says_in_one_line_how_to_go_on(
+    editor, photos, monkeypatch, capsys
+):
+    real, edits = editor.edit, []
+
+    def interrupted(*arguments, **options):
+        if len(edits) == 1:
+            signal.raise_signal(signal.SIGINT)
+        edits.append(real(*arguments, **options))
+        return edits[-1]
+
+    monkeypatch.setattr(editor, "edit", interrupted)
+    status, out = run(photos)
+    assert status == 130 and len(edits) == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "Stopped. The same command goes on."
+    assert "Traceback" not in said
+    assert [path.name for path in out.glob("*.png")] == ["a.png"]
 
 
 def test_an_image_that_cannot_be_read_costs_only_itself(editor, photos, capsys):

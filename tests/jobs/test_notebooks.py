@@ -217,9 +217,11 @@ def test_settings_that_could_mean_two_things_are_refused(texts, says):
 def test_options_that_cannot_be_used_are_named(capsys):
     with pytest.raises(SystemExit):
         run.main(["00", "--timeout", "-1"])
-    assert run.main(["00", "--out", __file__]) == 2
-    said = capsys.readouterr().err
-    assert "at least 1 second" in said and "cannot be a folder" in said
+    assert "at least 1 second" in capsys.readouterr().err
+    for out in (__file__, f"{__file__}/runs"):  # a file, and below a file
+        assert run.main(["00", "--out", out]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and f"{out} cannot be a folder" in said
 
 
 @pytest.mark.parametrize("given", ["mine/a cat.png", "~/a cat.png", "/x/a cat.png"])

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import traceback
 from collections.abc import Callable
 
@@ -18,18 +17,6 @@ class Strikes:
         if self.count in self.at:
             self.before()
             os.kill(os.getpid(), self.signal)
-
-    def within(self, function):
-        """Count only while ``function`` runs."""
-
-        def run(*args, **options):
-            sys.setprofile(self)
-            try:
-                return function(*args, **options)
-            finally:
-                sys.setprofile(None)
-
-        return run
 
 
 def in_child(work: Callable) -> tuple[int, object]:

@@ -48,12 +48,6 @@ def train_counting_all(root, strikes):
     return strikes.count
 
 
-def train_counting_saves(root, strikes):
-    checkpoint.save = strikes.within(checkpoint.save)
-    train(root)
-    return strikes.count
-
-
 def bytes_of(root):
     """The log, and the last checkpoint: weights, average, AdamW's state, step, log."""
     files = [root / "losses.json", *sorted((root / "step-0000008").iterdir())]
@@ -81,7 +75,6 @@ def struck_runs(folder, work, times, number, *, twice=False):
 
 RUNS = {
     "killed anywhere": (train_counting_all, 15, signal.SIGKILL),
-    "killed in a save": (train_counting_saves, 5, signal.SIGKILL),
     "SIGTERM": (train, 10, signal.SIGTERM),
     "SIGINT": (train, 10, signal.SIGINT),
 }

@@ -21,18 +21,6 @@ def test_the_average_is_the_released_recursion():
     assert torch.allclose(ema.weights["weight"].double(), expected, atol=1e-6)
 
 
-def test_a_step_that_was_not_taken_changes_nothing():
-    layer = nn.Linear(3, 2)
-    ema = EMA(layer, 0.9)
-    before = ema.weights["weight"].clone()
-    with torch.no_grad():
-        layer.weight.add_(1)
-    ema.update(layer, taken=torch.tensor(0.0))
-    assert torch.equal(ema.weights["weight"], before) and ema.updates == 0
-    ema.update(layer, taken=torch.tensor(1.0))
-    assert not torch.equal(ema.weights["weight"], before) and ema.updates == 1
-
-
 def test_an_average_on_the_cpu_has_the_same_numbers():
     layers = nn.Sequential(*(nn.Linear(2, 3) for _ in range(70)))  # more than one call
     near, on_cpu = EMA(layers, 0.9), EMA(layers, 0.9, "cpu")

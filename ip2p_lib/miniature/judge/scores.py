@@ -67,14 +67,10 @@ def score_edits(
 
     Args:
         judge: reads the images.
-        edits: (B, 3, 128, 128) in [-1, 1], what the editor made.
-        before: (B, 3, 128, 128), the inputs.
-        ground_truth: (B, 3, 128, 128), the rendered ground truth.
-        codes: (B, 20) each, of the scenes and of the edits' targets.
-        reconstructed: (B, 3, 128, 128), the ground truth after the autoencoder.
-
-    Raises:
-        ValueError: the arguments differ in number.
+        edits, before, ground_truth, reconstructed: (B, 3, 128, 128) in [-1, 1]; the
+            last is the ground truth after the autoencoder.
+        codes: (B, 20) each, of the scenes and of the edits' targets. ValueError if the
+            arguments differ in number.
     """
     lengths = {len(x) for x in (edits, before, ground_truth, *codes, reconstructed)}
     if len(lengths) > 1:

@@ -41,19 +41,13 @@ def verdicts(
 ) -> list[str]:
     """Judge B pairs of known edits.
 
-    Args:
-        judge: reads the images.
-        before, after: (B, 3, 128, 128) in [-1, 1].
-        scenes: what the captions describe.
-        targets: what the edited captions describe.
+    Images are (B, 3, 128, 128) in [-1, 1]; ``scenes`` and ``targets`` are what the
+    captions and the edited captions describe. ValueError if the four differ in number.
 
     Returns:
         One of ``VERDICTS`` each. "nothing to edit": the first image lacks what the
         edit changes. "not done": the second lacks the change. "not kept": it shows the
         change, and something else differs from the first image, or has moved.
-
-    Raises:
-        ValueError: the four differ in number.
     """
     rows = zip(judge.read(before), judge.read(after), scenes, targets, strict=True)
     return [_verdict(*row) for row in rows]

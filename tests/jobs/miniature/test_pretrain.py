@@ -19,7 +19,6 @@ from jobs.miniature.data import (
     object_weights,
     render_bytes,
     sample_corpus,
-    to_bytes,
     to_unit,
     token_ids,
 )
@@ -131,11 +130,6 @@ def test_token_ids_are_the_tokenizers_own():
     tokenizer = models.train_tokenizer(texts)
     expected = tokenizer(texts, padding="max_length", max_length=77).input_ids
     assert token_ids(tokenizer, texts, 77).tolist() == expected
-
-
-def test_bytes_and_units_are_inverse():
-    levels = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(to_bytes(to_unit(levels)), levels)
 
 
 @pytest.mark.slow

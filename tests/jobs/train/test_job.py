@@ -64,10 +64,11 @@ def test_two_processes_take_the_steps_of_one(alone, words, tmp_path):
 
 
 def test_a_stopped_run_goes_on_in_the_same_bits(
-    alone, words, tmp_path, stopped_after_two
+    alone, words, tmp_path, stopped_after_two, capsys
 ):
     command = [*words, "--out", str(tmp_path / "run")]
     stopped_after_two(command)
+    assert capsys.readouterr().err == "Stopped. The same command goes on.\n"
     train.main(command)
     for name in ("losses.json", f"editor/{WEIGHTS}"):
         assert (tmp_path / "run" / name).read_bytes() == (alone / name).read_bytes()
@@ -210,6 +211,26 @@ def test_training_goes_on_from_an_editor(alone, words, tmp_path):
     first, second = (read_json(run / "losses.json")[0] for run in (alone, out))
     assert first["loss"] != second["loss"]
     assert read_json(out / "run.json")[0]["editor"].startswith("editor ")
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"in_channels": 5}, "takes 5 channels; an editor takes 8"),
+        ({"in_channels": 8, "out_channels": 8}, "out_channels 8 and the backbone 4"),
+        ({"cross_attention_dim": 8}, "cross_attention_dim 8 and the backbone 16"),
+    ],
+)
+def test_an_editor_of_another_width_is_refused_by_name(
+    words, tiny_backbone, tmp_path, capsys, config, says
+):
+    from diffusers import UNet2DConditionModel
+
+    own = UNet2DConditionModel(**{**tiny_backbone.unet.config, **config})
+    own.save_pretrained(tmp_path / "mine" / "unet")
+    command = [*words, "--editor", str(tmp_path / "mine")]
+    said = refused([*command, "--out", str(tmp_path / "run")], capsys)
+    assert f"{tmp_path / 'mine'}" in said and says in said and said.count("\n") == 1
 
 
 def test_a_validation_that_a_signal_falls_into_is_kept(words, tmp_path, monkeypatch):
