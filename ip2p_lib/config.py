@@ -134,7 +134,7 @@ _MINIATURE = Scale(
         ema_decay=0.9,
         resolution=128,
     ),
-    editing=Editing(steps=8, text_scale=2.0, image_scale=2.0),
+    editing=Editing(steps=8, text_scale=1.5, image_scale=1.5),
     evaluation=Evaluation(samples=32, image_scales=(1.0, 1.4, 1.8, 2.2)),
 )
 _SMOKE = replace(

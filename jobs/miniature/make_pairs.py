@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from ip2p_lib import checkpoint
-from ip2p_lib.config import DATA, Scale, preset
+from ip2p_lib.config import DATA, Rendering, Scale, preset
 from ip2p_lib.dataset.dataset import write_shards
 from ip2p_lib.dataset.generate import to_pair
 from ip2p_lib.dataset.pairs import Pair
 from ip2p_lib.diffusion.clip import ClipScorer, load_clip
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
 from ip2p_lib.filtering.clip_filter import Scores, keep_best, score_generated
+from ip2p_lib.miniature.parsing import find_difference, read_caption
 from ip2p_lib.miniature.world import caption, sample_scene
 from ip2p_lib.rendering import GeneratedPair, generate_pairs
 from ip2p_lib.rendering.candidates import (
@@ -43,15 +44,25 @@ from ip2p_lib.triplets.generation import generate_triplets
 from ip2p_lib.triplets.loading import load_language_model
 from ip2p_lib.triplets.record import Triplet, count_outcomes, read_jsonl, write_jsonl
 from jobs.miniature.data import to_bytes, to_unit
-from jobs.training_plan import above_zero, positive
+from jobs.training_plan import above_zero, non_negative, positive
 
 SAMPLE = 256  # pairs shipped for readers
 # Unlike the paper's, all candidates also inject cross-attention, and self-attention is
 # shared for a middle part of the steps: of those that pass the filter more are good,
 # see ``results/filter-calibration-cross-attention.json``.
 P_MIN, P_MAX = 0.3, 0.7
-# Candidates of a triplet, and how many of the best are kept: the same file.
-CANDIDATES, KEPT = 4, 3
+# Candidates of a triplet, by what changes. The filter keeps a third of the colours and
+# a tenth of the new objects, so of equally many candidates few pairs would show what is
+# hardest to learn: there are 132 objects, each in four art sets, and a dozen colours.
+CANDIDATES = {
+    "name": 6,
+    "medium": 4,
+    "place": 2,
+    "time": 2,
+    "weather": 2,
+    "finish": 1,
+    "accessory": 2,
+}
 
 
 @dataclass
@@ -68,7 +79,7 @@ class FilteredPairs:
         return len(self.candidates)
 
     def add(self, clip: ClipScorer, batch: Sequence[GeneratedPair], rule: Any) -> None:
-        """Add the best pairs of a batch, which holds whole triplets.
+        """Add the best pairs of a batch.
 
         Args:
             clip: scores them.
@@ -121,6 +132,32 @@ def readable(sd: StableDiffusion, triplets: Sequence[Triplet]) -> list[Triplet]:
     return [t for i, t in enumerate(triplets) if all(fits[3 * i : 3 * i + 3])]
 
 
+def draw_by_change(triplets: Sequence[Triplet], settings: Rendering) -> list[Candidate]:
+    """Draw the candidates of ``CANDIDATES`` in a random order of the triplets.
+
+    A triplet whose captions do not differ in exactly one thing gets none.
+    """
+    groups: list[tuple[Candidate, ...]] = []
+    changes = [changed_attribute(triplet) for triplet in triplets]
+    for n in set(CANDIDATES.values()):
+        chosen = [
+            triplet
+            for triplet, change in zip(triplets, changes, strict=True)
+            if CANDIDATES.get(change or "") == n
+        ]
+        drawn = iter(draw_candidates(chosen, n, 0, settings))
+        groups += zip(*[drawn] * n, strict=True)
+    random.Random(0).shuffle(groups)
+    return list(itertools.chain.from_iterable(groups))
+
+
+def changed_attribute(triplet: Triplet) -> str | None:
+    """The one attribute in which a triplet's captions differ, or None."""
+    texts = triplet.caption, triplet.edited_caption
+    difference = find_difference(*map(read_caption, texts))
+    return difference.attribute if difference else None
+
+
 def generate_filtered(
     sd: StableDiffusion,
     clip: ClipScorer,
@@ -136,14 +173,13 @@ def generate_filtered(
         clip: the filter's scorer.
         triplets: written by the language model.
         scale: its rendering and filtering settings are used.
-        batch_size: candidates at once, a multiple of the candidates of one triplet.
+        batch_size: candidates at once.
         seconds: stop after this long.
     """
     start, pairs, settings = time.monotonic(), FilteredPairs(), scale.rendering
-    plain = draw_candidates(triplets, settings.candidates, 0, settings)
     batches = generate_pairs(
         sd,
-        add_cross_attention_edit(plain, 1, 0),
+        add_cross_attention_edit(draw_by_change(triplets, settings), 1, 0),
         steps=settings.steps,
         batch_size=batch_size,
         sampler=settings.sampler,
@@ -207,24 +243,17 @@ def _arguments() -> argparse.Namespace:
     add("--out", type=Path, default=DATA)
     add("--work", type=Path, default=Path("runs/editor"))
     add("--captions", type=positive, default=48_000, help="of this part")
-    add("--candidates", type=positive, default=CANDIDATES, help="of one triplet")
-    add("--keep", type=positive, default=KEPT, help="of one triplet")
     add("--batch", type=positive, default=512, help="replies or candidates")
     add("--seconds", type=above_zero, default=120, help="of generating")
-    add("--part", type=int, default=0, help="number of this process's captions")
+    add("--part", type=non_negative, default=0, help="number of this process")
     return parser.parse_args()
 
 
 def main() -> None:
     """Run the stages named on the command line."""
     args, scale = _arguments(), preset("miniature")
-    scale = replace(
-        scale,
-        rendering=replace(
-            scale.rendering, candidates=args.candidates, p_min=P_MIN, p_max=P_MAX
-        ),
-        filtering=replace(scale.filtering, keep=args.keep),
-    )
+    drawn = replace(scale.rendering, p_min=P_MIN, p_max=P_MAX)
+    scale = replace(scale, rendering=drawn)
     if "write" in args.stages:
         run_write(args)
     if "generate" in args.stages:

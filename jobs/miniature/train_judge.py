@@ -33,6 +33,7 @@ from ip2p_lib.rng import integers, key, normal, uniform
 from jobs.miniature import measure as quality
 from jobs.miniature.data import render_bytes, sample_corpus, to_bytes, to_unit
 from jobs.miniature.loop import Budget, fit, follow
+from jobs.training_plan import above_zero, positive
 
 BUDGET = Budget(seconds=150, learning_rate=2e-3, warmup=200, weight_decay=0.05)
 BATCH = 512
@@ -283,10 +284,10 @@ def main() -> None:
     add = parser.add_argument
     add("--out", type=Path, default=MODELS, help="of all networks")
     add("--results", type=Path, default=RESULTS)
-    add("--scenes", type=int, default=150_000, help="two images each")
-    add("--seconds", type=float, default=BUDGET.seconds)
-    add("--batch", type=int, default=BATCH)
-    add("--samples", type=int, default=4096, help="to be measured on")
+    add("--scenes", type=positive, default=150_000, help="two images each")
+    add("--seconds", type=above_zero, default=BUDGET.seconds)
+    add("--batch", type=positive, default=BATCH)
+    add("--samples", type=positive, default=4096, help="to be measured on")
     add("--measure", action="store_true", help="train nothing")
     args, device = parser.parse_args(), pick_device()
     if not args.measure:
