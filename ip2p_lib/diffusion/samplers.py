@@ -140,9 +140,9 @@ def sampler_step(
     """Take one step of any sampler; the rows of a batch may be at different steps.
 
     Args:
-        x, eps, x0_before, z: (B, C, H, W) latents; the noise predicted in them; x0 of
-            the step before, anything at the first; unit normal noise, None where no row
-            adds any.
+        x, eps: (B, C, H, W) latents, and the noise predicted in them.
+        x0_before: (B, C, H, W) predicted x0 of the step before; anything at the first.
+        z: (B, C, H, W) unit normal noise; None where no row adds any.
         coefficients: (7,) for all or (B, 7), rows of ``sampler_coefficients``.
     Returns:
         Latents after the step, and the clean latents predicted in it.

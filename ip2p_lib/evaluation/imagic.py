@@ -75,9 +75,11 @@ def fit_imagic(
     """Stages 1 and 2. The model stays as it is; a copy of its U-Net is trained.
 
     Args:
-        backbone: a text-to-image model, or a ValueError; the copy is float32.
+        backbone: a text-to-image model, else ValueError; the copy is float32.
         image: fitted to the model's resolution, keeping its aspect.
-        embedding, unet, seed: settings of stage 1 and stage 2; of the noise in both.
+        edited_caption: what the edited image shows.
+        embedding, unet: settings of stage 1 and stage 2.
+        seed: of the noise that is drawn while training.
     """
     check_text_to_image(backbone)
     clean = backbone.encode(preprocess(backbone, image)).float()

@@ -38,7 +38,7 @@ def generate_batched(
     Args:
         backbone, steps, sampler: as in ``render.generate_pairs``.
         candidates: those of one triplet, and in it those of one seed and guidance
-            scale, together; read lazily. None has a word edit.
+            scale, together; read lazily. One with a word edit is a ValueError.
         batch_rows: images at once, two U-Net rows each in every call; at least 2.
     Yields:
         Pairs in the order in which they finish, each candidate once.

@@ -51,9 +51,9 @@ SAMPLE = 256  # pairs shipped for readers
 # shared for a middle part of the steps: of those that pass the filter more are good,
 # see ``results/filter-calibration-cross-attention.json``.
 P_MIN, P_MAX = 0.3, 0.7
-# Candidates of a triplet, by what changes. The filter keeps a third of the colours and
-# a tenth of the new objects, so of equally many candidates few pairs would show what is
-# hardest to learn: there are 132 objects, each in four art sets, and a dozen colours.
+# Candidates of a triplet, by what changes. Two thirds of the new colours pass the
+# filter, but one third of the new objects (the same file). So of equally many candidates
+# few pairs would show what is hardest to learn: 132 objects, each in four art sets.
 CANDIDATES = {
     "name": 6,
     "medium": 4,
@@ -79,7 +79,7 @@ class FilteredPairs:
         return len(self.candidates)
 
     def add(self, clip: ClipScorer, batch: Sequence[GeneratedPair], rule: Any) -> None:
-        """Add the best pairs of a batch.
+        """Add the best pairs of a batch; a triplet that spans two counts in both.
 
         Args:
             clip: scores them.
@@ -133,29 +133,22 @@ def readable(sd: StableDiffusion, triplets: Sequence[Triplet]) -> list[Triplet]:
 
 
 def draw_by_change(triplets: Sequence[Triplet], settings: Rendering) -> list[Candidate]:
-    """Draw the candidates of ``CANDIDATES`` in a random order of the triplets.
-
-    A triplet whose captions do not differ in exactly one thing gets none.
-    """
-    groups: list[tuple[Candidate, ...]] = []
-    changes = [changed_attribute(triplet) for triplet in triplets]
-    for n in set(CANDIDATES.values()):
-        chosen = [
-            triplet
-            for triplet, change in zip(triplets, changes, strict=True)
-            if CANDIDATES.get(change or "") == n
-        ]
-        drawn = iter(draw_candidates(chosen, n, 0, settings))
-        groups += zip(*[drawn] * n, strict=True)
-    random.Random(0).shuffle(groups)
+    """Draw each triplet's candidates, in a random order of the triplets."""
+    groups: list[list[Candidate]] = []
+    counts = [count_candidates(triplet) for triplet in triplets]
+    for n in sorted(set(CANDIDATES.values())):
+        chosen = [t for t, count in zip(triplets, counts, strict=True) if count == n]
+        drawn = draw_candidates(chosen, n, 0, settings)
+        groups += (drawn[i : i + n] for i in range(0, len(drawn), n))
+    random.Random(0).shuffle(groups)  # the time may be up before all were generated
     return list(itertools.chain.from_iterable(groups))
 
 
-def changed_attribute(triplet: Triplet) -> str | None:
-    """The one attribute in which a triplet's captions differ, or None."""
+def count_candidates(triplet: Triplet) -> int:
+    """Look up how many; none unless its captions differ in exactly one attribute."""
     texts = triplet.caption, triplet.edited_caption
     difference = find_difference(*map(read_caption, texts))
-    return difference.attribute if difference else None
+    return CANDIDATES[difference.attribute] if difference else 0
 
 
 def generate_filtered(

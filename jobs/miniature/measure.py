@@ -17,6 +17,7 @@ from ip2p_lib.diffusion.clip import ClipScorer, load_clip
 from ip2p_lib.diffusion.stable_diffusion import StableDiffusion, load_stable_diffusion
 from ip2p_lib.editing.editor import Editor
 from ip2p_lib.miniature.corpus import Corpus, build_corpus
+from ip2p_lib.miniature.judge import calibration
 from ip2p_lib.miniature.judge.model import Judge, load_judge
 from ip2p_lib.miniature.judge.readings import ANSWERS, SLOTS, labels
 from ip2p_lib.miniature.judge.scores import read_answers, score_edits
@@ -26,7 +27,7 @@ from ip2p_lib.rendering import generate_images
 from ip2p_lib.results import bootstrap_interval
 from jobs.miniature.saving import parts
 
-VALIDATION = HELD_OUT + 1_000_000  # scenes from here on are for choosing settings
+VALIDATION = calibration.FIRST  # scenes from here on are for choosing settings
 _EDITS = 128  # at once
 _ORDER = re.compile("left|right|[左右]")
 _STEPS, _CFG_SCALE = 25, 3.0  # of text to image

@@ -17,6 +17,7 @@ from ip2p_lib.files import read_json
 from ip2p_lib.training import train as training
 from ip2p_lib.training.resume import catch_stop_signals, resumable_run
 from ip2p_lib.training.state import TrainState
+from tests.support.pairs import tree
 from tests.support.train_in_parallel import Small
 from tests.support.train_to_be_killed import LATENTS, SCHEDULE, SETTINGS, bytes_of
 
@@ -66,11 +67,11 @@ def test_a_stopped_run_saves_within_one_step(outcomes, how):
     assert set(late) <= {0, 1} and len(late) == 10
 
 
-def a_run(root, steps=8, **options):
+def a_run(root, steps=8, seed=0, **options):
     """Train up to ``steps``; returns the state and the run."""
     state = TrainState.create(Small(), SETTINGS)
     with resumable_run(state, root, **{"every_steps": 2, **options}) as run:
-        for step in training.train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=0):
+        for step in training.train(state, LATENTS, SCHEDULE, SETTINGS, run_seed=seed):
             run.log_step(step)
             if step.step == steps:
                 break
@@ -119,6 +120,15 @@ def test_a_new_machine_goes_on_from_the_backup_alone(straight, tmp_path, steps):
     a_run(tmp_path / "lost machine", steps, backup_dir=drive)
     a_run(tmp_path / "new machine", backup_dir=drive)
     assert bytes_of(tmp_path / "new machine") == straight
+
+
+def test_the_backup_of_another_run_is_refused_and_stays(tmp_path):
+    a_run(tmp_path / "one", 2)
+    a_run(tmp_path / "other", 3, seed=1)
+    before = tree(tmp_path / "other")
+    with pytest.raises(ValueError, match="two different runs"):
+        a_run(tmp_path / "one", backup_dir=tmp_path / "other")
+    assert tree(tmp_path / "other") == before
 
 
 def test_a_backup_that_fails_is_said_and_training_goes_on(straight, tmp_path):

@@ -79,7 +79,7 @@ class Reading:
         return self.left, self.right
 
     def best(self, attribute: str) -> str:
-        """The likeliest answer; ValueError unless it is of a key of ``ANSWERS``."""
+        """The likeliest answer; ValueError for no key of ``ANSWERS``."""
         if attribute not in ANSWERS:
             known = ", ".join(ANSWERS)
             raise ValueError(f"No attribute {attribute!r}. Choose one of {known}.")

@@ -67,10 +67,12 @@ def score_edits(
 
     Args:
         judge: reads the images.
-        edits, before, ground_truth, reconstructed: (B, 3, 128, 128) in [-1, 1]; the
-            last is the ground truth after the autoencoder.
-        codes: (B, 20) each, of the scenes and of the edits' targets. ValueError if the
-            arguments differ in number.
+        edits, before, ground_truth: (B, 3, 128, 128) in [-1, 1].
+        codes: (B, 20) each, of the scenes and of the edits' targets.
+        reconstructed: the ground truth after the autoencoder.
+
+    Raises:
+        ValueError: the arguments differ in number.
     """
     lengths = {len(x) for x in (edits, before, ground_truth, *codes, reconstructed)}
     if len(lengths) > 1:

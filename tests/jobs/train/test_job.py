@@ -205,6 +205,12 @@ def test_a_second_command_changes_nothing_in_a_live_folder(words, tmp_path, caps
         assert tree(out) == before
 
 
+def test_anothers_editor_is_noticed_before_training(words, tmp_path, capsys):
+    write_json(tmp_path / "editor" / "unet" / "config.json", {})
+    assert "not empty" in refused([*words, "--out", str(tmp_path)], capsys)
+    assert not list(tmp_path.glob("step-*"))
+
+
 def test_training_goes_on_from_an_editor(alone, words, tmp_path):
     out = tmp_path / "run"
     train.main([*words, "--editor", str(alone / "editor"), "--out", str(out)])
