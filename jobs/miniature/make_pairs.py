@@ -52,7 +52,7 @@ SAMPLE = 256  # pairs shipped for readers
 # see ``results/filter-calibration-cross-attention.json``.
 P_MIN, P_MAX = 0.3, 0.7
 # Candidates of a triplet, by what changes. Two thirds of the new colours pass the
-# filter, but one third of the new objects (the same file). So of equally many candidates
+# filter, but one third of the new objects (the same file). Of equally many candidates
 # few pairs would show what is hardest to learn: 132 objects, each in four art sets.
 CANDIDATES = {
     "name": 6,
